@@ -1,0 +1,107 @@
+"""Read, check, sample and hash the cases of a data set, one line in memory at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import orjson
+
+from vllm_eval.errors import DatasetError
+from vllm_eval.records import Case
+from vllm_eval.tasks.yaml_blocks import parse_yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A checked data set and the cases drawn from it."""
+
+    path: Path
+    sha256: str
+    total: int
+    """Records in the file."""
+    drawn: tuple[tuple[int, int], ...]
+    """Line number and byte offset of each drawn record, in the order drawn."""
+
+
+def open_dataset(path: Path, max_samples: int | None, seed: int) -> Dataset:
+    """Check every line of `path`, then draw `max_samples` records (all where None).
+
+    Drawing is `random.Random(seed).shuffle` and the first N, as `product_owner.md` fixes it.
+
+    Raises:
+        DatasetError: file or line that cannot be used, with what to do.
+    """
+    digest = hashlib.sha256()
+    records: list[tuple[int, int]] = []
+    seen: dict[str, int] = {}
+    offset = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                digest.update(line)
+                if line.strip():
+                    case = _parse_line(path, number, line)
+                    if case.id in seen:
+                        first = seen[case.id]
+                        raise _bad_line(path, number, f"id {case.id!r} is taken by line {first}")
+                    seen[case.id] = number
+                    records.append((number, offset))
+                offset += len(line)
+    except OSError as error:
+        msg = f"{path}: cannot read the data set: {error.strerror}; give --dataset-path"
+        raise DatasetError(msg) from error
+    if not records:
+        msg = f"{path}: holds no record"
+        raise DatasetError(msg)
+    random.Random(seed).shuffle(records)  # noqa: S311  a draw that can be repeated, no secret
+    return Dataset(path, digest.hexdigest(), len(records), tuple(records[:max_samples]))
+
+
+def read_cases(dataset: Dataset) -> Iterator[Case]:
+    """The drawn cases, in the order drawn, read again from the file one by one."""
+    with dataset.path.open("rb") as file:
+        for number, offset in dataset.drawn:
+            file.seek(offset)
+            yield _parse_line(dataset.path, number, file.readline())
+
+
+def _parse_line(path: Path, number: int, line: bytes) -> Case:
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise _bad_line(path, number, f"not valid JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise _bad_line(path, number, "must be a JSON object")
+    fields = record["input"] if isinstance(record.get("input"), dict) else record
+    texts = {key: fields.get(key) for key in ("concept", "requirements_yaml", "tier", "prompt")}
+    texts["prompt"] = texts["prompt"] or record.get("prompt")
+    for key, value in texts.items():
+        if value is None and key in ("concept", "requirements_yaml"):
+            raise _bad_line(path, number, f"lacks {key!r}")
+        if value is not None and not isinstance(value, str):
+            raise _bad_line(path, number, f"{key!r} must be a string")
+    requirements = parse_yaml(texts["requirements_yaml"])
+    if requirements.error is not None:
+        place = f" at its line {requirements.line}" if requirements.line else ""
+        message = f"requirements_yaml is not valid YAML{place}: {requirements.error}"
+        raise _bad_line(path, number, message)
+    identifier = fields.get("concept_id")
+    return Case(
+        id=f"sample-{number}" if identifier in (None, "") else str(identifier),
+        line=number,
+        tier=texts["tier"],
+        concept=texts["concept"],
+        requirements_yaml=texts["requirements_yaml"],
+        prompt=texts["prompt"] or None,
+    )
+
+
+def _bad_line(path: Path, number: int, what: str) -> DatasetError:
+    return DatasetError(f"{path}, line {number}: {what}; mend or remove this line")

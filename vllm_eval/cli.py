@@ -1,0 +1,179 @@
+"""argv becomes a configuration, an error becomes an exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vllm_eval import __version__
+from vllm_eval.errors import EvalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+PASS, FAIL, COULD_NOT_EVALUATE, INTERRUPTED = 0, 1, 3, 130
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A command-line option and the configuration key it sets."""
+
+    name: str
+    key: str
+    help: str
+    kind: Any = str
+    many: bool = False
+
+    @property
+    def parameter(self) -> str:
+        """Its name as a Python argument."""
+        return self.name.removeprefix("--").replace("-", "_")
+
+
+_FLOAT, _INT, _SWITCH = float, int, bool
+FLAGS = (
+    Flag("--adapter", "adapters", "Adapter: folder, name or hub id; repeat for several.", many=True),
+    Flag("--adapter-path", "adapters", "The same, as the old script called it.", many=True),
+    Flag("--base-model", "base_model", "Folder or hub id; default: the adapter's own base."),
+    Flag("--dataset-path", "dataset_path", "Cases, one JSON object a line."),
+    Flag("--output-dir", "output_dir", "Where run folders are made.  [results]"),
+    Flag("--tag", "tag", "Label of the run; default: the adapter's name."),
+    Flag("--max-samples", "max_samples", "How many cases are drawn; default: all.", _INT),
+    Flag("--seed", "seed", "Seed of the draw and of the sampling.  [42]", _INT),
+    Flag("--temperature", "temperature", "Sampling temperature.  [0.2]", _FLOAT),
+    Flag("--top-p", "top_p", "Nucleus sampling.  [0.9]", _FLOAT),
+    Flag("--max-new-tokens", "max_new_tokens", "Longest answer in tokens.  [1024]", _INT),
+    Flag("--retries", "retries", "Further attempts after a failed first one.  [2]", _INT),
+    Flag("--prompt-template", "prompt_template", "Jinja2 file that replaces the task's prompt."),
+    Flag("--prompt-format", "prompt_format", "raw text, or the chat template.  [raw]"),
+    Flag("--load-4bit", "load_4bit", "Quantise the base to 4 bit (bitsandbytes).", _SWITCH),
+    Flag("--bnb-compute-dtype", "bnb_compute_dtype", "Type computed in with --load-4bit."),
+    Flag("--task", "task", "What is asked and how it is judged.  [product_owner]"),
+    Flag("--engine", "engine", "vllm or scripted.  [vllm]"),
+    Flag("--script", "script", "Answers of the scripted engine, one JSON object a line."),
+    Flag("--profile", "profile", "Shipped profile to start from, auto or none.  [auto]"),
+    Flag("--tensor-parallel-size", "engine_args.tensor_parallel_size", "vLLM's own.", _INT),
+    Flag("--pipeline-parallel-size", "engine_args.pipeline_parallel_size", "vLLM's own.", _INT),
+    Flag("--max-model-len", "engine_args.max_model_len", "vLLM's own.", _INT),
+    Flag("--max-num-seqs", "engine_args.max_num_seqs", "vLLM's own.", _INT),
+    Flag("--gpu-memory-utilization", "engine_args.gpu_memory_utilization", "vLLM's own.", _FLOAT),
+    Flag("--quantization", "engine_args.quantization", "vLLM's own."),
+    Flag("--dtype", "engine_args.dtype", "vLLM's own."),
+    Flag("--enforce-eager", "engine_args.enforce_eager", "vLLM's own.", _SWITCH),
+)
+
+
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command every option of `FLAGS`, besides `--config` and `-c`."""
+    for flag in reversed(FLAGS):
+        command = click.option(
+            flag.name,
+            flag.parameter,
+            type=flag.kind,
+            is_flag=flag.kind is _SWITCH,
+            multiple=flag.many,
+            default=None,
+            help=flag.help,
+        )(command)
+    command = click.option(
+        "settings", "-c", multiple=True, metavar="KEY.PATH=VALUE", help="Set one configuration key."
+    )(command)
+    return click.option(
+        "files",
+        "--config",
+        multiple=True,
+        metavar="FILE|NAME",
+        help="YAML file or shipped profile; repeat to layer.",
+    )(command)
+
+
+class _RunByDefault(click.Group):
+    """A group whose first word may be left out: it is then `run`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in ("--help", "--version")):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Show what `run` takes as well: most users know no other command."""
+        super().format_options(ctx, formatter)
+        with formatter.section("Options of run"):
+            records = (option.get_help_record(ctx) for option in self.commands["run"].params)
+            formatter.write_dl([record for record in records if record and record[0] != "--help"])
+
+
+@click.group(cls=_RunByDefault, context_settings={"max_content_width": 100})
+@click.version_option(__version__, prog_name="vllm_eval")
+def app() -> None:
+    """Decide whether a LoRA adapter is good enough to ship.
+
+    Base and students answer the same cases in one vLLM engine; the gate says PASS or FAIL.
+    `run` is the default command.
+
+    Exit codes: 0 PASS, 1 FAIL, 2 bad usage or input, 3 could not evaluate, 130 interrupted.
+    """
+
+
+@app.command("run")
+@_options
+def run_command(files: Sequence[str], settings: Sequence[str], **given: object) -> None:
+    """Evaluate base and students, and judge the students.
+
+    Exit codes: 0 PASS, 1 FAIL, 2 bad usage or input, 3 could not evaluate, 130 interrupted.
+    """
+    from vllm_eval.config import load_config
+    from vllm_eval.console import Terminal
+    from vllm_eval.run import run
+
+    config = load_config(files, settings, _layer(given))
+    with Terminal() as terminal:
+        finished = run(config, terminal)
+        terminal.finished(finished)
+    sys.exit(PASS if finished.passed else FAIL)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The program: never returns, exits with one of the documented codes."""
+    try:
+        app.main(args=list(argv) if argv is not None else None, standalone_mode=False)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; what had finished is in the run folder's journal", INTERRUPTED)
+    except EvalError as error:
+        _fail(str(error), error.exit_code)
+    except Exception as error:  # noqa: BLE001  the one place where the unforeseen ends
+        traceback.print_exc()
+        _fail(f"this is a defect of vllm_eval: {error!r}", COULD_NOT_EVALUATE)
+    sys.exit(PASS)
+
+
+def _fail(text: str, code: int) -> None:
+    from vllm_eval.console import show_error
+
+    show_error(text)
+    sys.exit(code)
+
+
+def _layer(given: dict[str, object]) -> dict[str, Any]:
+    """The options that were given, as a configuration layer."""
+    layer: dict[str, Any] = {}
+    for flag in FLAGS:
+        value = given[flag.parameter]
+        if value is None or value == () or (flag.kind is _SWITCH and value is False):
+            continue
+        if flag.many:
+            layer[flag.key] = [*layer.get(flag.key, ()), *value]  # type: ignore[misc]
+        elif flag.key.startswith("engine_args."):
+            layer.setdefault("engine_args", {})[flag.key.partition(".")[2]] = value
+        else:
+            layer[flag.key] = value
+    return layer

@@ -1,0 +1,213 @@
+"""Profile, files and flags become one frozen, validated record.
+
+Each layer is validated by itself, so that an error can name the layer it came from; then the
+layers are laid over each other: defaults, profile, files in order, `-c` settings, flags.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vllm_eval import machine
+from vllm_eval.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+PACKAGE = "package:"
+"""Prefix of a path inside the installed package, as the demo profile uses it."""
+_HERE = Path(__file__).parent
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class GateConfig(_Record):
+    """Thresholds of the gate; defaults of `product_owner.md`, "Aggregates and gate"."""
+
+    min_valid_rate: _Share = 0.90
+    """Least share of valid cases in each arm."""
+    min_baseline_mean: _Share = 0.75
+    """Least mean score of the baseline."""
+    min_ratio: Annotated[float, Field(ge=0)] = 0.90
+    """Least student mean as a share of the baseline mean."""
+
+
+class Config(_Record):
+    """Everything a run depends on; stored with it and good to run again."""
+
+    profile: str = "auto"
+    """A shipped profile as the lowest layer: its name, `auto` by hardware, or `none`."""
+    task: str = "product_owner"
+    engine: Literal["vllm", "scripted"] = "vllm"
+    script: str | None = None
+    """Answers of the scripted engine, JSON lines."""
+    adapters: tuple[str, ...] = ()
+    """Folders, names looked up in `adapter_dirs`, or hub ids."""
+    adapter_dirs: tuple[str, ...] = ("artifacts/models", "adapters")
+    base_model: str | None = None
+    """Folder or hub id; by default what the adapter says it was trained on."""
+    tag: str | None = None
+    """Label of the run, first part of its folder's name; by default the adapter's name."""
+    dataset_path: str = "artifacts/synthetic/product_owner/product_owner_val.jsonl"
+    output_dir: str = "results"
+    max_samples: Annotated[int, Field(gt=0)] | None = None
+    """How many cases are drawn; all where absent."""
+    seed: int = 42
+    prompt_template: str | None = None
+    prompt_format: Literal["raw", "chat"] = "raw"
+    temperature: Annotated[float, Field(ge=0)] = 0.2
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    max_new_tokens: Annotated[int, Field(gt=0)] = 1024
+    retries: Annotated[int, Field(ge=0)] = 2
+    """Further attempts after a first one that failed."""
+    load_4bit: bool = False
+    bnb_compute_dtype: Literal["float16", "bfloat16", "float32"] | None = None
+    engine_args: dict[str, Any] = {}
+    """Options of vLLM's `EngineArgs`, by their own names."""
+    engine_env: dict[Annotated[str, Field(pattern="^[A-Z][A-Z0-9_]*$")], str] = {}
+    """Environment of the engine, where a variable is not set already."""
+    gate: GateConfig = GateConfig()
+
+
+def load_config(
+    files: Sequence[str] = (),
+    settings: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> Config:
+    """Resolve the configuration; later layers win, mappings are merged key by key.
+
+    Args:
+        files: YAML files or names of shipped profiles, lowest first (`--config`).
+        settings: `key.path=value` pairs, the value in YAML (`-c`).
+        flags: values given on the command line, by configuration key.
+
+    Raises:
+        ConfigError: unknown key, wrong type, missing file; names the layer and the key.
+    """
+    layers = [(name, read_layer(name)) for name in files]
+    layers += [(f"-c {setting}", _setting_layer(setting)) for setting in settings]
+    layers.append(("command line", dict(flags or {})))
+    for source, layer in layers:
+        _validate(layer, source)
+    profile = next((la["profile"] for _, la in reversed(layers) if "profile" in la), "auto")
+    if profile == "auto":
+        profile = machine.choose_profile(machine.detect())
+    merged: dict[str, Any] = {}
+    for layer in [*_profile_layers(profile), *(layer for _, layer in layers)]:
+        merged = _merge(merged, layer)
+    return _validate(merged | {"profile": profile}, "configuration")
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML that `load_config` reads to the same record."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def resolve_path(text: str) -> Path:
+    """A configured path: `package:` is the installed package, `~` the home folder."""
+    if text.startswith(PACKAGE):
+        return _HERE / text.removeprefix(PACKAGE)
+    return Path(text).expanduser()
+
+
+def profile_names() -> list[str]:
+    """The shipped profiles."""
+    return sorted(path.stem for path in _profile_dir().glob("*.yaml"))
+
+
+def read_layer(name: str, *, shipped_only: bool = False) -> dict[str, Any]:
+    """The mapping in a shipped profile or in a YAML file.
+
+    Raises:
+        ConfigError: there is no such profile or file, or it holds no mapping.
+    """
+    path = _profile_dir() / f"{name}.yaml" if name in profile_names() else Path(name)
+    if not path.is_file() or (shipped_only and path.name == name):
+        near = difflib.get_close_matches(name, profile_names(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        msg = f"{name}: no such file, and the profiles are {', '.join(profile_names())}{hint}"
+        raise ConfigError(msg)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        msg = f"{path}: cannot be read as YAML: {error}"
+        raise ConfigError(msg) from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        msg = f"{path}: must hold a mapping of keys to values, not a {type(data).__name__}"
+        raise ConfigError(msg)
+    return data
+
+
+def _profile_layers(name: str) -> list[dict[str, Any]]:
+    """A shipped profile, after the one it builds on where it names one."""
+    layers: list[dict[str, Any]] = []
+    while name != "none":
+        layers.insert(0, read_layer(name, shipped_only=True))
+        _validate(layers[0], f"profile {name}")
+        name = layers[0].get("profile", "none")
+    return layers
+
+
+def _profile_dir() -> Path:
+    """In the wheel the profiles lie inside the package, in a checkout beside it."""
+    packaged = _HERE / "configs"
+    return packaged if packaged.is_dir() else _HERE.parent / "configs"
+
+
+def _setting_layer(setting: str) -> dict[str, Any]:
+    path, equals, text = setting.partition("=")
+    if not equals or not path.strip("."):
+        msg = f"-c {setting}: must be KEY.PATH=VALUE, for example gate.min_ratio=0.85"
+        raise ConfigError(msg)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        msg = f"-c {setting}: the value is not valid YAML"
+        raise ConfigError(msg) from error
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return dict(value)
+
+
+def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(low)
+    for key, value in high.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _validate(layer: dict[str, Any], source: str) -> Config:
+    try:
+        # Through JSON, since strict validation of Python objects refuses a list for a tuple.
+        return Config.model_validate_json(json.dumps(layer, default=str))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            msg = f"{source}: unknown key {path!r}{_nearest(first['loc'])}"
+        else:
+            msg = f"{source}: {path}: {first['msg'].lower()}, not {first['input']!r}"
+        raise ConfigError(msg) from error
+
+
+def _nearest(location: Iterable[int | str]) -> str:
+    *parents, wrong = (str(part) for part in location)
+    fields = GateConfig.model_fields if parents == ["gate"] else Config.model_fields
+    near = difflib.get_close_matches(wrong, fields, n=1, cutoff=0.4)
+    prefix = "".join(f"{parent}." for parent in parents)
+    return f"; did you mean {prefix + near[0]!r}?" if near else ""

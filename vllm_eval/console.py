@@ -1,0 +1,192 @@
+"""The terminal: live progress, the tables at the end, messages. The only module that shows."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import unicodedata
+from typing import TYPE_CHECKING, TextIO
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from vllm_eval.stats import NO_TIER
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from vllm_eval.evaluate import Progress
+    from vllm_eval.gate import Verdict
+    from vllm_eval.run import Finished
+    from vllm_eval.stats import Summary
+
+PLAIN_INTERVAL_S = 10.0
+"""Seconds between two progress lines where the output is no terminal."""
+
+PLAIN_WIDTH = 110
+"""Columns of a table where the output is no terminal."""
+
+
+class Terminal:
+    """Shows a run as it happens. Holds the terminal's own output while an engine takes it over."""
+
+    def __init__(self) -> None:
+        """Keep a private copy of standard output: the engine sends the shared one to its log."""
+        out = _private(sys.stdout)
+        width = None if out.isatty() else PLAIN_WIDTH
+        self.console = Console(file=out, highlight=False, emoji=False, width=width)
+        self._bar: Bar | None = None
+        self._last_line = 0.0
+
+    def __enter__(self) -> Self:
+        """Nothing to do."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        """Take the live display down, whatever happened."""
+        self._stop()
+
+    def stage(self, text: str) -> None:
+        """A new stage begins."""
+        self._stop()
+        self.console.print(Text(plain(text)), soft_wrap=True)
+
+    def progress(self, progress: Progress) -> None:
+        """The evaluation has come further."""
+        if self.console.is_terminal:
+            self._show_bar(progress)
+        elif (
+            time.monotonic() - self._last_line >= PLAIN_INTERVAL_S or progress.done == progress.total
+        ):
+            self._last_line = time.monotonic()
+            line = f"  {progress.done}/{progress.total} done, {_detail(progress)}"
+            self.console.print(Text(line), soft_wrap=True)
+
+    def finished(self, finished: Finished) -> None:
+        """The tables, the verdicts and where the files are."""
+        self._stop()
+        self.console.print(_arms_table(finished))
+        for verdict in finished.verdicts:
+            self.console.print(_gate_table(verdict))
+        timing = finished.timing
+        self.console.print(
+            Text(
+                f"engine start {timing['engine_load_s']:.1f} s, "
+                f"generation {timing['generation_s']:.1f} s "
+                f"({timing['output_tokens_per_s']:.0f} output tokens/s), "
+                f"all {timing['total_s']:.1f} s"
+            )
+        )
+        self.console.print(Text(f"files in {plain(str(finished.folder))}"), soft_wrap=True)
+        for verdict in finished.verdicts:
+            style = "bold green" if verdict.passed else "bold red"
+            self.console.print(Text(f"{verdict.word}  {plain(verdict.arm)}", style=style))
+
+    def _show_bar(self, progress: Progress) -> None:
+        if self._bar is None:
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[detail]}"),
+                console=self.console,
+            )
+            self._bar.add_task("cases", total=progress.total, detail="")
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=progress.done, detail=_detail(progress))
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def show_error(text: str) -> None:
+    """An error, on standard error."""
+    Console(file=sys.stderr, highlight=False, emoji=False).print(
+        Text(f"error: {text}"), soft_wrap=True
+    )
+
+
+def plain(text: str) -> str:
+    """`text` without what could steer a terminal: control and direction characters."""
+    return "".join(
+        c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\N{REPLACEMENT CHARACTER}"
+        for c in text
+    )
+
+
+def _private(stream: TextIO) -> TextIO:
+    try:
+        number = os.dup(stream.fileno())
+    except (OSError, ValueError, AttributeError):  # a stream without a file, as in a test
+        return stream
+    return os.fdopen(number, "w", buffering=1, encoding=stream.encoding, errors="replace")
+
+
+def _detail(progress: Progress) -> str:
+    speed = progress.output_tokens / progress.seconds if progress.seconds else 0.0
+    parts = [
+        f"{progress.valid} valid",
+        f"{progress.failed} failed",
+        f"{progress.retrying} retrying",
+        f"{speed:.0f} tokens/s",
+    ]
+    if 0 < progress.done < progress.total:
+        left = progress.seconds / progress.done * (progress.total - progress.done)
+        parts.append(f"about {left:.0f} s left")
+    return ", ".join(parts)
+
+
+def _arms_table(finished: Finished) -> Table:
+    table = Table(title="Scores", title_justify="left", box=SIMPLE)
+    table.add_column("arm")
+    table.add_column("tier")
+    for column in ("cases", "valid", "first try", "mean", "std", "min", "max", "failed as 0"):
+        table.add_column(column, justify="right")
+    comparison = finished.comparison
+    for arm, summary in comparison.arms.items():
+        _add_row(table, plain(arm), "all", summary)
+        tiers = comparison.tiers[arm]
+        for tier, part in tiers.items() if set(tiers) != {NO_TIER} else ():
+            _add_row(table, "", plain(tier), part)
+    return table
+
+
+def _add_row(table: Table, arm: str, tier: str, summary: Summary) -> None:
+    numbers = (summary.mean, summary.std, summary.min, summary.max, summary.mean_all)
+    table.add_row(
+        Text(arm),
+        Text(tier),
+        str(summary.total),
+        f"{summary.valid} ({summary.valid_rate:.0%})",
+        f"{summary.first_valid} ({summary.first_valid_rate:.0%})",
+        *(_number(value) for value in numbers),
+    )
+
+
+def _gate_table(verdict: Verdict) -> Table:
+    table = Table(title=f"Gate for {plain(verdict.arm)}", title_justify="left", box=SIMPLE)
+    table.add_column("rule")
+    for column in ("value", "at least", "margin"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for rule in verdict.rules:
+        margin = "-" if rule.margin is None else f"{rule.margin:+.3f}"
+        word = Text("ok", "green") if rule.passed else Text(f"FAIL: {plain(rule.reason)}", "red")
+        table.add_row(
+            Text(plain(rule.name)), _number(rule.value), _number(rule.threshold), margin, word
+        )
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

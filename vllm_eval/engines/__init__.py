@@ -1,0 +1,56 @@
+"""What an engine promises, and the one place where engines are opened."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from vllm_eval.config import Config
+    from vllm_eval.records import Arm, Completion, Request
+
+
+class Engine(Protocol):
+    """Answers requests of all arms in one running batch.
+
+    One bad request never costs another one: it comes back as a completion with an error.
+    The order of completions is nobody's assumption; they carry their request's id.
+    """
+
+    @property
+    def capacity(self) -> int:
+        """How many requests are worth holding in flight."""
+
+    @property
+    def about(self) -> Mapping[str, str | int]:
+        """Name, versions and settings, for the manifest."""
+
+    def refusal(self, prompt: str) -> str | None:
+        """Why this prompt can never be answered, or None. Nothing is submitted."""
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests; they join the running batch."""
+
+    def poll(self) -> list[Completion]:
+        """Block until at least one request has finished; empty when none is in flight."""
+
+    def close(self) -> None:
+        """Release everything, also after a failure."""
+
+
+def open_engine(config: Config, arms: Sequence[Arm], base_model: str | None, log: Path) -> Engine:
+    """Start the configured engine; what it prints goes to the file `log`.
+
+    Raises:
+        EngineError: it cannot be started, with the cause.
+        ConfigError: one of its options does not exist.
+    """
+    if config.engine == "scripted":
+        from vllm_eval.engines.scripted import ScriptedEngine
+
+        return ScriptedEngine.open(config.script)
+    from vllm_eval.engines.vllm import VllmEngine
+
+    return VllmEngine.open(config, arms, base_model or "", log)

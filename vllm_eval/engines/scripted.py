@@ -1,0 +1,181 @@
+"""Canned answers from a file: for tests, fault drills and trying a task without a model."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+
+from vllm_eval.errors import ConfigError, DatasetError
+from vllm_eval.records import Completion
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from vllm_eval.records import Request
+
+ANY = "*"
+CAPACITY = 256
+_KEYS = {"concept_id", "arm", "attempt", "text", "seconds", "error"}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a script: an answer, and which requests it answers."""
+
+    concept_id: str
+    """`*` answers every case."""
+    arm: str | None
+    """None answers any arm."""
+    attempt: int | None
+    """None answers any attempt."""
+    text: str
+    seconds: float
+    """How long the answer takes, many in flight at once."""
+    error: str | None
+    """An engine error instead of an answer."""
+
+
+class ScriptedEngine:
+    """Answers each request with the most specific line of the script that fits it.
+
+    A named case comes before `*`, then a named arm before any, then a numbered attempt before
+    any; of equals the first in the file. Tokens are counted as white-space separated words.
+    """
+
+    def __init__(self, lines: Sequence[Line]) -> None:
+        """Take the script as read."""
+        self._lines: dict[tuple[str, str | None, int | None], Line] = {}
+        for line in lines:
+            self._lines.setdefault((line.concept_id, line.arm, line.attempt), line)
+        self._due: list[tuple[float, int, Completion]] = []
+        self._submitted = 0
+
+    @classmethod
+    def open(cls, script: str | None) -> ScriptedEngine:
+        """Read the script.
+
+        Raises:
+            ConfigError: none is configured.
+            DatasetError: the file or one of its lines cannot be used.
+        """
+        if script is None:
+            msg = "script: the scripted engine needs one; give --script FILE.jsonl"
+            raise ConfigError(msg)
+        return cls(list(_read_script(Path(script))))
+
+    @property
+    def capacity(self) -> int:
+        """How many requests are worth holding in flight."""
+        return CAPACITY
+
+    @property
+    def about(self) -> Mapping[str, str | int]:
+        """Name and size of the script."""
+        return {"engine": "scripted", "lines": len(self._lines)}
+
+    def refusal(self, prompt: str) -> str | None:  # noqa: ARG002  any prompt will do
+        """Nothing is too long for a script."""
+        return None
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests, each due after its line's seconds."""
+        now = time.monotonic()
+        for request in requests:
+            line = self._find(request)
+            seconds = line.seconds if line else 0.0
+            self._submitted += 1
+            completion = _complete(request, line)
+            heapq.heappush(self._due, (now + seconds, self._submitted, completion))
+
+    def poll(self) -> list[Completion]:
+        """Wait for the next answer that is due, and take all that are."""
+        if not self._due:
+            return []
+        time.sleep(max(0.0, self._due[0][0] - time.monotonic()))
+        now = max(time.monotonic(), self._due[0][0])
+        finished = []
+        while self._due and self._due[0][0] <= now:
+            finished.append(heapq.heappop(self._due)[2])
+        return finished
+
+    def close(self) -> None:
+        """Forget what is still due."""
+        self._due.clear()
+
+    def _find(self, request: Request) -> Line | None:
+        keys = (
+            (case, arm, attempt)
+            for case in (request.case_id, ANY)
+            for arm in (request.arm, None)
+            for attempt in (request.attempt, None)
+        )
+        return next((self._lines[key] for key in keys if key in self._lines), None)
+
+
+def _complete(request: Request, line: Line | None) -> Completion:
+    if line is None:
+        what = f"{request.case_id}, {request.arm}, attempt {request.attempt}"
+        return Completion(request.id, error=f"the script has no line for {what}")
+    if line.error is not None:
+        return Completion(request.id, error=line.error)
+    return Completion(
+        request.id,
+        text=line.text,
+        finish_reason="stop",
+        prompt_tokens=len(request.prompt.split()),
+        output_tokens=len(line.text.split()),
+        ttft_s=line.seconds,
+        total_s=line.seconds,
+    )
+
+
+def _read_script(path: Path) -> Iterator[Line]:
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                if raw.strip():
+                    yield _read_line(f"{path}, line {number}", raw)
+    except OSError as error:
+        msg = f"{path}: cannot read the script: {error.strerror}"
+        raise DatasetError(msg) from error
+
+
+def _read_line(where: str, raw: bytes) -> Line:
+    try:
+        fields = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        msg = f"{where}: not valid JSON: {error}"
+        raise DatasetError(msg) from error
+    if not isinstance(fields, dict) or not isinstance(fields.get("concept_id"), str):
+        msg = f"{where}: must be an object with a concept_id ('{ANY}' for every case)"
+        raise DatasetError(msg)
+    if unknown := sorted(set(fields) - _KEYS):
+        msg = f"{where}: unknown key {unknown[0]!r}; there is only {sorted(_KEYS)}"
+        raise DatasetError(msg)
+    rules: tuple[tuple[str, type | tuple[type, ...]], ...] = (
+        ("arm", str),
+        ("attempt", int),
+        ("text", str),
+        ("seconds", (int, float)),
+        ("error", str),
+    )
+    for key, kind in rules:
+        if fields.get(key) is not None and not isinstance(fields[key], kind):
+            msg = f"{where}: {key!r} has the wrong type"
+            raise DatasetError(msg)
+    if fields.get("text") is None and fields.get("error") is None:
+        msg = f"{where}: needs a 'text' or an 'error'"
+        raise DatasetError(msg)
+    return Line(
+        concept_id=fields["concept_id"],
+        arm=fields.get("arm"),
+        attempt=fields.get("attempt"),
+        text=fields.get("text") or "",
+        seconds=float(fields.get("seconds") or 0.0),
+        error=fields.get("error"),
+    )

@@ -1,0 +1,285 @@
+"""One vLLM engine that serves the bare base and every adapter in one running batch.
+
+Requests go to `LLMEngine.add_request` and are taken from `LLMEngine.step` as they finish: the
+most stable of vLLM's interfaces, and the only synchronous one into which a retry can be put
+while the rest still decodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import gc
+import os
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from vllm_eval.errors import ConfigError, EngineError, EvalError
+from vllm_eval.records import Completion
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from vllm import LLM
+    from vllm.outputs import RequestOutput
+
+    from vllm_eval.config import Config
+    from vllm_eval.records import Arm, Request
+
+ALLOWED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""`MaxLoRARanks` of vllm/config/lora.py; any other `max_lora_rank` is refused."""
+OURS = frozenset({"model", "enable_lora", "disable_log_stats", "skip_tokenizer_init"})
+"""Engine options the evaluation itself depends on."""
+
+
+class VllmEngine:
+    """A started engine with its adapters loaded."""
+
+    def __init__(self, llm: LLM, config: Config, arms: Sequence[Arm], output: _Output) -> None:
+        """Wrap a started `LLM`; `open` is the way to get one."""
+        from vllm.lora.request import LoRARequest
+
+        self._llm: LLM | None = llm
+        self._engine = llm.llm_engine
+        self._config = config
+        self._output = output
+        self._loras: dict[str, LoRARequest | None] = {
+            arm.name: LoRARequest(arm.name, number, str(arm.adapter.path)) if arm.adapter else None
+            for number, arm in enumerate(arms)
+        }
+        self._tokenizer = llm.get_tokenizer()
+        # Both arms ask the same prompt, and the length is checked before it is submitted.
+        self._token_ids = functools.lru_cache(maxsize=4096)(self._tokenize)
+
+    @classmethod
+    def open(cls, config: Config, arms: Sequence[Arm], base_model: str, log: Path) -> VllmEngine:
+        """Load the base model and then every adapter, before any request is made.
+
+        An adapter that cannot be served ends `add_lora` with an exception, but inside a request
+        it would end the whole engine.
+
+        Raises:
+            EngineError: vLLM is missing, or refuses the model or an adapter.
+            ConfigError: an engine option does not exist in the installed vLLM.
+        """
+        for name, value in config.engine_env.items():
+            os.environ.setdefault(name, value)
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        output = _Output(log)
+        engine = None
+        try:
+            with _translated("the engine did not start", log):
+                from vllm import LLM
+
+                options = engine_options(config, arms)
+                llm = LLM(model=base_model, **options)
+                engine = cls(llm, config, arms, output)
+            for lora in filter(None, engine._loras.values()):
+                with _translated(f"adapter {lora.lora_path} cannot be served", log):
+                    engine._engine.add_lora(lora)
+            if config.prompt_format == "chat":
+                with _translated("prompt_format: chat, but the tokenizer has no template", log):
+                    engine._token_ids("test")
+        except BaseException:
+            engine.close() if engine else output.restore()
+            raise
+        return engine
+
+    @property
+    def capacity(self) -> int:
+        """Twice what the scheduler runs at once: there is always one waiting for a free place."""
+        return 2 * int(self._engine.vllm_config.scheduler_config.max_num_seqs)
+
+    @property
+    def about(self) -> Mapping[str, str | int]:
+        """Versions and the settings that decide what is measured."""
+        import torch
+        import vllm
+
+        model = self._engine.vllm_config.model_config
+        return {
+            "engine": "vllm",
+            "vllm": vllm.__version__,
+            "torch": torch.__version__,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "quantization": str(model.quantization or "none"),
+            "max_model_len": int(model.max_model_len),
+            "max_num_seqs": self.capacity // 2,
+        }
+
+    def refusal(self, prompt: str) -> str | None:
+        """A prompt must leave room for the whole answer, or the model is blamed for our cut."""
+        limit = int(self._engine.vllm_config.model_config.max_model_len)
+        tokens, answer = len(self._token_ids(prompt)), self._config.max_new_tokens
+        if tokens == 0:
+            return "the prompt is empty"
+        if tokens + answer <= limit:
+            return None
+        return (
+            f"the prompt's {tokens} tokens and {answer} for the answer exceed max_model_len "
+            f"{limit}; raise --max-model-len or lower --max-new-tokens"
+        )
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests; they join the running batch at its next step."""
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        for request in requests:
+            sampling = SamplingParams(
+                temperature=self._config.temperature,
+                top_p=self._config.top_p,
+                max_tokens=self._config.max_new_tokens,
+                seed=request.seed,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            ids = self._token_ids(request.prompt)
+            with _translated("the engine died", self._output.log):
+                self._engine.add_request(
+                    request.id, tokens_input(ids), sampling, lora_request=self._loras[request.arm]
+                )
+
+    def poll(self) -> list[Completion]:
+        """Step the batch until at least one request has finished."""
+        finished: list[Completion] = []
+        with _translated("the engine died", self._output.log):
+            while not finished and self._engine.has_unfinished_requests():
+                finished = [_complete(out) for out in self._engine.step() if out.finished]
+        return finished
+
+    def close(self) -> None:
+        """Shut the engine down and give the terminal back."""
+        llm, self._llm = self._llm, None
+        if llm is None:
+            return
+        try:
+            llm.llm_engine.engine_core.shutdown()
+        finally:
+            self._output.restore()
+            del self._engine, self._tokenizer
+            gc.collect()
+
+    def _tokenize(self, prompt: str) -> list[int]:
+        if self._config.prompt_format == "raw":
+            return list(self._tokenizer.encode(prompt))
+        messages = [{"role": "user", "content": prompt}]
+        ids = self._tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        return list(ids)
+
+
+def engine_options(config: Config, arms: Sequence[Arm]) -> dict[str, Any]:
+    """Keyword arguments of `LLM`: derived ones, overridden by the configured `engine_args`.
+
+    Raises:
+        ConfigError: an option is unknown to the installed vLLM, or is ours to set.
+    """
+    from vllm import EngineArgs
+    from vllm.platforms import current_platform
+
+    known = {field.name for field in dataclasses.fields(EngineArgs)}
+    for name in config.engine_args:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            msg = f"engine_args: the installed vLLM has no option {name!r}{hint}"
+            raise ConfigError(msg)
+        if name in OURS:
+            msg = f"engine_args: {name!r} is set by the evaluation itself; remove it"
+            raise ConfigError(msg)
+    adapters = [arm.adapter for arm in arms if arm.adapter]
+    # CPU builds up to 0.32 give base rows the adapter of the last slot; one slot that stays
+    # empty makes that adapter none (https://github.com/vllm-project/vllm/pull/48421).
+    spare = 1 if current_platform.is_cpu() else 0
+    options: dict[str, Any] = {
+        "enable_lora": bool(adapters),
+        "disable_log_stats": False,  # without statistics no request has a timing
+        "seed": config.seed,
+    }
+    if adapters:
+        rank = max(adapter.rank for adapter in adapters)
+        options["max_loras"] = len(adapters) + spare
+        options["max_lora_rank"] = next((r for r in ALLOWED_RANKS if r >= rank), rank)
+    if config.load_4bit:
+        options["quantization"] = "bitsandbytes"
+    if config.bnb_compute_dtype:
+        options["dtype"] = config.bnb_compute_dtype
+    return options | config.engine_args
+
+
+def _complete(output: RequestOutput) -> Completion:
+    answer = output.outputs[0]
+    failed = answer.finish_reason not in ("stop", "length", "repetition")
+    stats = output.metrics
+    times = {}
+    if stats is not None and stats.first_token_ts:
+        decode = stats.last_token_ts - stats.first_token_ts
+        times = {
+            "queued_s": max(0.0, stats.scheduled_ts - stats.queued_ts),
+            "ttft_s": stats.first_token_latency,
+            "total_s": stats.first_token_latency + decode,
+        }
+    return Completion(
+        output.request_id,
+        text=answer.text,
+        finish_reason=answer.finish_reason,
+        error=f"the engine ended the request: {answer.finish_reason}" if failed else None,
+        prompt_tokens=len(output.prompt_token_ids or ()),
+        output_tokens=len(answer.token_ids),
+        cached_tokens=output.num_cached_tokens or 0,
+        **times,
+    )
+
+
+class _Output:
+    """Sends this process's standard output and error, and its children's, to a file.
+
+    vLLM, its worker processes and the C++ below them write to both; only the file
+    descriptors catch all of them.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._saved: tuple[int, int] | None = (os.dup(1), os.dup(2))
+        self._shown = warnings.filters[:]
+        warnings.simplefilter("ignore")
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        os.close(file)
+
+    def restore(self) -> None:
+        if self._saved is None:
+            return
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for target, saved in zip((1, 2), self._saved, strict=True):
+            os.dup2(saved, target)
+            os.close(saved)
+        warnings.filters[:] = self._shown
+        self._saved = None
+
+
+@contextlib.contextmanager
+def _translated(what: str, log: Path) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != "vllm":
+            raise
+        msg = "vLLM is not installed; pip install 'vllm_eval[vllm]', or scripts/demo for its CPU build"
+        raise EngineError(msg) from error
+    except EvalError:
+        raise
+    except Exception as error:  # noqa: BLE001  vLLM's workers raise bare Exception
+        words = " ".join(str(error).split())[:400] or type(error).__name__
+        msg = f"{what}: {words} (see {log})"
+        raise EngineError(msg) from error

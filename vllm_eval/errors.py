@@ -1,0 +1,36 @@
+"""The exception tree, drawn once; each kind knows the exit code it ends the program with.
+
+A model's bad answer is never one of these: it is a `records.Problem`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EvalError(Exception):
+    """Our own failure, with a message that says what is wrong, where, and what to do."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class InputError(EvalError):
+    """Bad usage or input: a flag, a configuration file, a data set, an adapter folder."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ConfigError(InputError):
+    """A configuration key or value that cannot be used; the message names its path."""
+
+
+class DatasetError(InputError):
+    """A data set that cannot be read; the message names file and line."""
+
+
+class AdapterError(InputError):
+    """An adapter that cannot be found or served; the message names folder and file."""
+
+
+class EngineError(EvalError):
+    """The engine could not be started or died; nothing can be evaluated."""

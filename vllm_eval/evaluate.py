@@ -1,0 +1,218 @@
+"""The loop: submit, poll, judge, re-queue, record. One batch, no barrier between rounds."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vllm_eval.errors import EngineError
+from vllm_eval.records import Attempt, Completion, Judgement, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from vllm_eval.engines import Engine
+    from vllm_eval.records import Arm, Case, Status
+    from vllm_eval.tasks import Task
+
+UNANSWERED = Judgement(None, None, {})
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where an evaluation stands; updated in place, shown by whoever wants to."""
+
+    total: int
+    """Outcomes expected."""
+    done: int = 0
+    valid: int = 0
+    failed: int = 0
+    in_flight: int = 0
+    retrying: int = 0
+    """Of those in flight, how many are not a first attempt."""
+    attempts: int = 0
+    output_tokens: int = 0
+    seconds: float = 0.0
+    first_answer_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is asked of the engine, apart from the cases."""
+
+    task: Task
+    arms: Sequence[Arm]
+    samples: int
+    """Samples per case."""
+    attempts: int
+    """Most attempts per arm, case and sample, at least 1."""
+    seed: int
+
+
+def evaluate(
+    job: Job,
+    cases: Callable[[], Iterable[Case]],
+    engine: Engine,
+    record: Callable[[Sequence[Attempt]], None],
+    progress: Progress,
+    on_progress: Callable[[Progress], None],
+) -> None:
+    """Answer and judge every case for every arm; every attempt is recorded before the next poll.
+
+    Prompts the engine can never answer become outcomes first, before anything is submitted.
+    Memory holds the requests in flight, not the cases.
+
+    Args:
+        job: task, arms and limits.
+        cases: gives a fresh pass over the cases; called twice.
+        engine: answers requests of all arms in one batch.
+        record: writes attempts to the journal.
+        progress: updated in place.
+        on_progress: called after each poll.
+    """
+    start = time.monotonic()
+    refused: set[str] = set()
+    for case in cases():
+        if (why := engine.refusal(job.task.prompt(case))) is not None:
+            refused.add(case.id)
+            attempts = [_refused(request, case, why) for request in _first(job, case)]
+            record(attempts)
+            _count(progress, attempts)
+    fresh = (
+        (case, request)
+        for case in cases()
+        if case.id not in refused
+        for request in _first(job, case)
+    )
+    in_flight: dict[str, tuple[Case, Request]] = {}
+    retries: deque[tuple[Case, Request]] = deque()
+    while True:
+        room = max(engine.capacity - len(in_flight), 0)
+        batch = list(itertools.islice(_drain(retries, fresh), room))
+        in_flight |= {request.id: (case, request) for case, request in batch}
+        engine.submit([request for _, request in batch])
+        if not in_flight:
+            return
+        completions = engine.poll()
+        if not completions:
+            msg = f"the engine lost {len(in_flight)} requests: it has none in flight"
+            raise EngineError(msg)
+        progress.seconds = time.monotonic() - start
+        attempts = []
+        for completion in completions:
+            case, request = in_flight.pop(completion.request_id)
+            attempt, retry = _conclude(job, engine, case, request, completion, progress.seconds)
+            attempts.append(attempt)
+            if retry is not None:
+                retries.append((case, retry))
+        record(attempts)
+        _count(progress, attempts)
+        progress.in_flight = len(in_flight) + len(retries)
+        progress.retrying = len(retries) + sum(r.attempt > 1 for _, r in in_flight.values())
+        on_progress(progress)
+
+
+def derive_seed(seed: int, case_id: str, sample: int, attempt: int) -> int:
+    """A request's own seed, in [0, 2**31): from what it is, never from its place in a batch."""
+    key = f"{seed}|{case_id}|{sample}|{attempt}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest()) & 0x7FFF_FFFF
+
+
+def _drain(
+    retries: deque[tuple[Case, Request]], fresh: Iterator[tuple[Case, Request]]
+) -> Iterator[tuple[Case, Request]]:
+    """Retries first: their cases are the oldest, and the run ends with the last of them."""
+    while retries:
+        yield retries.popleft()
+    yield from fresh
+
+
+def _first(job: Job, case: Case) -> Iterator[Request]:
+    """The first attempts of a case: the arms side by side, so that they share one batch."""
+    prompt = job.task.prompt(case)
+    for sample in range(job.samples):
+        for arm in job.arms:
+            yield _request(job, case, arm.name, sample, 1, prompt)
+
+
+def _request(job: Job, case: Case, arm: str, sample: int, attempt: int, prompt: str) -> Request:
+    return Request(
+        id=f"{case.line}/{arm}/{sample}/{attempt}",
+        arm=arm,
+        case_id=case.id,
+        sample=sample,
+        attempt=attempt,
+        prompt=prompt,
+        seed=derive_seed(job.seed, case.id, sample, attempt),
+    )
+
+
+def _conclude(
+    job: Job, engine: Engine, case: Case, request: Request, done: Completion, now: float
+) -> tuple[Attempt, Request | None]:
+    """Judge a completion; the request of the next attempt where one is due."""
+    judgement = UNANSWERED if done.error is not None else job.task.judge(case, done.text)
+    attempt = _attempt(case, request, done, judgement, "engine_error", now)
+    if attempt.status == "success" or request.attempt >= job.attempts:
+        return attempt, None
+    prompt = job.task.prompt(case, judgement.problem)
+    if engine.refusal(prompt) is not None:  # the reminder made it too long: this answer counts
+        return attempt, None
+    retry = _request(job, case, request.arm, request.sample, request.attempt + 1, prompt)
+    return replace(attempt, final=False), retry
+
+
+def _refused(request: Request, case: Case, why: str) -> Attempt:
+    done = Completion(request.id, error=why)
+    return _attempt(case, request, done, UNANSWERED, "prompt_too_long", 0.0)
+
+
+def _attempt(
+    case: Case, request: Request, done: Completion, judgement: Judgement, failure: str, now: float
+) -> Attempt:
+    """The journal's line; `failure` is the reason where there is no answer."""
+    problem = judgement.problem
+    status: Status = "format_error" if problem else "success"
+    return Attempt(
+        arm=request.arm,
+        concept_id=case.id,
+        tier=case.tier,
+        sample=request.sample,
+        attempt=request.attempt,
+        final=True,
+        status="error" if done.error is not None else status,
+        reason=failure if done.error is not None else problem and problem.reason,
+        error=done.error if done.error is not None else problem and problem.message,
+        block=problem and problem.block,
+        line=problem and problem.line,
+        column=problem and problem.column,
+        truncated=done.finish_reason == "length",
+        score=judgement.score,
+        parts=judgement.parts,
+        seed=request.seed,
+        prompt_tokens=done.prompt_tokens,
+        output_tokens=done.output_tokens,
+        cached_tokens=done.cached_tokens,
+        queued_s=done.queued_s,
+        ttft_s=done.ttft_s,
+        total_s=done.total_s,
+        finish_reason=done.finish_reason,
+        finished_at=now,
+        raw_response=done.text,
+    )
+
+
+def _count(progress: Progress, attempts: Sequence[Attempt]) -> None:
+    for attempt in attempts:
+        progress.attempts += 1
+        progress.output_tokens += attempt.output_tokens
+        if progress.first_answer_s is None and attempt.status != "error":
+            progress.first_answer_s = attempt.finished_at
+        if attempt.final:
+            progress.done += 1
+            progress.valid += attempt.status == "success"
+            progress.failed += attempt.status != "success"

@@ -1,0 +1,168 @@
+"""The nouns of an evaluation: frozen, flat, without logic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+BASELINE = "baseline"
+"""Name of the arm that is the bare base model."""
+
+Status = Literal["success", "format_error", "error"]
+"""`format_error`: the model's answer broke the contract. `error`: there is no answer to judge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One product-owner case, as read from one line of the data set."""
+
+    id: str
+    line: int
+    """Line in the data set, counted from 1."""
+    tier: str | None
+    concept: str
+    requirements_yaml: str
+    prompt: str | None = None
+    """The record's own prompt; used verbatim instead of the template."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter on disk, known from its JSON and safetensors headers alone."""
+
+    name: str
+    path: Path
+    base_model: str | None
+    """`base_model_name_or_path` of its `adapter_config.json`."""
+    rank: int
+    """The largest rank of any of its modules."""
+    sha256: str
+    """Hash over the configuration and the weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One side of the comparison: the bare base, or the base with one adapter."""
+
+    name: str
+    adapter: Adapter | None = None
+    """None for the baseline, and for an arm that is only a label (scripted engine)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question to the engine."""
+
+    id: str
+    arm: str
+    case_id: str
+    sample: int
+    """Which of the samples of a case, counted from 0."""
+    attempt: int
+    """Counted from 1."""
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What the engine made of one request."""
+
+    request_id: str
+    text: str = ""
+    finish_reason: str | None = None
+    """vLLM's word: `stop`, `length`, `abort`; None where the request failed."""
+    error: str | None = None
+    """Why there is no answer; None where there is one."""
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens that came from the prefix cache."""
+    queued_s: float = 0.0
+    """Seconds from submission to the first scheduling."""
+    ttft_s: float = 0.0
+    """Seconds from submission to the first token (time to first token)."""
+    total_s: float = 0.0
+    """Seconds from submission to the last token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why an answer breaks the contract; the words of `product_owner.md`."""
+
+    reason: str
+    message: str
+    """One sentence that can be put to the model, naming what was wrong."""
+    block: str | None = None
+    """`VISION` or `REVIEW`, where one of them is to blame."""
+    line: int | None = None
+    """Line inside the block, counted from 1."""
+    column: int | None = None
+    """Column inside the line, counted from 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What the task makes of one answer. It never learns which arm gave it."""
+
+    problem: Problem | None
+    """None for an answer that keeps the contract."""
+    score: float | None
+    """Metric in [0, 1] of what parsed; None where a block is missing."""
+    parts: Mapping[str, float]
+    """Points of each part of the metric, before division."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One line of the journal: a request, its completion and its judgement."""
+
+    arm: str
+    concept_id: str
+    tier: str | None
+    sample: int
+    attempt: int
+    final: bool
+    """Whether this attempt is the outcome of its arm, case and sample."""
+    status: Status
+    reason: str | None
+    error: str | None
+    """The problem's sentence or the engine's message."""
+    block: str | None
+    line: int | None
+    column: int | None
+    truncated: bool
+    """The answer was cut at the token limit."""
+    score: float | None
+    parts: Mapping[str, float]
+    seed: int
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    queued_s: float
+    ttft_s: float
+    total_s: float
+    finish_reason: str | None
+    finished_at: float
+    """Seconds since the evaluation began."""
+    raw_response: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What remains of an arm, case and sample once its attempts are over; without the text."""
+
+    arm: str
+    concept_id: str
+    tier: str | None
+    sample: int
+    status: Status
+    reason: str | None
+    score: float | None
+    attempts: int
+    first_valid: bool
+    """Whether the first attempt already kept the contract."""
