@@ -113,7 +113,7 @@ def read_adapter(name: str, folder: Path) -> Adapter:
 
 
 def _local_or_hub(model: str) -> str:
-    """An absolute path where the folder exists, since a relative one would be taken for a hub id."""
+    """Absolute where the folder exists: a relative path would be taken for a hub id."""
     path = resolve_path(model)
     return str(path.resolve()) if path.is_dir() else model
 

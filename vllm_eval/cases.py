@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -60,7 +60,7 @@ def open_dataset(path: Path, max_samples: int | None, seed: int) -> Dataset:
     if not records:
         msg = f"{path}: holds no record"
         raise DatasetError(msg)
-    random.Random(seed).shuffle(records)  # noqa: S311  a draw that can be repeated, no secret
+    random.Random(seed).shuffle(records)
     return Dataset(path, digest.hexdigest(), len(records), tuple(records[:max_samples]))
 
 
@@ -80,26 +80,26 @@ def _parse_line(path: Path, number: int, line: bytes) -> Case:
     if not isinstance(record, dict):
         raise _bad_line(path, number, "must be a JSON object")
     fields = record["input"] if isinstance(record.get("input"), dict) else record
-    texts = {key: fields.get(key) for key in ("concept", "requirements_yaml", "tier", "prompt")}
-    texts["prompt"] = texts["prompt"] or record.get("prompt")
-    for key, value in texts.items():
-        if value is None and key in ("concept", "requirements_yaml"):
+    texts: dict[str, Any] = {"prompt": record.get("prompt")} | fields
+    for key in ("concept", "requirements_yaml"):
+        if texts.get(key) is None:
             raise _bad_line(path, number, f"lacks {key!r}")
-        if value is not None and not isinstance(value, str):
+    for key in ("concept", "requirements_yaml", "tier", "prompt"):
+        if not isinstance(texts.get(key), str | None):
             raise _bad_line(path, number, f"{key!r} must be a string")
     requirements = parse_yaml(texts["requirements_yaml"])
     if requirements.error is not None:
         place = f" at its line {requirements.line}" if requirements.line else ""
         message = f"requirements_yaml is not valid YAML{place}: {requirements.error}"
         raise _bad_line(path, number, message)
-    identifier = fields.get("concept_id")
+    identifier = texts.get("concept_id")
     return Case(
         id=f"sample-{number}" if identifier in (None, "") else str(identifier),
         line=number,
-        tier=texts["tier"],
+        tier=texts.get("tier"),
         concept=texts["concept"],
         requirements_yaml=texts["requirements_yaml"],
-        prompt=texts["prompt"] or None,
+        prompt=texts.get("prompt") or None,
     )
 
 

@@ -36,7 +36,9 @@ class Flag:
 
 _FLOAT, _INT, _SWITCH = float, int, bool
 FLAGS = (
-    Flag("--adapter", "adapters", "Adapter: folder, name or hub id; repeat for several.", many=True),
+    Flag(
+        "--adapter", "adapters", "Adapter: folder, name or hub id; repeat for several.", many=True
+    ),
     Flag("--adapter-path", "adapters", "The same, as the old script called it.", many=True),
     Flag("--base-model", "base_model", "Folder or hub id; default: the adapter's own base."),
     Flag("--dataset-path", "dataset_path", "Cases, one JSON object a line."),

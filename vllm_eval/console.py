@@ -49,7 +49,10 @@ class Terminal:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         """Take the live display down, whatever happened."""
         self._stop()
@@ -64,7 +67,8 @@ class Terminal:
         if self.console.is_terminal:
             self._show_bar(progress)
         elif (
-            time.monotonic() - self._last_line >= PLAIN_INTERVAL_S or progress.done == progress.total
+            time.monotonic() - self._last_line >= PLAIN_INTERVAL_S
+            or progress.done == progress.total
         ):
             self._last_line = time.monotonic()
             line = f"  {progress.done}/{progress.total} done, {_detail(progress)}"
@@ -119,7 +123,9 @@ def show_error(text: str) -> None:
 def plain(text: str) -> str:
     """`text` without what could steer a terminal: control and direction characters."""
     return "".join(
-        c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\N{REPLACEMENT CHARACTER}"
+        c
+        if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs")
+        else "\N{REPLACEMENT CHARACTER}"
         for c in text
     )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vllm_eval.errors import EngineError
-from vllm_eval.records import Attempt, Completion, Judgement, Request
+from vllm_eval.records import Attempt, Completion, Judgement, Problem, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -177,6 +177,8 @@ def _attempt(
     """The journal's line; `failure` is the reason where there is no answer."""
     problem = judgement.problem
     status: Status = "format_error" if problem else "success"
+    if done.error is not None:
+        problem, status = Problem(failure, done.error), "error"
     return Attempt(
         arm=request.arm,
         concept_id=case.id,
@@ -184,12 +186,12 @@ def _attempt(
         sample=request.sample,
         attempt=request.attempt,
         final=True,
-        status="error" if done.error is not None else status,
-        reason=failure if done.error is not None else problem and problem.reason,
-        error=done.error if done.error is not None else problem and problem.message,
-        block=problem and problem.block,
-        line=problem and problem.line,
-        column=problem and problem.column,
+        status=status,
+        reason=problem.reason if problem else None,
+        error=problem.message if problem else None,
+        block=problem.block if problem else None,
+        line=problem.line if problem else None,
+        column=problem.column if problem else None,
         truncated=done.finish_reason == "length",
         score=judgement.score,
         parts=judgement.parts,

@@ -55,7 +55,7 @@ def judge_student(comparison: Comparison, arm: str, gate: GateConfig) -> Verdict
         _answered(arm, student),
         _at_least(f"valid rate of {BASELINE}", _rate(base), gate.min_valid_rate),
         _at_least(f"valid rate of {arm}", _rate(student), gate.min_valid_rate),
-        _at_least(f"mean of {BASELINE}", base and base.mean, gate.min_baseline_mean),
+        _at_least(f"mean of {BASELINE}", base.mean if base else None, gate.min_baseline_mean),
         _at_least(f"mean of {arm} / mean of {BASELINE}", _ratio(base, student), gate.min_ratio),
     )
     return Verdict(arm, all(rule.passed for rule in rules), rules)

@@ -39,7 +39,9 @@ def detect() -> Machine:
     return Machine(
         system=platform.platform(),
         python=platform.python_version(),
-        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cpus=len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1,
         memory_mib=memory // 2**20,
         gpus=_gpus(),
     )
@@ -56,10 +58,12 @@ def _gpus() -> tuple[Gpu, ...]:
         return ()
     command = [program, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603  fixed command
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return ()  # the tool is there but no driver answers: no usable device
     rows = (line.split(", ") for line in done.stdout.splitlines())
     return tuple(
-        Gpu(row[0], int(row[1]), row[2], row[3]) for row in rows if len(row) == 4 and row[1].isdigit()
+        Gpu(row[0], int(row[1]), row[2], row[3])
+        for row in rows
+        if len(row) == 4 and row[1].isdigit()
     )

@@ -86,7 +86,7 @@ def run(config: Config, watcher: Watcher) -> Finished:
         manifest = _manifest(plan, now) | {"engine": dict(engine.about)}
         store.write_json(folder.path / "manifest.json", manifest)
         progress = Progress(total=len(plan.dataset.drawn) * len(plan.arms) * SAMPLES_PER_CASE)
-        watcher.stage(f"evaluating {len(plan.dataset.drawn)} cases × {len(plan.arms)} arms")
+        watcher.stage(f"evaluating {len(plan.dataset.drawn)} cases, {len(plan.arms)} arms")
         job = Job(plan.task, plan.arms, SAMPLES_PER_CASE, 1 + config.retries, config.seed)
         with store.Journal(folder.journal) as journal:
             evaluate(
@@ -160,9 +160,7 @@ def conclude(
         path = folder.path / f"{_file_stem(arm, plan.arms)}_{folder.timestamp}.json"
         summary = comparison.arms[arm.name]
         files.append(
-            store.write_results(
-                path, folder.journal, arm.name, order, head, summary, plan.task.blocks
-            )
+            store.write_results(path, folder.journal, order, head, summary, plan.task.blocks)
         )
     whole = {
         "schema_version": store.SCHEMA_VERSION,
@@ -180,7 +178,7 @@ def conclude(
 def _file_stem(arm: Arm, arms: tuple[Arm, ...]) -> str:
     if arm is arms[0]:
         return arm.name
-    return "student" if len(arms) == 2 else f"student_{arm.name}"  # noqa: PLR2004  one student
+    return "student" if len(arms) == 2 else f"student_{arm.name}"
 
 
 def _manifest(plan: Plan, now: datetime) -> dict[str, Any]:

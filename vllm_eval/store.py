@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 JOURNAL = "attempts.jsonl"
 ENGINE_LOG = "engine.log"
+METRICS = ("mean", "std", "min", "max", "mean_all")
+CASE_KEYS = ("arm", "concept_id", "tier")
+"""Keys of an attempt that its case states once."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 Key = tuple[str, str, int]
@@ -173,7 +176,6 @@ def check_complete(outcomes: Iterable[Outcome], expected: Iterable[Key]) -> None
 def write_results(
     path: Path,
     journal: Path,
-    arm: str,
     order: Mapping[str, int],
     head: Mapping[str, Any],
     summary: Summary,
@@ -186,7 +188,7 @@ def write_results(
     """
     places: dict[tuple[int, int], list[int]] = {}
     for offset, attempt in read_journal(journal):
-        if attempt.arm == arm:
+        if attempt.arm == head["arm"]:
             places.setdefault((order[attempt.concept_id], attempt.sample), []).append(offset)
     top = {
         **head,
@@ -195,7 +197,7 @@ def write_results(
         "failed_samples": summary.failed,
         "error_samples": summary.errors,
         "first_attempt_valid_samples": summary.first_valid,
-        "metrics": {key: getattr(summary, key) for key in ("mean", "std", "min", "max", "mean_all")},
+        "metrics": {key: getattr(summary, key) for key in METRICS},
     }
     part = path.with_name(path.name + ".part")
     with part.open("wb") as out, journal.open("rb") as file:
@@ -236,7 +238,7 @@ def _result(
         "blocks": blocks(last["raw_response"]),
         "raw_response": last["raw_response"],
         "history": [
-            {key: value for key, value in attempt.items() if key not in ("arm", "concept_id", "tier")}
+            {key: value for key, value in attempt.items() if key not in CASE_KEYS}
             for attempt in attempts
         ],
     }

@@ -14,7 +14,6 @@ import functools
 import gc
 import os
 import sys
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.errors import ConfigError, EngineError, EvalError
@@ -249,8 +248,6 @@ class _Output:
         sys.stdout.flush()
         sys.stderr.flush()
         self._saved: tuple[int, int] | None = (os.dup(1), os.dup(2))
-        self._shown = warnings.filters[:]
-        warnings.simplefilter("ignore")
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(file, 1)
         os.dup2(file, 2)
@@ -264,7 +261,6 @@ class _Output:
         for target, saved in zip((1, 2), self._saved, strict=True):
             os.dup2(saved, target)
             os.close(saved)
-        warnings.filters[:] = self._shown
         self._saved = None
 
 
@@ -275,11 +271,11 @@ def _translated(what: str, log: Path) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name != "vllm":
             raise
-        msg = "vLLM is not installed; pip install 'vllm_eval[vllm]', or scripts/demo for its CPU build"
+        msg = "vLLM is not installed; pip install 'vllm_eval[vllm]' (without a GPU: scripts/demo)"
         raise EngineError(msg) from error
     except EvalError:
         raise
-    except Exception as error:  # noqa: BLE001  vLLM's workers raise bare Exception
+    except Exception as error:
         words = " ".join(str(error).split())[:400] or type(error).__name__
         msg = f"{what}: {words} (see {log})"
         raise EngineError(msg) from error

@@ -22,8 +22,10 @@ STATUSES = ("aligned", "needs_adjustment", "misaligned")
 
 _TOKEN = re.compile(r"[A-Za-z0-9ÁÉÍÓÚáéíóúÑñ]+")
 _STOPWORDS = frozenset(
-    "the and with para con los las una unos unas "
-    "user users system systems api apis rest crud".split()
+    (
+        *("the", "and", "with", "para", "con", "los", "las", "una", "unos", "unas"),
+        *("user", "users", "system", "systems", "api", "apis", "rest", "crud"),
+    )
 )
 
 

@@ -35,7 +35,7 @@ _PARSE_ERRORS = (
     RecursionError,
 )
 _INLINE_CODE = re.compile(r"`([^`]+)`")
-_NEEDS_SCAN = re.compile(r"(?:^|[\s\[{,])[&*]|^ {%d}" % MAX_DEPTH, re.MULTILINE)
+_NEEDS_SCAN = re.compile(rf"(?:^|[\s\[{{,])[&*]|^ {{{MAX_DEPTH}}}", re.MULTILINE)
 _COMPACT_NESTING = re.compile(r"[-?:][ \t]+[-?][ \t]")
 
 
@@ -125,4 +125,4 @@ def _check_limits(text: str) -> None:
             aliases += 1
         if depth > MAX_DEPTH or aliases > MAX_ALIASES:
             what = f"nested deeper than {MAX_DEPTH}" if depth > MAX_DEPTH else "too many aliases"
-            raise yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)  # type: ignore[arg-type]
