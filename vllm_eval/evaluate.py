@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from vllm_eval.engines import Engine
-    from vllm_eval.records import Arm, Case, Status
+    from vllm_eval.records import Arm, Case, Ledger, Status
     from vllm_eval.tasks import Task
 
 UNANSWERED = Judgement(None, None, {})
+POLL_S = 0.5
+"""Longest wait for a completion before the display is refreshed and a stop is noticed."""
 
 
 @dataclass(slots=True)
@@ -35,17 +37,22 @@ class Progress:
     retrying: int = 0
     """Of those in flight, how many are not a first attempt."""
     attempts: int = 0
+    """Made in this session, as are the tokens and seconds."""
     output_tokens: int = 0
     seconds: float = 0.0
     first_answer_s: float | None = None
+    stopping: bool = False
+    """Set by whoever wants the evaluation to end early; nothing more is then submitted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is asked of the engine, apart from the cases."""
+    """What is asked of the engine."""
 
     task: Task
     arms: Sequence[Arm]
+    cases: Callable[[], Iterable[Case]]
+    """Gives a fresh pass over the cases."""
     samples: int
     """Samples per case."""
     attempts: int
@@ -55,50 +62,42 @@ class Job:
 
 def evaluate(
     job: Job,
-    cases: Callable[[], Iterable[Case]],
     engine: Engine,
+    ledger: Ledger,
     record: Callable[[Sequence[Attempt]], None],
     progress: Progress,
     on_progress: Callable[[Progress], None],
 ) -> None:
-    """Answer and judge every case for every arm; every attempt is recorded before the next poll.
+    """Answer and judge what is owed; every attempt is recorded before the next poll.
 
     Prompts the engine can never answer become outcomes first, before anything is submitted.
     Memory holds the requests in flight, not the cases.
 
     Args:
-        job: task, arms and limits.
-        cases: gives a fresh pass over the cases; called twice.
+        job: cases, arms, task and limits.
         engine: answers requests of all arms in one batch.
+        ledger: what an earlier session has brought to an end or begun.
         record: writes attempts to the journal.
-        progress: updated in place.
+        progress: updated in place; its `stopping` is obeyed.
         on_progress: called after each poll.
+
+    Raises:
+        EngineError: the engine died, or lost requests.
     """
-    start = time.monotonic()
-    refused: set[str] = set()
-    for case in cases():
-        if (why := engine.refusal(job.task.prompt(case))) is not None:
-            refused.add(case.id)
-            attempts = [_refused(request, case, why) for request in _first(job, case)]
-            record(attempts)
-            _count(progress, attempts)
-    fresh = (
-        (case, request)
-        for case in cases()
-        if case.id not in refused
-        for request in _first(job, case)
-    )
+    start = time.monotonic() - progress.seconds
+    _record_refused(job, engine, ledger, record, progress)
+    fresh = _owed(job, ledger)
     in_flight: dict[str, tuple[Case, Request]] = {}
     retries: deque[tuple[Case, Request]] = deque()
-    while True:
+    while not progress.stopping:
         room = max(engine.capacity - len(in_flight), 0)
         batch = list(itertools.islice(_drain(retries, fresh), room))
         in_flight |= {request.id: (case, request) for case, request in batch}
         engine.submit([request for _, request in batch])
         if not in_flight:
             return
-        completions = engine.poll()
-        if not completions:
+        completions = engine.poll(POLL_S)
+        if not completions and not engine.busy:
             msg = f"the engine lost {len(in_flight)} requests: it has none in flight"
             raise EngineError(msg)
         progress.seconds = time.monotonic() - start
@@ -131,12 +130,41 @@ def _drain(
     yield from fresh
 
 
-def _first(job: Job, case: Case) -> Iterator[Request]:
-    """The first attempts of a case: the arms side by side, so that they share one batch."""
+def _record_refused(
+    job: Job,
+    engine: Engine,
+    ledger: Ledger,
+    record: Callable[[Sequence[Attempt]], None],
+    progress: Progress,
+) -> None:
+    """Cases whose prompt can never be answered: their outcome is an error that says why."""
+    for case in job.cases():
+        if (why := engine.refusal(job.task.prompt(case))) is not None:
+            owed = [request for request in _first(job, case, ledger) if request.attempt == 1]
+            attempts = [_refused(request, case, why) for request in owed]
+            record(attempts)
+            _count(progress, attempts)
+            ledger.done.update((a.arm, a.concept_id, a.sample) for a in attempts)
+
+
+def _owed(job: Job, ledger: Ledger) -> Iterator[tuple[Case, Request]]:
+    return ((case, request) for case in job.cases() for request in _first(job, case, ledger))
+
+
+def _first(job: Job, case: Case, ledger: Ledger) -> Iterator[Request]:
+    """A case's next attempts: the arms side by side, so that they share one batch."""
     prompt = job.task.prompt(case)
     for sample in range(job.samples):
         for arm in job.arms:
-            yield _request(job, case, arm.name, sample, 1, prompt)
+            key = (arm.name, case.id, sample)
+            begun = ledger.begun.get(key)
+            if key in ledger.done:
+                continue
+            if begun is None:
+                yield _request(job, case, arm.name, sample, 1, prompt)
+            else:
+                again = job.task.prompt(case, begun.problem)
+                yield _request(job, case, arm.name, sample, begun.attempts + 1, again)
 
 
 def _request(job: Job, case: Case, arm: str, sample: int, attempt: int, prompt: str) -> Request:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+Key = tuple[str, str, int]
+"""Arm, concept id and sample: what has exactly one outcome."""
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -166,3 +169,20 @@ class Outcome:
     attempts: int
     first_valid: bool
     """Whether the first attempt already kept the contract."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An arm, case and sample whose last recorded attempt failed and is to be followed."""
+
+    attempts: int
+    problem: Problem | None
+    """None where the attempt had no answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What a journal already holds."""
+
+    done: set[Key]
+    begun: Mapping[Key, Begun]

@@ -87,16 +87,17 @@ def run(config: Config, watcher: Watcher) -> Finished:
         store.write_json(folder.path / "manifest.json", manifest)
         progress = Progress(total=len(plan.dataset.drawn) * len(plan.arms) * SAMPLES_PER_CASE)
         watcher.stage(f"evaluating {len(plan.dataset.drawn)} cases, {len(plan.arms)} arms")
-        job = Job(plan.task, plan.arms, SAMPLES_PER_CASE, 1 + config.retries, config.seed)
+        job = Job(
+            plan.task,
+            plan.arms,
+            lambda: cases.read_cases(plan.dataset),
+            SAMPLES_PER_CASE,
+            1 + config.retries,
+            config.seed,
+        )
         with store.Journal(folder.journal) as journal:
-            evaluate(
-                job,
-                lambda: cases.read_cases(plan.dataset),
-                engine,
-                journal.append,
-                progress,
-                watcher.progress,
-            )
+            ledger = store.read_ledger(folder.journal)
+            evaluate(job, engine, ledger, journal.append, progress, watcher.progress)
     watcher.stage("scoring and writing results")
     timing = {
         "engine_load_s": engine_load_s,

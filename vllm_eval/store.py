@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from vllm_eval.errors import EvalError, InputError
-from vllm_eval.records import Attempt, Outcome
+from vllm_eval.records import Attempt, Begun, Key, Ledger, Outcome, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,9 +28,6 @@ METRICS = ("mean", "std", "min", "max", "mean_all")
 CASE_KEYS = ("arm", "concept_id", "tier")
 """Keys of an attempt that its case states once."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
-
-Key = tuple[str, str, int]
-"""Arm, concept id and sample: what has exactly one outcome."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +150,23 @@ def read_outcomes(path: Path) -> list[Outcome]:
                 )
             )
     return outcomes
+
+
+def read_ledger(path: Path) -> Ledger:
+    """What the journal at `path` has brought to an end, and what it has begun."""
+    done: set[Key] = set()
+    begun: dict[Key, Begun] = {}
+    for _, attempt in read_journal(path):
+        key = (attempt.arm, attempt.concept_id, attempt.sample)
+        if attempt.final:
+            done.add(key)
+            begun.pop(key, None)
+        else:
+            judged = attempt.status == "format_error"
+            place = (attempt.block, attempt.line, attempt.column)
+            problem = Problem(attempt.reason or "", attempt.error or "", *place) if judged else None
+            begun[key] = Begun(attempt.attempt, problem)
+    return Ledger(done, begun)
 
 
 def check_complete(outcomes: Iterable[Outcome], expected: Iterable[Key]) -> None:

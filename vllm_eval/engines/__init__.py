@@ -33,8 +33,15 @@ class Engine(Protocol):
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests; they join the running batch."""
 
-    def poll(self) -> list[Completion]:
-        """Block until at least one request has finished; empty when none is in flight."""
+    @property
+    def busy(self) -> bool:
+        """Whether any request is in flight."""
+
+    def poll(self, timeout: float | None = None) -> list[Completion]:
+        """Block until at least one request has finished, or `timeout` seconds have passed.
+
+        Empty when none finished in time, and at once when none is in flight.
+        """
 
     def close(self) -> None:
         """Release everything, also after a failure."""

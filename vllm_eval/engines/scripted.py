@@ -92,12 +92,19 @@ class ScriptedEngine:
             completion = _complete(request, line)
             heapq.heappush(self._due, (now + seconds, self._submitted, completion))
 
-    def poll(self) -> list[Completion]:
-        """Wait for the next answer that is due, and take all that are."""
+    @property
+    def busy(self) -> bool:
+        """Whether any request is in flight."""
+        return bool(self._due)
+
+    def poll(self, timeout: float | None = None) -> list[Completion]:
+        """Wait for the next answer that is due, `timeout` seconds at most; take all that are."""
         if not self._due:
             return []
-        time.sleep(max(0.0, self._due[0][0] - time.monotonic()))
-        now = max(time.monotonic(), self._due[0][0])
+        wait = max(0.0, self._due[0][0] - time.monotonic())
+        in_time = timeout is None or wait <= timeout
+        time.sleep(wait if in_time else timeout or 0.0)
+        now = max(time.monotonic(), self._due[0][0]) if in_time else 0.0
         finished = []
         while self._due and self._due[0][0] <= now:
             finished.append(heapq.heappop(self._due)[2])

@@ -12,10 +12,13 @@ import dataclasses
 import difflib
 import functools
 import gc
+import math
 import os
-import sys
+import time
 from typing import TYPE_CHECKING, Any
 
+from vllm_eval.engines import canary
+from vllm_eval.engines.output import OutputToFile
 from vllm_eval.errors import ConfigError, EngineError, EvalError
 from vllm_eval.records import Completion
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vllm import LLM
+    from vllm.lora.request import LoRARequest
     from vllm.outputs import RequestOutput
 
     from vllm_eval.config import Config
@@ -38,18 +42,13 @@ OURS = frozenset({"model", "enable_lora", "disable_log_stats", "skip_tokenizer_i
 class VllmEngine:
     """A started engine with its adapters loaded."""
 
-    def __init__(self, llm: LLM, config: Config, arms: Sequence[Arm], output: _Output) -> None:
+    def __init__(self, llm: LLM, config: Config, arms: Sequence[Arm], output: OutputToFile) -> None:
         """Wrap a started `LLM`; `open` is the way to get one."""
-        from vllm.lora.request import LoRARequest
-
         self._llm: LLM | None = llm
         self._engine = llm.llm_engine
         self._config = config
         self._output = output
-        self._loras: dict[str, LoRARequest | None] = {
-            arm.name: LoRARequest(arm.name, number, str(arm.adapter.path)) if arm.adapter else None
-            for number, arm in enumerate(arms)
-        }
+        self._loras = {arm.name: _lora_request(number, arm) for number, arm in enumerate(arms)}
         self._tokenizer = llm.get_tokenizer()
         # Both arms ask the same prompt, and the length is checked before it is submitted.
         self._token_ids = functools.lru_cache(maxsize=4096)(self._tokenize)
@@ -68,7 +67,7 @@ class VllmEngine:
         for name, value in config.engine_env.items():
             os.environ.setdefault(name, value)
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        output = _Output(log)
+        output = OutputToFile(log)
         engine = None
         try:
             with _translated("the engine did not start", log):
@@ -83,6 +82,8 @@ class VllmEngine:
             if config.prompt_format == "chat":
                 with _translated("prompt_format: chat, but the tokenizer has no template", log):
                     engine._token_ids("test")
+            with _translated("the canary could not be asked", log):
+                engine._prove_arms()
         except BaseException:
             engine.close() if engine else output.restore()
             raise
@@ -143,11 +144,18 @@ class VllmEngine:
                     request.id, tokens_input(ids), sampling, lora_request=self._loras[request.arm]
                 )
 
-    def poll(self) -> list[Completion]:
-        """Step the batch until at least one request has finished."""
+    @property
+    def busy(self) -> bool:
+        """Whether any request is in flight."""
+        return bool(self._engine.has_unfinished_requests())
+
+    def poll(self, timeout: float | None = None) -> list[Completion]:
+        """Step the batch until at least one request has finished, or the time is up."""
+        end = math.inf if timeout is None else time.monotonic() + timeout
         finished: list[Completion] = []
         with _translated("the engine died", self._output.log):
-            while not finished and self._engine.has_unfinished_requests():
+            # Never a step without a request: in another process it would block for ever.
+            while not finished and self.busy and time.monotonic() < end:
                 finished = [_complete(out) for out in self._engine.step() if out.finished]
         return finished
 
@@ -162,6 +170,42 @@ class VllmEngine:
             self._output.restore()
             del self._engine, self._tokenizer
             gc.collect()
+
+    def _prove_arms(self) -> None:
+        """Ask the canary's texts; both batches have the same shape, so that only weights differ.
+
+        Raises:
+            EngineError: an arm does not answer from its own weights.
+        """
+        arms = list(self._loras)
+        if len(arms) == 1:
+            return
+        alone = self._next_tokens([(arm, None) for arm in arms])
+        self._engine.reset_prefix_cache()  # else the next batch has another shape
+        mixed = self._next_tokens(list(self._loras.items()))
+        canary.prove(alone[arms[0]], mixed)
+
+    def _next_tokens(
+        self, arms: Sequence[tuple[str, LoRARequest | None]]
+    ) -> dict[str, list[dict[int, float]]]:
+        """For each arm and canary text, the log probability of the likeliest next tokens."""
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+
+        sampling = SamplingParams(temperature=0.0, max_tokens=1, logprobs=canary.TOP_TOKENS)
+        found: dict[str, list[dict[int, float]]] = {
+            arm: [{} for _ in canary.TEXTS] for arm, _ in arms
+        }
+        for number, text in enumerate(canary.TEXTS):
+            ids = tokens_input(list(self._tokenizer.encode(text)))
+            for arm, lora in arms:
+                self._engine.add_request(f"{number}/{arm}", ids, sampling, lora_request=lora)
+        while self._engine.has_unfinished_requests():
+            for output in filter(lambda out: out.finished, self._engine.step()):
+                number, _, arm = output.request_id.partition("/")
+                (likeliest,) = output.outputs[0].logprobs
+                found[arm][int(number)] = {t: entry.logprob for t, entry in likeliest.items()}
+        return found
 
     def _tokenize(self, prompt: str) -> list[int]:
         if self._config.prompt_format == "raw":
@@ -212,6 +256,12 @@ def engine_options(config: Config, arms: Sequence[Arm]) -> dict[str, Any]:
     return options | config.engine_args
 
 
+def _lora_request(number: int, arm: Arm) -> LoRARequest | None:
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(arm.name, number, str(arm.adapter.path)) if arm.adapter else None
+
+
 def _complete(output: RequestOutput) -> Completion:
     answer = output.outputs[0]
     failed = answer.finish_reason not in ("stop", "length", "repetition")
@@ -234,34 +284,6 @@ def _complete(output: RequestOutput) -> Completion:
         cached_tokens=output.num_cached_tokens or 0,
         **times,
     )
-
-
-class _Output:
-    """Sends this process's standard output and error, and its children's, to a file.
-
-    vLLM, its worker processes and the C++ below them write to both; only the file
-    descriptors catch all of them.
-    """
-
-    def __init__(self, log: Path) -> None:
-        self.log = log
-        sys.stdout.flush()
-        sys.stderr.flush()
-        self._saved: tuple[int, int] | None = (os.dup(1), os.dup(2))
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        os.close(file)
-
-    def restore(self) -> None:
-        if self._saved is None:
-            return
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for target, saved in zip((1, 2), self._saved, strict=True):
-            os.dup2(saved, target)
-            os.close(saved)
-        self._saved = None
 
 
 @contextlib.contextmanager
