@@ -123,7 +123,10 @@ def app() -> None:
 
 @app.command("run")
 @_options
-def run_command(files: Sequence[str], settings: Sequence[str], **given: object) -> None:
+@click.option("--resume", metavar="RUN", help="Continue a run: its folder, or its name.")
+def run_command(
+    files: Sequence[str], settings: Sequence[str], resume: str | None, **given: object
+) -> None:
     """Evaluate base and students, and judge the students.
 
     Exit codes: 0 PASS, 1 FAIL, 2 bad usage or input, 3 could not evaluate, 130 interrupted.
@@ -131,11 +134,17 @@ def run_command(files: Sequence[str], settings: Sequence[str], **given: object) 
     from vllm_eval.config import load_config
     from vllm_eval.console import Terminal
     from vllm_eval.run import run
+    from vllm_eval.store import find_run
 
-    config = load_config(files, settings, _layer(given))
+    flags = _layer(given)
+    folder = find_run(resume, flags.get("output_dir", "results")) if resume else None
+    stored = [str(folder / "config.yaml")] if folder else []
+    config = load_config([*stored, *files], settings, flags)
     with Terminal() as terminal:
-        finished = run(config, terminal)
+        finished = run(config, terminal, folder)
         terminal.finished(finished)
+    if finished.owed:
+        sys.exit(INTERRUPTED)
     sys.exit(PASS if finished.passed else FAIL)
 
 
@@ -152,6 +161,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail("interrupted; what had finished is in the run folder's journal", INTERRUPTED)
     except EvalError as error:
         _fail(str(error), error.exit_code)
+    except OSError as error:  # a full disk, a folder taken away: no defect of ours
+        _fail(f"{error.filename or 'files'}: {error.strerror or error}", COULD_NOT_EVALUATE)
     except Exception as error:  # noqa: BLE001  the one place where the unforeseen ends
         traceback.print_exc()
         _fail(f"this is a defect of vllm_eval: {error!r}", COULD_NOT_EVALUATE)

@@ -71,6 +71,8 @@ class Config(_Record):
     """Further attempts after a first one that failed."""
     load_4bit: bool = False
     bnb_compute_dtype: Literal["float16", "bfloat16", "float32"] | None = None
+    max_engine_restarts: Annotated[int, Field(ge=0)] = 2
+    """How often an engine that died is started again with what is owed."""
     engine_args: dict[str, Any] = {}
     """Options of vLLM's `EngineArgs`, by their own names."""
     engine_env: dict[Annotated[str, Field(pattern="^[A-Z][A-Z0-9_]*$")], str] = {}

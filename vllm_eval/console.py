@@ -90,6 +90,10 @@ class Terminal:
             )
         )
         self.console.print(Text(f"files in {plain(str(finished.folder))}"), soft_wrap=True)
+        if finished.owed:
+            text = f"interrupted, {finished.owed} outcomes owed; --resume {finished.folder}"
+            self.console.print(Text(plain(text), style="bold yellow"), soft_wrap=True)
+            return
         for verdict in finished.verdicts:
             style = "bold green" if verdict.passed else "bold red"
             self.console.print(Text(f"{verdict.word}  {plain(verdict.arm)}", style=style))
@@ -143,7 +147,7 @@ def _detail(progress: Progress) -> str:
     parts = [
         f"{progress.valid} valid",
         f"{progress.failed} failed",
-        f"{progress.retrying} retrying",
+        f"{progress.in_flight} in flight, {progress.retrying} of them again",
         f"{speed:.0f} tokens/s",
     ]
     if 0 < progress.done < progress.total:

@@ -33,4 +33,8 @@ class AdapterError(InputError):
 
 
 class EngineError(EvalError):
-    """The engine could not be started or died; nothing can be evaluated."""
+    """The engine could not be started, or cannot go on; starting it again would not help."""
+
+
+class EngineDiedError(EngineError):
+    """The engine ended in the middle of its work; it may be started again with what is owed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vllm_eval.records import BASELINE
@@ -44,15 +44,15 @@ class Verdict:
         return "PASS" if self.passed else "FAIL"
 
 
-def judge_student(comparison: Comparison, arm: str, gate: GateConfig) -> Verdict:
-    """Hold one student against the baseline.
+def judge_student(comparison: Comparison, arm: str, expected: int, gate: GateConfig) -> Verdict:
+    """Hold one student against the baseline, each arm with `expected` outcomes.
 
     Source: `product_owner.md`, "Aggregates and gate": PASS only if all rules hold.
     """
     base, student = comparison.arms.get(BASELINE), comparison.arms.get(arm)
     rules = (
-        _answered(BASELINE, base),
-        _answered(arm, student),
+        _answered(BASELINE, base, expected),
+        _answered(arm, student, expected),
         _at_least(f"valid rate of {BASELINE}", _rate(base), gate.min_valid_rate),
         _at_least(f"valid rate of {arm}", _rate(student), gate.min_valid_rate),
         _at_least(f"mean of {BASELINE}", base.mean if base else None, gate.min_baseline_mean),
@@ -61,14 +61,13 @@ def judge_student(comparison: Comparison, arm: str, gate: GateConfig) -> Verdict
     return Verdict(arm, all(rule.passed for rule in rules), rules)
 
 
-def _answered(arm: str, summary: Summary | None) -> Rule:
+def _answered(arm: str, summary: Summary | None, expected: int) -> Rule:
     """Every case must have an answer: a gap in the data is no reason to pass."""
-    share = (summary.total - summary.errors) / summary.total if summary and summary.total else None
-    rule = _at_least(f"cases of {arm} with an answer", share, 1.0)
-    if summary and summary.errors:
-        reason = f"{summary.errors} of {summary.total} cases have no answer to judge"
-        return Rule(rule.name, rule.value, rule.threshold, rule.margin, rule.passed, reason)
-    return rule
+    answered = summary.total - summary.errors if summary else 0
+    rule = _at_least(f"cases of {arm} with an answer", answered / max(expected, 1), 1.0)
+    if rule.passed:
+        return rule
+    return replace(rule, reason=f"{expected - answered} of {expected} have no answer to judge")
 
 
 def _at_least(name: str, value: float | None, threshold: float) -> Rule:

@@ -186,3 +186,9 @@ class Ledger:
 
     done: set[Key]
     begun: Mapping[Key, Begun]
+    valid: int = 0
+    """Of those done, how many kept the contract."""
+    attempts: int = 0
+    output_tokens: int = 0
+    seconds: float = 0.0
+    """Evaluation time up to the last recorded attempt, over all sessions."""

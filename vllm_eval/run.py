@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vllm_eval import __version__, adapters, cases, gate, machine, stats, store
+from vllm_eval import adapters, cases, gate, manifest, stats, store
 from vllm_eval.config import dump_config, resolve_path
 from vllm_eval.engines import open_engine
+from vllm_eval.errors import EngineDiedError, EvalError, InputError
 from vllm_eval.evaluate import Job, Progress, evaluate
+from vllm_eval.journal import Journal, check_complete, read_ledger, read_outcomes
 from vllm_eval.tasks import open_task
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from vllm_eval.config import Config
@@ -51,13 +55,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A concluded run."""
+    """A concluded run, or what there is of an interrupted one."""
 
     folder: Path
     comparison: Comparison
     verdicts: tuple[Verdict, ...]
     timing: Mapping[str, Any]
-    files: tuple[Path, ...]
+    owed: int
+    """Outcomes an interrupted run still owes; 0 for a whole one."""
 
     @property
     def passed(self) -> bool:
@@ -65,50 +70,127 @@ class Finished:
         return all(verdict.passed for verdict in self.verdicts)
 
 
-def run(config: Config, watcher: Watcher) -> Finished:
+def run(config: Config, watcher: Watcher, resume: Path | None = None) -> Finished:
     """Evaluate base and students over the cases and judge the students.
 
+    Args:
+        config: the resolved configuration.
+        watcher: is told how the run goes.
+        resume: folder of a run to be continued; None for a new one.
+
     Raises:
-        InputError: configuration, data set or adapter cannot be used.
-        EngineError: the engine could not be started or died.
+        InputError: configuration, data set or adapter cannot be used, or the run to be
+            resumed is another one.
+        EngineError: the engine could not be started, or died too often.
     """
     start = time.monotonic()
     watcher.stage("checking data set and adapters")
     plan = prepare(config)
-    now = datetime.now().astimezone()
-    tag = config.tag or plan.arms[1].name
-    folder = store.create_run(resolve_path(config.output_dir), tag, now)
-    store.write_text(folder.path / "config.yaml", dump_config(config))
-    watcher.stage(f"starting the {config.engine} engine; its log is {folder.engine_log}")
-    engine_start = time.monotonic()
-    with closing(open_engine(config, plan.arms, plan.base_model, folder.engine_log)) as engine:
-        engine_load_s = time.monotonic() - engine_start
-        manifest = _manifest(plan, now) | {"engine": dict(engine.about)}
-        store.write_json(folder.path / "manifest.json", manifest)
-        progress = Progress(total=len(plan.dataset.drawn) * len(plan.arms) * SAMPLES_PER_CASE)
-        watcher.stage(f"evaluating {len(plan.dataset.drawn)} cases, {len(plan.arms)} arms")
-        job = Job(
-            plan.task,
-            plan.arms,
-            lambda: cases.read_cases(plan.dataset),
-            SAMPLES_PER_CASE,
-            1 + config.retries,
-            config.seed,
+    folder = _open_folder(plan, resume, watcher)
+    with Journal(folder.journal) as journal:
+        ledger = read_ledger(folder.journal)
+        progress = Progress(
+            total=len(plan.dataset.drawn) * len(plan.arms) * SAMPLES_PER_CASE,
+            done=len(ledger.done),
+            valid=ledger.valid,
+            failed=len(ledger.done) - ledger.valid,
+            attempts=ledger.attempts,
+            output_tokens=ledger.output_tokens,
+            seconds=ledger.seconds,
         )
-        with store.Journal(folder.journal) as journal:
-            ledger = store.read_ledger(folder.journal)
-            evaluate(job, engine, ledger, journal.append, progress, watcher.progress)
-    watcher.stage("scoring and writing results")
-    timing = {
-        "engine_load_s": engine_load_s,
-        "first_answer_s": progress.first_answer_s,
-        "generation_s": progress.seconds,
-        "output_tokens": progress.output_tokens,
-        "output_tokens_per_s": progress.output_tokens / progress.seconds,
-        "attempts": progress.attempts,
-        "total_s": time.monotonic() - start,
-    }
-    return conclude(plan, folder, manifest, timing)
+        engine_load_s = 0.0
+        if progress.done < progress.total:
+            with _stop_on_signal(progress):
+                engine_load_s = _generate(plan, folder, journal, progress, watcher)
+        watcher.stage("scoring and writing results")
+        timing = {
+            "engine_load_s": engine_load_s,
+            "first_answer_s": progress.first_answer_s,
+            "generation_s": progress.seconds,
+            "output_tokens": progress.output_tokens,
+            "output_tokens_per_s": progress.output_tokens / max(progress.seconds, 1e-9),
+            "attempts": progress.attempts,
+            "total_s": time.monotonic() - start,
+        }
+        return conclude(plan, folder, timing, owed=progress.total - progress.done)
+
+
+def _open_folder(plan: Plan, resume: Path | None, watcher: Watcher) -> store.RunFolder:
+    """A new run folder, or the one to be resumed once it has proved to be of the same run."""
+    identity = manifest.identify(plan)
+    if resume is not None:
+        recorded = manifest.read(resume)
+        if changed := manifest.differences(recorded["identity"], identity):
+            msg = f"{resume}: cannot be resumed, it is another run: {'; '.join(changed)}"
+            raise InputError(msg)
+        return store.RunFolder(resume, store.timestamp_of(resume, recorded))
+    output_dir = resolve_path(plan.config.output_dir)
+    if unfinished := store.find_unfinished(output_dir, identity):
+        watcher.stage(f"an unfinished run like this one: continue it with --resume {unfinished}")
+    now = datetime.now().astimezone()
+    folder = store.create_run(output_dir, plan.config.tag or plan.arms[1].name, now)
+    store.write_text(folder.path / "config.yaml", dump_config(plan.config))
+    store.write_json(folder.path / manifest.FILE, manifest.describe(plan, now))
+    return folder
+
+
+def _generate(
+    plan: Plan, folder: store.RunFolder, journal: Journal, progress: Progress, watcher: Watcher
+) -> float:
+    """Have all that is owed answered; an engine that dies is started again with what it owed.
+
+    Returns the seconds the first engine took to start.
+    """
+    config, life, load_s = plan.config, 0, 0.0
+    job = Job(
+        plan.task,
+        plan.arms,
+        lambda: cases.read_cases(plan.dataset),
+        SAMPLES_PER_CASE,
+        1 + config.retries,
+        config.seed,
+    )
+    while True:
+        watcher.stage(f"starting the {config.engine} engine; its log is {folder.engine_log}")
+        begin = time.monotonic()
+        try:
+            with closing(
+                open_engine(config, plan.arms, plan.base_model, folder.engine_log, life)
+            ) as engine:
+                load_s = load_s or time.monotonic() - begin
+                store.add_to_json(folder.path / manifest.FILE, {"engine": dict(engine.about)})
+                watcher.stage(f"evaluating {len(plan.dataset.drawn)} cases, {len(plan.arms)} arms")
+                ledger = read_ledger(folder.journal)
+                evaluate(job, engine, ledger, journal.append, progress, watcher.progress)
+                return load_s
+        except EngineDiedError as error:
+            if progress.stopping:  # Ctrl-C reaches the engine's own processes as well
+                return load_s
+            life += 1
+            if life > config.max_engine_restarts:
+                raise
+            watcher.stage(f"{error}; {progress.done} of {progress.total} outcomes are safe")
+
+
+@contextmanager
+def _stop_on_signal(progress: Progress) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the evaluation in order, the second one at once."""
+
+    def stop(number: int, frame: object) -> None:
+        del number, frame
+        if progress.stopping:
+            raise KeyboardInterrupt
+        progress.stopping = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def prepare(config: Config) -> Plan:
@@ -133,82 +215,58 @@ def prepare(config: Config) -> Plan:
 
 
 def conclude(
-    plan: Plan, folder: store.RunFolder, manifest: Mapping[str, Any], timing: Mapping[str, Any]
+    plan: Plan, folder: store.RunFolder, timing: Mapping[str, Any], owed: int = 0
 ) -> Finished:
-    """From the journal to verdicts and files.
+    """From the journal to verdicts and files; with outcomes still `owed` they are partial.
 
     Raises:
-        EvalError: the journal does not hold exactly one outcome per arm and case.
+        EvalError: the journal does not hold exactly one outcome per arm and case, or an arm
+            has no answer at all.
     """
     order = {case.id: n for n, case in enumerate(cases.read_cases(plan.dataset))}
     names = [arm.name for arm in plan.arms]
-    outcomes = store.read_outcomes(folder.journal)
-    samples = range(SAMPLES_PER_CASE)
-    store.check_complete(outcomes, ((a, c, s) for a in names for c in order for s in samples))
+    outcomes = read_outcomes(folder.journal)
+    expected = ((a, c, s) for a in names for c in order for s in range(SAMPLES_PER_CASE))
+    check_complete(outcomes, expected, partial=owed > 0)
     comparison = stats.compare(outcomes, names)
+    each = len(order) * SAMPLES_PER_CASE
     verdicts = tuple(
-        gate.judge_student(comparison, arm.name, plan.config.gate) for arm in plan.arms[1:]
+        gate.judge_student(comparison, name, each, plan.config.gate) for name in names[1:]
     )
-    files = [folder.path / "config.yaml", folder.path / "manifest.json", folder.journal]
+    files = [folder.path / "config.yaml", folder.path / manifest.FILE, folder.journal]
     for arm in plan.arms:
         head = {
             "arm": arm.name,
             "adapter": str(arm.adapter.path) if arm.adapter else None,
             "timestamp": folder.timestamp,
+            "partial": owed > 0,
             "config": plan.config.model_dump(mode="json"),
             "timing": dict(timing),
         }
         path = folder.path / f"{_file_stem(arm, plan.arms)}_{folder.timestamp}.json"
         summary = comparison.arms[arm.name]
-        files.append(
-            store.write_results(path, folder.journal, order, head, summary, plan.task.blocks)
-        )
+        store.write_results(path, folder.journal, order, head, summary, plan.task.blocks)
+        files.append(path)
     whole = {
-        "schema_version": store.SCHEMA_VERSION,
+        "schema_version": manifest.SCHEMA_VERSION,
+        "partial": owed > 0,
+        "owed": owed,
+        "passed": owed == 0 and all(verdict.passed for verdict in verdicts),
         "verdicts": [asdict(verdict) | {"verdict": verdict.word} for verdict in verdicts],
-        "passed": all(verdict.passed for verdict in verdicts),
         **asdict(comparison),
         "timing": dict(timing),
-        "manifest": dict(manifest),
     }
-    files.append(store.write_json(folder.path / "comparison.json", whole))
-    files.append(store.write_zip(folder, files))
-    return Finished(folder.path, comparison, verdicts, timing, tuple(files))
+    files.append(store.write_json(folder.path / store.COMPARISON, whole))
+    store.write_zip(folder, files)
+    for name, summary in comparison.arms.items():
+        if not owed and summary.errors == summary.total:
+            first = next(outcome for outcome in outcomes if outcome.arm == name)
+            msg = f"no case of {name} has an answer ({first.reason}); see {folder.path}"
+            raise EvalError(msg)
+    return Finished(folder.path, comparison, verdicts, timing, owed)
 
 
 def _file_stem(arm: Arm, arms: tuple[Arm, ...]) -> str:
     if arm is arms[0]:
         return arm.name
     return "student" if len(arms) == 2 else f"student_{arm.name}"
-
-
-def _manifest(plan: Plan, now: datetime) -> dict[str, Any]:
-    return {
-        "schema_version": store.SCHEMA_VERSION,
-        "vllm_eval": __version__,
-        "started_at": now.isoformat(),
-        "task": {"name": plan.task.name, "version": plan.task.version},
-        "profile": plan.config.profile,
-        "base_model": plan.base_model,
-        "dataset": {
-            "path": str(plan.dataset.path),
-            "sha256": plan.dataset.sha256,
-            "records": plan.dataset.total,
-            "drawn": len(plan.dataset.drawn),
-        },
-        "adapters": [
-            {"arm": arm.name}
-            | (
-                {
-                    "path": str(arm.adapter.path),
-                    "rank": arm.adapter.rank,
-                    "base_model": arm.adapter.base_model,
-                    "sha256": arm.adapter.sha256,
-                }
-                if arm.adapter
-                else {}
-            )
-            for arm in plan.arms[1:]
-        ],
-        "machine": asdict(machine.detect()),
-    }

@@ -1,28 +1,29 @@
-"""The run folder: an append-only journal of attempts, and the files made from it at the end."""
+"""The run folder and the files made from its journal at the end."""
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from vllm_eval.errors import EvalError, InputError
-from vllm_eval.records import Attempt, Begun, Key, Ledger, Outcome, Problem
+from vllm_eval import manifest
+from vllm_eval.errors import InputError
+from vllm_eval.journal import read_journal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from datetime import datetime
-    from pathlib import Path
-    from typing import BinaryIO, Self
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import BinaryIO
 
     from vllm_eval.stats import Summary
 
-SCHEMA_VERSION = 1
+COMPARISON = "comparison.json"
 JOURNAL = "attempts.jsonl"
+TIME_FORMAT = "%Y%m%d-%H%M%S"
 ENGINE_LOG = "engine.log"
 METRICS = ("mean", "std", "min", "max", "mean_all")
 CASE_KEYS = ("arm", "concept_id", "tier")
@@ -49,45 +50,13 @@ class RunFolder:
         return self.path / ENGINE_LOG
 
 
-class Journal:
-    """Appends attempts; what `append` returned from is on the disk."""
-
-    def __init__(self, path: Path) -> None:
-        """Open or create the file at `path` for appending."""
-        self._file: BinaryIO = path.open("ab")
-
-    def append(self, attempts: Sequence[Attempt]) -> None:
-        """Write each attempt as one line.
-
-        Raises:
-            EvalError: the disk refuses; what was written before is intact.
-        """
-        if not attempts:
-            return
-        try:
-            self._file.write(b"".join(_dump(asdict(attempt)) for attempt in attempts))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            msg = f"{self._file.name}: cannot write: {error.strerror}; free space and run again"
-            raise EvalError(msg) from error
-
-    def __enter__(self) -> Self:
-        """Nothing to do."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the file."""
-        self._file.close()
-
-
 def create_run(output_dir: Path, tag: str, now: datetime) -> RunFolder:
     """Make a new folder `<tag>_<timestamp>`, never one that is there already.
 
     Raises:
         InputError: the output folder cannot be written.
     """
-    timestamp = now.strftime("%Y%m%d-%H%M%S")
+    timestamp = now.strftime(TIME_FORMAT)
     name = f"{_UNSAFE.sub('_', tag)}_{timestamp}"
     for suffix in ("", *(f"-{number}" for number in range(2, 100))):
         path = output_dir / (name + suffix)
@@ -103,9 +72,56 @@ def create_run(output_dir: Path, tag: str, now: datetime) -> RunFolder:
     raise InputError(msg)
 
 
+def timestamp_of(folder: Path, recorded: Mapping[str, Any]) -> str:
+    """The time in a run's file names, from its manifest."""
+    try:
+        return datetime.fromisoformat(recorded["started_at"]).strftime(TIME_FORMAT)
+    except (KeyError, TypeError, ValueError) as error:
+        msg = f"{folder}: its manifest does not say when it was started"
+        raise InputError(msg) from error
+
+
+def find_run(name: str, output_dir: str) -> Path:
+    """The folder of a run given by its path, or by its name in `output_dir`.
+
+    Raises:
+        InputError: there is no such run.
+    """
+    places = [Path(name), Path(output_dir) / name]
+    for place in places:
+        if (place / manifest.FILE).is_file():
+            return place
+    msg = f"no run at {' or '.join(str(place) for place in places)}: no {manifest.FILE} there"
+    raise InputError(msg)
+
+
+def find_unfinished(output_dir: Path, identity: Mapping[str, Any]) -> Path | None:
+    """The newest run folder of the same identity that has begun but not ended."""
+    newest: tuple[float, Path] | None = None
+    for journal in output_dir.glob(f"*/{JOURNAL}"):
+        folder = journal.parent
+        try:
+            same = orjson.loads((folder / manifest.FILE).read_bytes())["identity"] == identity
+            if same and _is_unfinished(folder):
+                newest = max(newest or (0.0, folder), (journal.stat().st_mtime, folder))
+        except (OSError, KeyError, TypeError, orjson.JSONDecodeError):
+            continue  # no run folder of ours
+    return newest[1] if newest else None
+
+
+def _is_unfinished(folder: Path) -> bool:
+    path = folder / COMPARISON
+    return not path.is_file() or bool(orjson.loads(path.read_bytes())["partial"])
+
+
 def write_json(path: Path, data: Mapping[str, Any]) -> Path:
     """Write a small JSON file, whole or not at all."""
     return write_text(path, orjson.dumps(data, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def add_to_json(path: Path, more: Mapping[str, Any]) -> Path:
+    """Set some keys of a small JSON file."""
+    return write_json(path, orjson.loads(path.read_bytes()) | dict(more))
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -114,77 +130,6 @@ def write_text(path: Path, text: str) -> Path:
     part.write_text(text, encoding="utf-8")
     part.replace(path)
     return path
-
-
-def read_journal(path: Path) -> Iterator[tuple[int, Attempt]]:
-    """Every whole line's byte offset and attempt; a torn last line is passed over."""
-    names = {field.name for field in fields(Attempt)}
-    offset = 0
-    with path.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                row = orjson.loads(line)
-                yield offset, Attempt(**{name: row[name] for name in names})
-            offset += len(line)
-
-
-def read_outcomes(path: Path) -> list[Outcome]:
-    """One outcome for each arm, case and sample that the journal has brought to an end."""
-    first_valid: dict[Key, bool] = {}
-    outcomes = []
-    for _, attempt in read_journal(path):
-        key = (attempt.arm, attempt.concept_id, attempt.sample)
-        first = first_valid.setdefault(key, attempt.status == "success")
-        if attempt.final:
-            outcomes.append(
-                Outcome(
-                    arm=attempt.arm,
-                    concept_id=attempt.concept_id,
-                    tier=attempt.tier,
-                    sample=attempt.sample,
-                    status=attempt.status,
-                    reason=attempt.reason,
-                    score=attempt.score,
-                    attempts=attempt.attempt,
-                    first_valid=first,
-                )
-            )
-    return outcomes
-
-
-def read_ledger(path: Path) -> Ledger:
-    """What the journal at `path` has brought to an end, and what it has begun."""
-    done: set[Key] = set()
-    begun: dict[Key, Begun] = {}
-    for _, attempt in read_journal(path):
-        key = (attempt.arm, attempt.concept_id, attempt.sample)
-        if attempt.final:
-            done.add(key)
-            begun.pop(key, None)
-        else:
-            judged = attempt.status == "format_error"
-            place = (attempt.block, attempt.line, attempt.column)
-            problem = Problem(attempt.reason or "", attempt.error or "", *place) if judged else None
-            begun[key] = Begun(attempt.attempt, problem)
-    return Ledger(done, begun)
-
-
-def check_complete(outcomes: Iterable[Outcome], expected: Iterable[Key]) -> None:
-    """Exactly one outcome for each expected arm, case and sample, and no other.
-
-    Raises:
-        EvalError: one is missing, twice there or foreign; no verdict can stand on that.
-    """
-    owed = set(expected)
-    for outcome in outcomes:
-        key = (outcome.arm, outcome.concept_id, outcome.sample)
-        if key not in owed:
-            msg = f"the journal holds an outcome twice, or one nobody asked for: {key}"
-            raise EvalError(msg)
-        owed.remove(key)
-    if owed:
-        msg = f"the journal lacks {len(owed)} outcomes, for example {min(owed)}"
-        raise EvalError(msg)
 
 
 def write_results(
@@ -256,15 +201,3 @@ def _result(
             for attempt in attempts
         ],
     }
-
-
-def _dump(row: dict[str, Any]) -> bytes:
-    """One line; what JSON cannot hold (a lone surrogate) is replaced, not refused."""
-    try:
-        return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
-    except orjson.JSONEncodeError:
-        clean = {
-            key: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
-            for key, value in row.items()
-        }
-        return orjson.dumps(clean, option=orjson.OPT_APPEND_NEWLINE)

@@ -47,8 +47,12 @@ class Engine(Protocol):
         """Release everything, also after a failure."""
 
 
-def open_engine(config: Config, arms: Sequence[Arm], base_model: str | None, log: Path) -> Engine:
+def open_engine(
+    config: Config, arms: Sequence[Arm], base_model: str | None, log: Path, life: int = 0
+) -> Engine:
     """Start the configured engine; what it prints goes to the file `log`.
+
+    `life` counts the starts in this run, from 0: a script may let its engine die in some.
 
     Raises:
         EngineError: it cannot be started, with the cause.
@@ -57,7 +61,7 @@ def open_engine(config: Config, arms: Sequence[Arm], base_model: str | None, log
     if config.engine == "scripted":
         from vllm_eval.engines.scripted import ScriptedEngine
 
-        return ScriptedEngine.open(config.script)
+        return ScriptedEngine.open(config.script, life)
     from vllm_eval.engines.vllm import VllmEngine
 
     return VllmEngine.open(config, arms, base_model or "", log)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from vllm_eval.errors import ConfigError, DatasetError
+from vllm_eval.errors import ConfigError, DatasetError, EngineDiedError
 from vllm_eval.records import Completion
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ANY = "*"
 CAPACITY = 256
-_KEYS = {"concept_id", "arm", "attempt", "text", "seconds", "error"}
+_KEYS = {"concept_id", "arm", "attempt", "text", "seconds", "error", "deaths"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ class Line:
     """How long the answer takes, many in flight at once."""
     error: str | None
     """An engine error instead of an answer."""
+    deaths: int
+    """In so many lives the engine dies when this answer is due."""
 
 
 class ScriptedEngine:
@@ -47,16 +49,17 @@ class ScriptedEngine:
     any; of equals the first in the file. Tokens are counted as white-space separated words.
     """
 
-    def __init__(self, lines: Sequence[Line]) -> None:
-        """Take the script as read."""
+    def __init__(self, lines: Sequence[Line], life: int = 0) -> None:
+        """Take the script as read; `life` counts the starts in this run, from 0."""
+        self._life = life
         self._lines: dict[tuple[str, str | None, int | None], Line] = {}
         for line in lines:
             self._lines.setdefault((line.concept_id, line.arm, line.attempt), line)
-        self._due: list[tuple[float, int, Completion]] = []
+        self._due: list[tuple[float, int, Completion | None]] = []
         self._submitted = 0
 
     @classmethod
-    def open(cls, script: str | None) -> ScriptedEngine:
+    def open(cls, script: str | None, life: int = 0) -> ScriptedEngine:
         """Read the script.
 
         Raises:
@@ -66,7 +69,7 @@ class ScriptedEngine:
         if script is None:
             msg = "script: the scripted engine needs one; give --script FILE.jsonl"
             raise ConfigError(msg)
-        return cls(list(_read_script(Path(script))))
+        return cls(list(_read_script(Path(script))), life)
 
     @property
     def capacity(self) -> int:
@@ -89,7 +92,8 @@ class ScriptedEngine:
             line = self._find(request)
             seconds = line.seconds if line else 0.0
             self._submitted += 1
-            completion = _complete(request, line)
+            dies = line is not None and self._life < line.deaths
+            completion = None if dies else _complete(request, line)
             heapq.heappush(self._due, (now + seconds, self._submitted, completion))
 
     @property
@@ -105,9 +109,16 @@ class ScriptedEngine:
         in_time = timeout is None or wait <= timeout
         time.sleep(wait if in_time else timeout or 0.0)
         now = max(time.monotonic(), self._due[0][0]) if in_time else 0.0
-        finished = []
+        finished: list[Completion] = []
         while self._due and self._due[0][0] <= now:
-            finished.append(heapq.heappop(self._due)[2])
+            completion = self._due[0][2]
+            if completion is None and finished:
+                break  # what has finished is handed out first
+            heapq.heappop(self._due)
+            if completion is None:
+                msg = "the engine died, as its script wants it"
+                raise EngineDiedError(msg)
+            finished.append(completion)
         return finished
 
     def close(self) -> None:
@@ -170,6 +181,7 @@ def _read_line(where: str, raw: bytes) -> Line:
         ("text", str),
         ("seconds", (int, float)),
         ("error", str),
+        ("deaths", int),
     )
     for key, kind in rules:
         if fields.get(key) is not None and not isinstance(fields[key], kind):
@@ -185,4 +197,5 @@ def _read_line(where: str, raw: bytes) -> Line:
         text=fields.get("text") or "",
         seconds=float(fields.get("seconds") or 0.0),
         error=fields.get("error"),
+        deaths=fields.get("deaths") or 0,
     )

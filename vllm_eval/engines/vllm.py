@@ -8,18 +8,18 @@ while the rest still decodes.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import difflib
 import functools
 import gc
 import math
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm_eval.engines import canary
+from vllm_eval.engines.advice import advise
 from vllm_eval.engines.output import OutputToFile
-from vllm_eval.errors import ConfigError, EngineError, EvalError
+from vllm_eval.engines.vllm_options import engine_options
+from vllm_eval.errors import EngineDiedError, EngineError, EvalError
 from vllm_eval.records import Completion
 
 if TYPE_CHECKING:
@@ -33,10 +33,7 @@ if TYPE_CHECKING:
     from vllm_eval.config import Config
     from vllm_eval.records import Arm, Request
 
-ALLOWED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""`MaxLoRARanks` of vllm/config/lora.py; any other `max_lora_rank` is refused."""
-OURS = frozenset({"model", "enable_lora", "disable_log_stats", "skip_tokenizer_init"})
-"""Engine options the evaluation itself depends on."""
+DIED = "the engine died"
 
 
 class VllmEngine:
@@ -49,6 +46,7 @@ class VllmEngine:
         self._config = config
         self._output = output
         self._loras = {arm.name: _lora_request(number, arm) for number, arm in enumerate(arms)}
+        self._rejected: list[Completion] = []
         self._tokenizer = llm.get_tokenizer()
         # Both arms ask the same prompt, and the length is checked before it is submitted.
         self._token_ids = functools.lru_cache(maxsize=4096)(self._tokenize)
@@ -138,22 +136,24 @@ class VllmEngine:
                 seed=request.seed,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            ids = self._token_ids(request.prompt)
-            with _translated("the engine died", self._output.log):
-                self._engine.add_request(
-                    request.id, tokens_input(ids), sampling, lora_request=self._loras[request.arm]
-                )
+            ids = tokens_input(self._token_ids(request.prompt))
+            lora = self._loras[request.arm]
+            with _translated(DIED, self._output.log):
+                try:
+                    self._engine.add_request(request.id, ids, sampling, lora_request=lora)
+                except ValueError as error:  # vLLM's word for a request it cannot take
+                    self._rejected.append(Completion(request.id, error=str(error)))
 
     @property
     def busy(self) -> bool:
         """Whether any request is in flight."""
-        return bool(self._engine.has_unfinished_requests())
+        return bool(self._rejected or self._engine.has_unfinished_requests())
 
     def poll(self, timeout: float | None = None) -> list[Completion]:
         """Step the batch until at least one request has finished, or the time is up."""
         end = math.inf if timeout is None else time.monotonic() + timeout
-        finished: list[Completion] = []
-        with _translated("the engine died", self._output.log):
+        finished, self._rejected = self._rejected, []
+        with _translated(DIED, self._output.log):
             # Never a step without a request: in another process it would block for ever.
             while not finished and self.busy and time.monotonic() < end:
                 finished = [_complete(out) for out in self._engine.step() if out.finished]
@@ -217,45 +217,6 @@ class VllmEngine:
         return list(ids)
 
 
-def engine_options(config: Config, arms: Sequence[Arm]) -> dict[str, Any]:
-    """Keyword arguments of `LLM`: derived ones, overridden by the configured `engine_args`.
-
-    Raises:
-        ConfigError: an option is unknown to the installed vLLM, or is ours to set.
-    """
-    from vllm import EngineArgs
-    from vllm.platforms import current_platform
-
-    known = {field.name for field in dataclasses.fields(EngineArgs)}
-    for name in config.engine_args:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            msg = f"engine_args: the installed vLLM has no option {name!r}{hint}"
-            raise ConfigError(msg)
-        if name in OURS:
-            msg = f"engine_args: {name!r} is set by the evaluation itself; remove it"
-            raise ConfigError(msg)
-    adapters = [arm.adapter for arm in arms if arm.adapter]
-    # CPU builds up to 0.32 give base rows the adapter of the last slot; one slot that stays
-    # empty makes that adapter none (https://github.com/vllm-project/vllm/pull/48421).
-    spare = 1 if current_platform.is_cpu() else 0
-    options: dict[str, Any] = {
-        "enable_lora": bool(adapters),
-        "disable_log_stats": False,  # without statistics no request has a timing
-        "seed": config.seed,
-    }
-    if adapters:
-        rank = max(adapter.rank for adapter in adapters)
-        options["max_loras"] = len(adapters) + spare
-        options["max_lora_rank"] = next((r for r in ALLOWED_RANKS if r >= rank), rank)
-    if config.load_4bit:
-        options["quantization"] = "bitsandbytes"
-    if config.bnb_compute_dtype:
-        options["dtype"] = config.bnb_compute_dtype
-    return options | config.engine_args
-
-
 def _lora_request(number: int, arm: Arm) -> LoRARequest | None:
     from vllm.lora.request import LoRARequest
 
@@ -299,5 +260,8 @@ def _translated(what: str, log: Path) -> Iterator[None]:
         raise
     except Exception as error:
         words = " ".join(str(error).split())[:400] or type(error).__name__
-        msg = f"{what}: {words} (see {log})"
+        remedy = advise(words, log)
+        msg = f"{what}: {words} (see {log}){'; ' + remedy if remedy else ''}"
+        if what == DIED and remedy is None:  # a known cause would only come again
+            raise EngineDiedError(msg) from error
         raise EngineError(msg) from error

@@ -24,6 +24,10 @@ class Task(Protocol):
     def version(self) -> str:
         """Changes whenever the same answer could be judged differently."""
 
+    @property
+    def prompt_sha256(self) -> str:
+        """Identifies what is put to the model, apart from the case."""
+
     def prompt(self, case: Case, problem: Problem | None = None) -> str:
         """The text put to the model; with `problem`, a retry that names what was wrong."""
 

@@ -6,6 +6,7 @@ and the reasons' names are fixed there.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from importlib.resources import files
@@ -39,6 +40,7 @@ class ProductOwner:
     template: jinja2.Template
     takes_reminder: bool
     """Whether the template places the reminder itself; else it is put after the prompt."""
+    prompt_sha256: str
     name: str = "product_owner"
     version: str = VERSION
 
@@ -72,7 +74,8 @@ class ProductOwner:
         if unknown := sorted(names - known):
             msg = f"prompt_template: {where} uses {unknown[0]!r}; there is only {sorted(known)}"
             raise ConfigError(msg)
-        return cls(template, takes_reminder="reminder" in names)
+        sha256 = hashlib.sha256(source.encode()).hexdigest()
+        return cls(template, takes_reminder="reminder" in names, prompt_sha256=sha256)
 
     def prompt(self, case: Case, problem: Problem | None = None) -> str:
         """The text put to the model; with `problem`, a retry that names what was wrong."""

@@ -1,0 +1,59 @@
+"""Which options the vLLM engine is started with: derived from the adapters, then as configured."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import TYPE_CHECKING, Any
+
+from vllm_eval.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vllm_eval.config import Config
+    from vllm_eval.records import Arm
+
+ALLOWED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""`MaxLoRARanks` of vllm/config/lora.py; any other `max_lora_rank` is refused."""
+OURS = frozenset({"model", "enable_lora", "disable_log_stats", "skip_tokenizer_init"})
+"""Engine options the evaluation itself depends on."""
+
+
+def engine_options(config: Config, arms: Sequence[Arm]) -> dict[str, Any]:
+    """Keyword arguments of `LLM`: derived ones, overridden by the configured `engine_args`.
+
+    Raises:
+        ConfigError: an option is unknown to the installed vLLM, or is ours to set.
+    """
+    from vllm import EngineArgs
+    from vllm.platforms import current_platform
+
+    known = {field.name for field in dataclasses.fields(EngineArgs)}
+    for name in config.engine_args:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            msg = f"engine_args: the installed vLLM has no option {name!r}{hint}"
+            raise ConfigError(msg)
+        if name in OURS:
+            msg = f"engine_args: {name!r} is set by the evaluation itself; remove it"
+            raise ConfigError(msg)
+    adapters = [arm.adapter for arm in arms if arm.adapter]
+    # CPU builds up to 0.32 give base rows the adapter of the last slot; one slot that stays
+    # empty makes that adapter none (https://github.com/vllm-project/vllm/pull/48421).
+    spare = 1 if current_platform.is_cpu() else 0
+    options: dict[str, Any] = {
+        "enable_lora": bool(adapters),
+        "disable_log_stats": False,  # without statistics no request has a timing
+        "seed": config.seed,
+    }
+    if adapters:
+        rank = max(adapter.rank for adapter in adapters)
+        options["max_loras"] = len(adapters) + spare
+        options["max_lora_rank"] = next((r for r in ALLOWED_RANKS if r >= rank), rank)
+    if config.load_4bit:
+        options["quantization"] = "bitsandbytes"
+    if config.bnb_compute_dtype:
+        options["dtype"] = config.bnb_compute_dtype
+    return options | config.engine_args
