@@ -38,9 +38,9 @@ class Terminal:
 
     def __init__(self) -> None:
         """Keep a private copy of standard output: the engine sends the shared one to its log."""
-        out = _private(sys.stdout)
-        width = None if out.isatty() else PLAIN_WIDTH
-        self.console = Console(file=out, highlight=False, emoji=False, width=width)
+        self._out = _private(sys.stdout)
+        width = None if self._out.isatty() else PLAIN_WIDTH
+        self.console = Console(file=self._out, highlight=False, emoji=False, width=width)
         self._bar: Bar | None = None
         self._last_line = 0.0
 
@@ -56,6 +56,8 @@ class Terminal:
     ) -> None:
         """Take the live display down, whatever happened."""
         self._stop()
+        if self._out is not sys.stdout:
+            self._out.close()
 
     def stage(self, text: str) -> None:
         """A new stage begins."""

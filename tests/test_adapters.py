@@ -1,0 +1,229 @@
+"""Finding an adapter and knowing it from its JSON alone; every way it can be refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vllm_eval.adapters import base_of, find_adapter, open_arms, read_adapter
+from vllm_eval.config import Config
+from vllm_eval.errors import AdapterError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.conftest import Bench
+
+    Make = Callable[..., Path]
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def safetensors(values: tuple[float, ...] = (1.0, 2.0)) -> bytes:
+    """A file with one tensor: length of the header, header, data."""
+    header = {"lora_A": {"dtype": "F32", "shape": [len(values)], "data_offsets": [0, 8]}}
+    raw = json.dumps(header).encode()
+    return struct.pack("<Q", len(raw)) + raw + struct.pack(f"<{len(values)}f", *values)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """An adapter folder; keys of its configuration may be replaced."""
+
+    def folder(name: str = "pupil", **changes: object) -> Path:
+        path = tmp_path / "adapters" / name
+        path.mkdir(parents=True)
+        fields = {"peft_type": "LORA", "r": 8, "base_model_name_or_path": "org/base"} | changes
+        (path / "adapter_config.json").write_text(json.dumps(fields), encoding="utf-8")
+        (path / "adapter_model.safetensors").write_bytes(safetensors())
+        return path
+
+    return folder
+
+
+def config(*adapters: str, dirs: tuple[str, ...] = (), **more: object) -> Config:
+    return Config(adapters=adapters, adapter_dirs=dirs, **more)  # type: ignore[arg-type]
+
+
+def test_an_adapter_is_known_by_base_and_rank(make: Make) -> None:
+    adapter = read_adapter("pupil", make(r=16))
+    assert (adapter.name, adapter.base_model, adapter.rank) == ("pupil", "org/base", 16)
+
+
+def test_the_largest_rank_of_any_module_counts(make: Make) -> None:
+    assert read_adapter("pupil", make(r=8, rank_pattern={"q_proj": 4, "v_proj": 32})).rank == 32
+
+
+@pytest.mark.parametrize("base", [None, ""])
+def test_an_adapter_may_not_know_its_base(make: Make, base: object) -> None:
+    assert read_adapter("pupil", make(base_model_name_or_path=base)).base_model is None
+
+
+def test_the_hash_changes_with_the_weights(make: Make) -> None:
+    folder = make()
+    before = read_adapter("pupil", folder).sha256
+    (folder / "adapter_model.safetensors").write_bytes(safetensors((1.0, 3.0)))
+    assert read_adapter("pupil", folder).sha256 != before
+
+
+def test_the_hash_changes_with_the_configuration(make: Make) -> None:
+    one, other = (read_adapter("x", make(f"p{r}", r=8, lora_alpha=r)).sha256 for r in (1, 2))
+    assert one != other
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"peft_type": "IA3"}, "peft_type must be LORA"),
+        ({"peft_type": None}, "peft_type must be LORA"),
+        ({"r": None}, "must be positive whole numbers"),
+        ({"r": 0}, "must be positive whole numbers"),
+        ({"r": "8"}, "must be positive whole numbers"),
+        ({"r": 8.5}, "must be positive whole numbers"),
+        ({"r": True}, "must be positive whole numbers"),
+        ({"rank_pattern": {"q_proj": "x"}}, "must be positive whole numbers"),
+        ({"rank_pattern": {"q_proj": -1}}, "must be positive whole numbers"),
+        ({"rank_pattern": [4]}, "must be positive whole numbers"),
+        ({"base_model_name_or_path": 7}, "base_model_name_or_path"),
+    ],
+)
+def test_a_configuration_that_cannot_be_served_is_named(
+    make: Make, changes: dict[str, object], said: str
+) -> None:
+    folder = make(**changes)
+    with pytest.raises(AdapterError) as refused:
+        read_adapter("pupil", folder)
+    assert str(folder / "adapter_config.json") in str(refused.value)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{", "not readable as JSON"),
+        (b"\xff", "not readable as JSON"),
+        (b"[" * 100_000, "not readable as JSON"),
+        (b"[]", "peft_type must be LORA"),
+    ],
+)
+def test_a_configuration_that_is_no_json_object_is_named(
+    make: Make, content: bytes, said: str
+) -> None:
+    folder = make()
+    (folder / "adapter_config.json").write_bytes(content)
+    with pytest.raises(AdapterError, match=rf"adapter_config\.json: .*{said}"):
+        read_adapter("pupil", folder)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_missing_file_is_named(make: Make, name: str) -> None:
+    folder = make()
+    (folder / name).unlink()
+    with pytest.raises(AdapterError, match=f"{folder}: has no {name}"):
+        read_adapter("pupil", folder)
+
+
+def test_pickled_weights_do_not_stand_in_for_safetensors(make: Make) -> None:
+    folder = make()
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(AdapterError, match="safe_serialization=True"):
+        read_adapter("pupil", folder)
+
+
+def test_an_adapter_is_found_by_its_path(make: Make) -> None:
+    folder = make()
+    assert find_adapter(str(folder), ()) == folder
+
+
+def test_an_adapter_is_found_by_name_in_the_adapter_folders(make: Make, tmp_path: Path) -> None:
+    folder = make()
+    dirs = [str(tmp_path / "none"), str(tmp_path / "adapters")]
+    assert find_adapter("pupil", dirs) == folder
+
+
+def test_an_adapter_that_is_nowhere_lists_where_it_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError) as refused:
+        find_adapter("gone", [str(tmp_path / "a"), str(tmp_path / "b")])
+    assert f"looked for gone, {tmp_path}/a/gone, {tmp_path}/b/gone" in str(refused.value)
+
+
+def test_a_hub_id_that_cannot_be_had_is_an_error_of_the_adapter(bench: Bench) -> None:
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(bench.folder), "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "-m", "vllm_eval", "--adapter", "nobody/nothing", "--profile", "none"],
+        env={**os.environ, **offline},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "adapter 'nobody/nothing'" in done.stderr
+
+
+def test_the_baseline_comes_first_and_has_no_adapter(make: Make) -> None:
+    baseline, student = open_arms(config(str(make())))
+    assert (baseline.name, baseline.adapter) == ("baseline", None)
+    assert student.name == "pupil"
+    assert student.adapter is not None
+
+
+def test_each_adapter_is_an_arm_named_for_its_folder(make: Make) -> None:
+    arms = open_arms(config(f"{make('a')}/", str(make("b c"))))
+    assert [arm.name for arm in arms] == ["baseline", "a", "b_c"]
+
+
+def test_the_scripted_engine_reads_no_adapter_file() -> None:
+    arms = open_arms(config("nowhere/at all", engine="scripted"))
+    assert [(arm.name, arm.adapter) for arm in arms] == [("baseline", None), ("at_all", None)]
+
+
+def test_a_run_without_an_adapter_has_nothing_to_compare() -> None:
+    with pytest.raises(AdapterError, match="give --adapter NAME"):
+        open_arms(config())
+
+
+@pytest.mark.parametrize("names", [("a", "b/a"), ("a b", "a_b"), ("baseline",)])
+def test_two_arms_of_one_name_are_refused(names: tuple[str, ...]) -> None:
+    with pytest.raises(AdapterError, match="two arms would be called"):
+        open_arms(config(*names, engine="scripted"))
+
+
+@pytest.mark.parametrize("name", ["", "/", "package:"])
+def test_an_adapter_without_a_name_is_refused(name: str) -> None:
+    with pytest.raises(AdapterError):
+        open_arms(config(name, engine="scripted"))
+
+
+def test_the_base_is_what_the_adapters_agree_on(make: Make) -> None:
+    arms = open_arms(config(str(make("a")), str(make("b"))))
+    assert base_of(arms, None) == "org/base"
+
+
+def test_a_given_base_wins(make: Make) -> None:
+    assert base_of(open_arms(config(str(make()))), "my/other") == "my/other"
+
+
+def test_a_base_that_is_a_folder_becomes_absolute(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights").mkdir()
+    monkeypatch.chdir(tmp_path)
+    arms = open_arms(config(str(make(base_model_name_or_path="weights"))))
+    assert base_of(arms, None) == str(tmp_path / "weights")
+
+
+@pytest.mark.parametrize("other", ["org/different", None])
+def test_adapters_of_different_bases_are_refused_by_name(make: Make, other: str | None) -> None:
+    arms = open_arms(config(str(make("a")), str(make("b", base_model_name_or_path=other))))
+    with pytest.raises(AdapterError) as refused:
+        base_of(arms, None)
+    assert f"a: org/base; b: {other}" in str(refused.value)
+    assert "--base-model" in str(refused.value)
