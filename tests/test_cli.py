@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import resource
 import signal
@@ -280,6 +281,8 @@ def test_an_interrupt_exits_with_130_and_keeps_what_had_finished(
     assert program.returncode == 130
     (journal,) = bench.output_dir.glob("*/attempts.jsonl")
     assert journal.read_text("utf-8").count('"concept_id":"K1"') == 2
+    comparison = json.loads((journal.parent / "comparison.json").read_text("utf-8"))
+    assert (comparison["partial"], comparison["passed"]) == (True, False)
 
 
 @pytest.mark.parametrize("body", ["{{ concept.title.size }}", "{{ 1 // 0 }}"])

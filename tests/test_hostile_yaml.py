@@ -79,7 +79,7 @@ PARSES = {
     "right to left": "a: \u202eabc",
     "set": "a: !!set {x, y}",
     "binary": "a: !!binary aGk=",
-    "long quoted text": f'a: "{LONG_TEXT}"',
+    "long quoted text": 'a: "' + "word " * 2_000 + '"',
 }
 EXPENSIVE = {
     "late error, twice tried": "- a\n" * 60_000 + "`x`: : [",

@@ -1,11 +1,17 @@
-"""A run that was cut off goes on where it stood: nothing lost, nothing twice, no other run joined."""
+"""A run that ended early goes on where it stopped, and only the same run may go on.
+
+Covered: resuming, torn journals, refusals, interrupts, engine restarts, exactly one outcome.
+Not covered: processes killed at random (test_killed.py).
+"""
 
 from __future__ import annotations
 
-import fcntl
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,209 +20,230 @@ if TYPE_CHECKING:
 
     from tests.conftest import Answers, Bench, Run
 
-KEYS = ("arm", "concept_id", "attempt", "final", "status", "reason", "score", "seed")
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A finished run, and the means to make it one that was cut off."""
-
-    bench: Bench
-    folder: Path
-    whole: bytes
-
-    @property
-    def journal(self) -> Path:
-        return self.folder / "attempts.jsonl"
-
-    def at(self, lines: int, torn: bytes = b"") -> Cut:
-        """Leave so many whole lines of the journal, then `torn`, and no result file."""
-        kept = self.whole.splitlines(keepends=True)[:lines]
-        self.journal.write_bytes(b"".join(kept) + torn)
-        for path in [*self.folder.glob("*_*.json"), *self.folder.glob("*.zip")]:
-            path.unlink()
-        (self.folder / "comparison.json").unlink()
-        return self
-
-    def resume(self, *more: str) -> Run:
-        return self.bench.call("--resume", str(self.folder), *more)
-
-
-def outcomes(journal: bytes) -> list[tuple[str, ...]]:
-    rows = (json.loads(line) for line in journal.splitlines())
-    return sorted(tuple(str(row[key]) for key in KEYS) for row in rows)
-
 
 @pytest.fixture
-def cut(bench: Bench, answers: Answers) -> Cut:
-    """Five cases; the student needs three attempts on K2 and never keeps K3."""
-    bench.dataset(5)
+def whole(bench: Bench, answers: Answers) -> Run:
+    """A finished run of four cases; the student's K2 needs two attempts."""
+    bench.dataset(4)
     bench.answers(
         {"text": answers.text()},
-        {"concept_id": "K2", "arm": "pupil", "text": answers.bad()},
-        {"concept_id": "K2", "arm": "pupil", "attempt": 3, "text": answers.text()},
-        {"concept_id": "K3", "arm": "pupil", "text": answers.bad()},
+        {"concept_id": "K2", "arm": "pupil", "attempt": 1, "text": answers.bad()},
     )
-    folder = bench.run().folder
-    return Cut(bench, folder, (folder / "attempts.jsonl").read_bytes())
+    return bench.run()
 
 
-@pytest.mark.parametrize("lines", [0, 1, 6, 10, 11, 12, 13, 14])
-def test_a_resumed_run_ends_with_the_outcomes_of_an_uninterrupted_one(cut: Cut, lines: int) -> None:
-    run = cut.at(lines).resume()
-    assert run.code == 1  # the gate's word on this student, as without the interruption
-    assert outcomes(cut.journal.read_bytes()) == outcomes(cut.whole)
+def cut(run: Run, lines: int, torn: bytes = b"") -> None:
+    """Leave the folder as a process killed after `lines` attempts would have."""
+    journal = run.folder / "attempts.jsonl"
+    kept = journal.read_bytes().splitlines(keepends=True)[:lines]
+    for path in run.folder.iterdir():
+        if path.name not in ("config.yaml", "manifest.json"):
+            path.unlink()
+    journal.write_bytes(b"".join(kept) + torn)
 
 
-def test_what_had_finished_is_not_asked_again(cut: Cut) -> None:
-    before = cut.at(7).journal.read_bytes()
-    cut.resume()
-    assert cut.journal.read_bytes().startswith(before)
+def outcomes(run: Run) -> dict[tuple[str, str], tuple[object, ...]]:
+    keys = ("status", "score", "reason", "attempts", "raw_response")
+    return {
+        (arm, row["concept_id"]): tuple(row[key] for key in keys)
+        for arm in ("baseline", "student")
+        for row in run.result(arm)["results"]
+    }
 
 
-@pytest.mark.parametrize("torn", [b'{"arm":"pupil","conc', b"\0" * 50, b"{", b"\xff\xfe"])
-def test_a_torn_last_line_is_owed_again(cut: Cut, torn: bytes) -> None:
-    cut.at(7, torn).resume()
-    assert outcomes(cut.journal.read_bytes()) == outcomes(cut.whole)
+@pytest.mark.parametrize("lines", [0, 1, 3, 5, 8, 9])
+def test_a_resumed_run_ends_with_the_outcomes_of_a_whole_one(
+    bench: Bench, whole: Run, lines: int
+) -> None:
+    before = outcomes(whole)
+    cut(whole, lines)
+    again = bench.call("--resume", str(whole.folder))
+    assert again.code == whole.code
+    assert outcomes(again) == before
 
 
-def test_the_result_files_of_a_resumed_run_are_complete(cut: Cut) -> None:
-    run = cut.at(4).resume()
-    assert run.result("student")["total_samples"] == 5
-    assert run.result("comparison")["partial"] is False
+def test_what_was_finished_is_not_asked_again(bench: Bench, whole: Run) -> None:
+    kept = (whole.folder / "attempts.jsonl").read_bytes().splitlines()[:5]
+    cut(whole, 5)
+    bench.call("--resume", str(whole.folder))
+    lines = (whole.folder / "attempts.jsonl").read_bytes().splitlines()
+    assert lines[:5] == kept
+    assert len(lines) == 9
 
 
-def test_a_run_may_be_resumed_by_its_name(cut: Cut) -> None:
-    cut.at(3)
-    run = cut.bench.call("--resume", cut.folder.name, "--output-dir", str(cut.bench.output_dir))
+def test_a_retry_goes_on_with_the_next_attempt_and_its_reminder(bench: Bench, whole: Run) -> None:
+    failed = next(n for n, row in enumerate(whole.journal) if row["status"] == "format_error")
+    cut(whole, failed + 1)
+    again = bench.call("--resume", str(whole.folder))
+    assert [row["attempt"] for row in again.attempts("pupil", "K2")] == [1, 2]
+
+
+@pytest.mark.parametrize("torn", [b'{"arm": "base', b"\0" * 300, b"{}"[:1]])
+def test_a_torn_last_line_is_owed_again(bench: Bench, whole: Run, torn: bytes) -> None:
+    before = outcomes(whole)
+    cut(whole, 4, torn)
+    assert outcomes(bench.call("--resume", str(whole.folder))) == before
+
+
+def test_a_journal_damaged_in_its_middle_is_an_error_that_says_where(
+    bench: Bench, whole: Run
+) -> None:
+    journal = whole.folder / "attempts.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(lines[0] + b'{"arm": 1}\n' + b"".join(lines[1:]))
+    run = bench.call("--resume", str(whole.folder))
+    assert run.code == 3
+    assert "attempts.jsonl, line 2: the journal is damaged" in run.err
+
+
+def test_a_run_is_found_by_its_name_in_the_output_folder(bench: Bench, whole: Run) -> None:
+    cut(whole, 2)
+    name, folder = whole.folder.name, str(bench.output_dir)
+    assert bench.call("--resume", name, "--output-dir", folder).code == whole.code
+
+
+def test_resuming_a_folder_that_is_no_run_is_bad_input(bench: Bench) -> None:
+    run = bench.call("--resume", str(bench.folder))
+    assert run.code == 2
+    assert "no manifest.json there" in run.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "key"),
+    [
+        (("--seed", "7"), "seed was 42, is 7"),
+        (("--retries", "5"), "retries was 2, is 5"),
+        (("--temperature", "0.9"), "temperature was 0.2, is 0.9"),
+        (("--adapter", "other"), "adapters was"),
+    ],
+)
+def test_another_configuration_is_refused_with_what_differs(
+    bench: Bench, whole: Run, flags: tuple[str, ...], key: str
+) -> None:
+    cut(whole, 2)
+    run = bench.call("--resume", str(whole.folder), *flags)
+    assert run.code == 2
+    assert key in run.err
+
+
+def test_another_data_set_at_the_same_path_is_refused(bench: Bench, whole: Run) -> None:
+    cut(whole, 2)
+    bench.dataset(4, concept="Something else")
+    run = bench.call("--resume", str(whole.folder))
+    assert run.code == 2
+    assert "dataset was" in run.err
+
+
+def test_thresholds_may_differ_when_resuming(bench: Bench, whole: Run) -> None:
+    cut(whole, 2)
+    run = bench.call("--resume", str(whole.folder), "-c", "gate.min_ratio=2.0")
     assert run.code == 1
 
 
-def test_an_unfinished_run_like_this_one_is_offered_by_name(cut: Cut) -> None:
-    cut.at(3)
-    assert f"--resume {cut.folder}" in cut.bench.run().out
+def test_an_unfinished_run_like_this_one_is_offered_by_name(bench: Bench, whole: Run) -> None:
+    cut(whole, 2)
+    name = whole.folder.name
+    assert f"--resume {bench.output_dir / name}" in bench.run("--tag", "second").out
 
 
-def test_a_finished_run_is_not_offered(cut: Cut) -> None:
-    assert "--resume" not in cut.bench.run().out
+def test_a_finished_run_is_not_offered(bench: Bench, whole: Run) -> None:
+    assert whole.code in (0, 1)
+    assert "--resume" not in bench.run("--tag", "second").out
 
 
-def test_a_finished_run_that_is_resumed_stays_as_it_is(cut: Cut) -> None:
-    assert cut.resume().code == 1
-    assert cut.journal.read_bytes() == cut.whole
+def test_a_second_process_on_the_same_run_is_refused(bench: Bench, answers: Answers) -> None:
+    bench.dataset(2)
+    bench.answers({"text": answers.text(), "seconds": 60})
+    with background(bench) as process:
+        folder = wait_for_journal(bench)
+        run = bench.call("--resume", str(folder))
+        process.kill()
+    assert run.code == 2
+    assert "another process is at work on this run" in run.err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--seed", "7"], "seed"),
-        (["--retries", "5"], "retries"),
-        (["--temperature", "0.9"], "temperature"),
-        (["--adapter", "other"], "adapters"),
-        (["--max-samples", "2"], "max_samples"),
-    ],
-)
-def test_another_configuration_is_refused_by_name(
-    cut: Cut, arguments: list[str], named: str
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_what_finished_and_marks_the_files_as_partial(
+    bench: Bench, answers: Answers, number: signal.Signals
 ) -> None:
-    run = cut.at(3).resume(*arguments)
-    assert run.code == 2
-    assert f"{named} was " in run.err
+    bench.dataset(3)
+    bench.answers(
+        {"text": answers.text()}, {"concept_id": "K2", "text": answers.text(), "seconds": 60}
+    )
+    with background(bench) as process:
+        folder = wait_for_journal(bench, lines=4)
+        process.send_signal(number)
+        assert process.wait(timeout=20) == 130
+    report = json.loads((folder / "comparison.json").read_text("utf-8"))
+    assert (report["partial"], report["passed"], report["owed"]) == (True, False, 2)
+    (student,) = folder.glob("student_*.json")
+    partial = json.loads(student.read_text("utf-8"))
+    assert (partial["partial"], partial["valid_samples"]) == (True, 2)
 
 
-@pytest.mark.parametrize(
-    ("changed", "named"), [("cases.jsonl", "dataset"), ("script.jsonl", "script")]
-)
-def test_another_file_under_the_same_name_is_refused(cut: Cut, changed: str, named: str) -> None:
-    path = cut.bench.folder / changed
-    path.write_bytes(path.read_bytes() + b"\n")
-    run = cut.at(3).resume()
-    assert run.code == 2
-    assert f"{named} was " in run.err
+def test_an_interrupted_run_can_be_resumed_to_a_whole_one(bench: Bench, answers: Answers) -> None:
+    """The second session meets the same script, so its slow answer takes its second again."""
+    bench.dataset(3)
+    slow = {"concept_id": "K2", "text": answers.text(), "seconds": 1.5}
+    bench.answers({"text": answers.text()}, slow)
+    with background(bench) as process:
+        folder = wait_for_journal(bench, lines=4)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
+    run = bench.call("--resume", str(folder))
+    assert run.code == 0
+    assert len(outcomes(run)) == 6
 
 
-def test_another_threshold_of_the_gate_is_no_other_run(cut: Cut) -> None:
-    gate = ["gate.min_valid_rate=0.5", "gate.min_ratio=0"]
-    assert cut.at(3).resume(*(word for rule in gate for word in ("-c", rule))).code == 0
-
-
-def test_a_journal_damaged_before_its_end_is_refused(cut: Cut) -> None:
-    cut.at(7)
-    lines = cut.journal.read_bytes().splitlines(keepends=True)
-    cut.journal.write_bytes(b"".join([*lines[:3], b"damaged\n", *lines[3:]]))
-    before = cut.journal.read_bytes()
-    run = cut.resume()
-    assert run.code == 3
-    assert "damaged" in run.err
-    assert cut.journal.read_bytes() == before
-
-
-def test_a_line_that_is_no_attempt_is_named(cut: Cut) -> None:
-    cut.at(2, b'{"arm": "pupil"}\n')
-    run = cut.resume()
-    assert run.code == 3
-    assert f"{cut.journal}, line 3" in run.err
-
-
-def test_an_outcome_that_is_there_twice_is_no_basis_for_a_verdict(cut: Cut) -> None:
-    first = cut.whole.splitlines(keepends=True)[0]
-    run = cut.at(99, first).resume()
-    assert run.code == 3
-    assert "twice" in run.err
-
-
-def test_a_second_process_on_one_run_is_refused(cut: Cut) -> None:
-    cut.at(3)
-    with cut.journal.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        run = cut.resume()
-    assert run.code == 2
-    assert "another process" in run.err
-
-
-def test_a_run_that_is_not_there_is_refused_by_name(cut: Cut) -> None:
-    run = cut.bench.call("--resume", "gone")
-    assert run.code == 2
-    assert "no run at gone" in run.err
-
-
-@pytest.mark.parametrize(
-    "content", ["{", "[]", "{}", '{"schema_version": 99}', '{"schema_version": 1}']
-)
-def test_a_manifest_that_cannot_be_used_is_refused(cut: Cut, content: str) -> None:
-    (cut.at(3).folder / "manifest.json").write_text(content, encoding="utf-8")
-    run = cut.resume()
-    assert run.code == 2
-    assert str(cut.folder) in run.err
-
-
-def test_an_engine_that_dies_once_is_started_again_with_what_is_owed(
+def test_an_engine_that_dies_is_started_again_with_what_it_owed(
     bench: Bench, answers: Answers
 ) -> None:
-    bench.dataset(5)
-    dying = {"concept_id": "K3", "arm": "pupil", "text": answers.text(), "deaths": 1}
-    bench.answers({"text": answers.text()}, dying | {"seconds": 0.1})
+    bench.dataset(3)
+    bench.answers(
+        {"text": answers.text()}, {"concept_id": "K2", "text": answers.text(), "deaths": 2}
+    )
     run = bench.run()
     assert run.code == 0
-    assert len(run.journal) == 10
+    assert run.out.count("starting the scripted engine") == 3
+    assert len(run.journal) == 6
 
 
-def test_an_engine_that_always_dies_ends_the_run_with_its_journal(
+def test_an_engine_that_dies_too_often_ends_the_run_with_its_journal_intact(
     bench: Bench, answers: Answers
 ) -> None:
-    bench.dataset(5)
-    dying = {"concept_id": "K3", "arm": "pupil", "text": answers.text(), "deaths": 99}
-    bench.answers({"text": answers.text()}, dying | {"seconds": 0.1})
+    bench.dataset(3)
+    dies = {"concept_id": "K2", "text": answers.text(), "seconds": 0.2, "deaths": 2}
+    bench.answers({"text": answers.text()}, dies)
     run = bench.run("-c", "max_engine_restarts=1")
     assert run.code == 3
-    assert run.out.count("starting the scripted engine") == 2
-    assert len(run.journal) == 9
+    assert "the engine died" in run.err
+    assert len(run.journal) == 4
+    assert bench.call("--resume", str(run.folder), "-c", "max_engine_restarts=2").code == 0
 
 
-def test_a_run_whose_engine_died_can_be_resumed(bench: Bench, answers: Answers) -> None:
-    bench.dataset(5)
-    dying = {"concept_id": "K3", "text": answers.text(), "seconds": 0.1, "deaths": 1}
-    bench.answers({"text": answers.text()}, dying)
-    died = bench.run("-c", "max_engine_restarts=0")
-    again = bench.call("--resume", str(died.folder), "-c", "max_engine_restarts=1")
-    assert (died.code, again.code) == (3, 0)
+def test_an_outcome_that_stands_twice_in_the_journal_ends_without_a_verdict(
+    bench: Bench, whole: Run
+) -> None:
+    journal = whole.folder / "attempts.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines, lines[-1]]))
+    run = bench.call("--resume", str(whole.folder))
+    assert run.code == 3
+    assert "outcome twice" in run.err
+
+
+def background(bench: Bench) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "vllm_eval", *bench.arguments()]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for_journal(bench: Bench, lines: int = 0) -> Path:
+    """The run folder, once its journal holds so many lines."""
+    end = time.monotonic() + 30
+    found: list[Any] = []
+    while time.monotonic() < end:
+        found = list(bench.output_dir.glob("*/attempts.jsonl"))
+        if found and len(found[0].read_bytes().splitlines()) >= lines:
+            return found[0].parent  # type: ignore[no-any-return]
+        time.sleep(0.02)
+    pytest.fail(f"no journal with {lines} lines within 30 s: {found}")

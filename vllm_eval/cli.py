@@ -45,6 +45,7 @@ FLAGS = (
     Flag("--output-dir", "output_dir", "Where run folders are made.  [results]"),
     Flag("--tag", "tag", "Label of the run; default: the adapter's name."),
     Flag("--max-samples", "max_samples", "How many cases are drawn; default: all.", _INT),
+    Flag("--samples-per-case", "samples_per_case", "Answers per arm and case.  [1]", _INT),
     Flag("--seed", "seed", "Seed of the draw and of the sampling.  [42]", _INT),
     Flag("--temperature", "temperature", "Sampling temperature.  [0.2]", _FLOAT),
     Flag("--top-p", "top_p", "Nucleus sampling.  [0.9]", _FLOAT),

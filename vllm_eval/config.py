@@ -61,6 +61,8 @@ class Config(_Record):
     output_dir: str = "results"
     max_samples: Annotated[int, Field(gt=0)] | None = None
     """How many cases are drawn; all where absent."""
+    samples_per_case: Annotated[int, Field(gt=0)] = 1
+    """Answers drawn from each arm for each case, each with a seed of its own."""
     seed: int = 42
     prompt_template: str | None = None
     prompt_format: Literal["raw", "chat"] = "raw"

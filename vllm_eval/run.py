@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from vllm_eval.stats import Comparison
     from vllm_eval.tasks import Task
 
-SAMPLES_PER_CASE = 1
-
 
 class Watcher(Protocol):
     """Whoever wants to see a run happen."""
@@ -90,7 +88,7 @@ def run(config: Config, watcher: Watcher, resume: Path | None = None) -> Finishe
     with Journal(folder.journal) as journal:
         ledger = read_ledger(folder.journal)
         progress = Progress(
-            total=len(plan.dataset.drawn) * len(plan.arms) * SAMPLES_PER_CASE,
+            total=len(plan.dataset.drawn) * len(plan.arms) * config.samples_per_case,
             done=len(ledger.done),
             valid=ledger.valid,
             failed=len(ledger.done) - ledger.valid,
@@ -100,8 +98,7 @@ def run(config: Config, watcher: Watcher, resume: Path | None = None) -> Finishe
         )
         engine_load_s = 0.0
         if progress.done < progress.total:
-            with _stop_on_signal(progress):
-                engine_load_s = _generate(plan, folder, journal, progress, watcher)
+            engine_load_s = _generate(plan, folder, journal, progress, watcher)
         watcher.stage("scoring and writing results")
         timing = {
             "engine_load_s": engine_load_s,
@@ -146,7 +143,7 @@ def _generate(
         plan.task,
         plan.arms,
         lambda: cases.read_cases(plan.dataset),
-        SAMPLES_PER_CASE,
+        config.samples_per_case,
         1 + config.retries,
         config.seed,
     )
@@ -161,7 +158,8 @@ def _generate(
                 store.add_to_json(folder.path / manifest.FILE, {"engine": dict(engine.about)})
                 watcher.stage(f"evaluating {len(plan.dataset.drawn)} cases, {len(plan.arms)} arms")
                 ledger = read_ledger(folder.journal)
-                evaluate(job, engine, ledger, journal.append, progress, watcher.progress)
+                with _stop_on_signal(progress):
+                    evaluate(job, engine, ledger, journal.append, progress, watcher.progress)
                 return load_s
         except EngineDiedError as error:
             if progress.stopping:  # Ctrl-C reaches the engine's own processes as well
@@ -225,11 +223,12 @@ def conclude(
     """
     order = {case.id: n for n, case in enumerate(cases.read_cases(plan.dataset))}
     names = [arm.name for arm in plan.arms]
+    samples = plan.config.samples_per_case
     outcomes = read_outcomes(folder.journal)
-    expected = ((a, c, s) for a in names for c in order for s in range(SAMPLES_PER_CASE))
+    expected = ((a, c, s) for a in names for c in order for s in range(samples))
     check_complete(outcomes, expected, partial=owed > 0)
     comparison = stats.compare(outcomes, names)
-    each = len(order) * SAMPLES_PER_CASE
+    each = len(order) * samples
     verdicts = tuple(
         gate.judge_student(comparison, name, each, plan.config.gate) for name in names[1:]
     )

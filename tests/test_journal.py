@@ -1,0 +1,91 @@
+"""The journal and the manifest under damage: a full disk, foreign lines, files of no use."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vllm_eval.journal import Journal, read_journal
+
+if TYPE_CHECKING:
+    from tests.conftest import Answers, Bench, Run
+
+
+@pytest.fixture
+def whole(bench: Bench, answers: Answers) -> Run:
+    """A finished run of two cases, cut to two lines of its journal."""
+    bench.dataset(2)
+    bench.answers({"text": answers.text()})
+    run = bench.run()
+    (run.folder / "comparison.json").unlink()
+    journal = run.folder / "attempts.jsonl"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:2]))
+    return run
+
+
+def test_a_full_disk_ends_the_run_with_a_journal_of_whole_lines(
+    bench: Bench, answers: Answers
+) -> None:
+    bench.dataset(20)
+    bench.answers(
+        {"text": answers.text() + "x" * 5_000},
+        {"arm": "pupil", "text": answers.text() + "x" * 5_000, "seconds": 0.1},
+    )
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # beyond it a write is refused
+    try:
+        full = bench.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert full.code == 3
+    assert "attempts.jsonl: cannot write" in full.err
+    assert {line["arm"] for line in full.journal} == {"baseline"}
+    assert bench.call("--resume", str(full.folder)).code == 0
+
+
+def test_what_json_cannot_hold_is_replaced(whole: Run) -> None:
+    path = whole.folder / "attempts.jsonl"
+    (_, attempt), *_ = read_journal(path)
+    with Journal(path) as journal:
+        journal.append([replace(attempt, raw_response="a\ud800b")])
+    *_, (_, last) = read_journal(path)
+    assert last.raw_response == "a?b"
+
+
+def test_nothing_is_written_for_no_attempts(whole: Run) -> None:
+    path = whole.folder / "attempts.jsonl"
+    before = path.read_bytes()
+    with Journal(path) as journal:
+        journal.append([])
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("line", ['{"arm": "pupil"}', '{"arm"', "{}"])
+def test_a_line_that_is_no_attempt_is_named(bench: Bench, whole: Run, line: str) -> None:
+    path = whole.folder / "attempts.jsonl"
+    path.write_bytes(path.read_bytes() + line.encode() + b"\n")
+    run = bench.call("--resume", str(whole.folder))
+    assert run.code == 3
+    assert f"{path}, line 3" in run.err
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", "null", '{"schema_version": 99}', '{"schema_version": 1}']
+)
+def test_a_manifest_that_cannot_be_used_is_refused(bench: Bench, whole: Run, content: str) -> None:
+    (whole.folder / "manifest.json").write_text(content, encoding="utf-8")
+    run = bench.call("--resume", str(whole.folder))
+    assert run.code == 2
+    assert str(whole.folder) in run.err
+
+
+def test_a_folder_of_strange_files_is_no_unfinished_run(
+    bench: Bench, whole: Run, answers: Answers
+) -> None:
+    (whole.folder / "manifest.json").write_text("[1]", encoding="utf-8")
+    run = bench.run()
+    assert run.code == 0
+    assert "--resume" not in run.out
