@@ -76,7 +76,8 @@ def write_base(folder: Path, **changes: object) -> Path:
     """A base model whose tokenizer makes a token of each word."""
     folder.mkdir(parents=True)
     write_json(folder / "config.json", BASE | changes)
-    write_json(folder / "tokenizer.json", {"model": WORDS, "pre_tokenizer": SPLIT})
+    tokenizer = {"version": "1.0", "added_tokens": [], "pre_tokenizer": SPLIT, "model": WORDS}
+    write_json(folder / "tokenizer.json", tokenizer)
     write_safetensors(folder / "model.safetensors", base_shapes(), "BF16")
     return folder
 

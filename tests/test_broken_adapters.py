@@ -39,7 +39,7 @@ def settings(**changes: object) -> Break:
     """Replaces keys of the configuration; a key given as None is left out."""
 
     def change(folder: Path) -> None:
-        write_adapter(folder, **changes)
+        write_adapter(folder, None, **changes)
         fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         kept = {key: value for key, value in fields.items() if value is not None}
         (folder / CONFIG).write_text(json.dumps(kept), encoding="utf-8")

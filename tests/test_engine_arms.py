@@ -53,7 +53,7 @@ def answers(
                 for arm in arms
             ]
         )
-        found = {}
+        found: dict[str, str] = {}
         while engine.busy:
             found |= {done.request_id: done.text for done in engine.poll()}
         return found

@@ -159,7 +159,7 @@ def test_no_prompt_is_too_long_for_a_script(script: Script) -> None:
         ({"concept_id": "*", "error": True}, "'error' has the wrong type"),
         ({"concept_id": "*", "text": "t", "arm": 1}, "'arm' has the wrong type"),
         ({"concept_id": "*", "text": "t", "attempt": "1"}, "'attempt' has the wrong type"),
-        ({"concept_id": "*", "text": "t", "attempt": True}, "'attempt' has the wrong type"),
+        ({"concept_id": "*", "text": "t", "attempt": True}, "'attempt' must be a number from 1"),
         ({"concept_id": "*", "text": "t", "seconds": "1"}, "'seconds' has the wrong type"),
         ({"concept_id": "*", "text": "t", "delay": 1}, "unknown key 'delay'"),
     ],

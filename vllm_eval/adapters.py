@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vllm_eval.config import resolve_path
-from vllm_eval.errors import AdapterError
+from vllm_eval.config import PACKAGE, resolve_path
+from vllm_eval.errors import AdapterError, InputError
 from vllm_eval.records import BASELINE, Adapter, Arm
+from vllm_eval.safetensors_header import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+SLOT_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""`MaxLoRARanks` of vllm/config/lora.py; any other `max_lora_rank` is refused."""
+PICKLES = ("adapter_model.bin", "adapter_model.pt")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -34,6 +37,9 @@ def open_arms(config: Config) -> tuple[Arm, ...]:
         raise AdapterError(msg)
     arms = [Arm(BASELINE)]
     for given in config.adapters:
+        if not given.strip("/ ").removeprefix(PACKAGE):
+            msg = f"adapters: {given!r} names none; give --adapter NAME"
+            raise AdapterError(msg)
         name = _UNSAFE.sub("_", given.rstrip("/").rpartition("/")[2].rpartition(":")[2])
         if name in {arm.name for arm in arms}:
             msg = f"adapters: two arms would be called {name!r}; rename a folder"
@@ -73,7 +79,7 @@ def find_adapter(given: str, adapter_dirs: Sequence[str]) -> Path:
             return place.resolve()
     if _HUB_ID.fullmatch(given):
         return _download(given)
-    looked = ", ".join(str(place) for place in places)
+    looked = ", ".join(dict.fromkeys(str(place) for place in places))
     msg = f"adapter {given!r}: no such folder (looked for {looked}); give a folder or a hub id"
     raise AdapterError(msg)
 
@@ -84,32 +90,59 @@ def read_adapter(name: str, folder: Path) -> Adapter:
     Raises:
         AdapterError: a file is missing or unreadable, or it is no LoRA in safetensors.
     """
-    settings, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
-    if not settings.is_file():
-        msg = f"adapter {folder}: has no {CONFIG_FILE}; is this a PEFT adapter's folder?"
-        raise AdapterError(msg)
+    fields, weights = read_settings(folder), folder / WEIGHTS_FILE
     if not weights.is_file():
-        msg = f"adapter {folder}: has no {WEIGHTS_FILE}; save it with safe_serialization=True"
-        raise AdapterError(msg)
-    try:
-        fields = json.loads(settings.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        msg = f"{settings}: not readable as JSON: {error}"
-        raise AdapterError(msg) from error
-    if not isinstance(fields, dict) or fields.get("peft_type") != "LORA":
-        msg = f"{settings}: peft_type must be LORA; other adapters cannot be served"
-        raise AdapterError(msg)
+        raise _no_weights(folder)
     pattern = fields.get("rank_pattern") or {}
-    ranks = [fields.get("r"), *(pattern.values() if isinstance(pattern, dict) else [])]
-    if not all(isinstance(rank, int) and rank > 0 for rank in ranks):
-        msg = f"{settings}: r and rank_pattern must be positive whole numbers"
+    ranks = [fields.get("r"), *(pattern.values() if isinstance(pattern, dict) else [None])]
+    if not all(type(rank) is int and rank > 0 for rank in ranks):
+        msg = f"{folder / CONFIG_FILE}: r and rank_pattern must be positive whole numbers"
         raise AdapterError(msg)
-    digest = hashlib.sha256(settings.read_bytes())
+    base = fields.get("base_model_name_or_path")
+    if not isinstance(base, str | None):
+        msg = f"{folder / CONFIG_FILE}: base_model_name_or_path must be a string"
+        raise AdapterError(msg)
+    digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes())
     with weights.open("rb") as file:
         while chunk := file.read(2**20):
             digest.update(chunk)
-    base = fields.get("base_model_name_or_path")
     return Adapter(name, folder, base or None, max(ranks), digest.hexdigest())
+
+
+def slot_rank(rank: int) -> int:
+    """The smallest rank of a slot that takes an adapter of `rank`; itself where none does."""
+    return next((allowed for allowed in SLOT_RANKS if allowed >= rank), rank)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The adapter's configuration, as PEFT wrote it.
+
+    Raises:
+        AdapterError: it is missing, unreadable, or not of a LoRA.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        msg = f"adapter {folder}: has no {CONFIG_FILE}; is this a PEFT adapter's folder?"
+        raise AdapterError(msg)
+    try:
+        fields = read_json(path)
+    except InputError as error:
+        raise AdapterError(str(error)) from error
+    if not isinstance(fields, dict) or fields.get("peft_type") != "LORA":
+        msg = f"{path}: peft_type must be LORA; other adapters cannot be served"
+        raise AdapterError(msg)
+    return fields
+
+
+def _no_weights(folder: Path) -> AdapterError:
+    if pickle := next((name for name in PICKLES if (folder / name).is_file()), None):
+        return AdapterError(
+            f"adapter {folder}: {pickle} is a pickle, which can run code when it is opened; "
+            "load it where it was made and save it again with safe_serialization=True"
+        )
+    return AdapterError(
+        f"adapter {folder}: has no {WEIGHTS_FILE}; save it with safe_serialization=True"
+    )
 
 
 def _local_or_hub(model: str) -> str:

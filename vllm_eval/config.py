@@ -117,7 +117,14 @@ def dump_config(config: Config) -> str:
 
 
 def resolve_path(text: str) -> Path:
-    """A configured path: `package:` is the installed package, `~` the home folder."""
+    """A configured path: `package:` is the installed package, `~` the home folder.
+
+    Raises:
+        ConfigError: no file system can hold such a path.
+    """
+    if "\0" in text:
+        msg = f"{text!r}: a path cannot hold a NUL character"
+        raise ConfigError(msg)
     if text.startswith(PACKAGE):
         return _HERE / text.removeprefix(PACKAGE)
     return Path(text).expanduser()
@@ -135,7 +142,7 @@ def read_layer(name: str, *, shipped_only: bool = False) -> dict[str, Any]:
         ConfigError: there is no such profile or file, or it holds no mapping.
     """
     path = _profile_dir() / f"{name}.yaml" if name in profile_names() else Path(name)
-    if not path.is_file() or (shipped_only and path.name == name):
+    if not path.is_file() or (shipped_only and name not in profile_names()):
         near = difflib.get_close_matches(name, profile_names(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         msg = f"{name}: no such file, and the profiles are {', '.join(profile_names())}{hint}"
@@ -196,9 +203,16 @@ def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
 
 
 def _validate(layer: dict[str, Any], source: str) -> Config:
+    for key, value in layer.items():
+        try:
+            json.dumps(value, default=str)
+        except (TypeError, ValueError, RecursionError) as error:  # an alias to itself, say
+            msg = f"{source}: {key}: holds what no option can be: {error}"
+            raise ConfigError(msg) from error
+    text = json.dumps({str(key): value for key, value in layer.items()}, default=str)
     try:
         # Through JSON, since strict validation of Python objects refuses a list for a tuple.
-        return Config.model_validate_json(json.dumps(layer, default=str))
+        return Config.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = ".".join(str(part) for part in first["loc"])

@@ -121,18 +121,17 @@ class Terminal:
 
 def show_error(text: str) -> None:
     """An error, on standard error."""
-    Console(file=sys.stderr, highlight=False, emoji=False).print(
-        Text(f"error: {text}"), soft_wrap=True
-    )
+    lines = "\n".join(plain(line) for line in text.split("\n"))
+    console = Console(file=sys.stderr, highlight=False, emoji=False)
+    console.print(Text(f"error: {lines}"), soft_wrap=True)
 
 
 def plain(text: str) -> str:
-    """`text` without what could steer a terminal: control and direction characters."""
+    """`text` on one line, without what could steer a terminal: control and direction characters."""
+    steers = ("Cc", "Cf", "Cs", "Zl", "Zp")
     return "".join(
-        c
-        if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs")
-        else "\N{REPLACEMENT CHARACTER}"
-        for c in text
+        c if unicodedata.category(c) not in steers else "\N{REPLACEMENT CHARACTER}"
+        for c in text.replace("\n", " ")
     )
 
 

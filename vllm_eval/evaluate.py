@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import time
 from collections import deque
 from dataclasses import dataclass, replace
@@ -90,8 +89,13 @@ def evaluate(
     in_flight: dict[str, tuple[Case, Request]] = {}
     retries: deque[tuple[Case, Request]] = deque()
     while not progress.stopping:
-        room = max(engine.capacity - len(in_flight), 0)
-        batch = list(itertools.islice(_drain(retries, fresh), room))
+        batch: list[tuple[Case, Request]] = []
+        while len(in_flight) + len(batch) < engine.capacity:
+            # Retries first: their cases are the oldest, and the run ends with the last of them.
+            item = retries.popleft() if retries else next(fresh, None)
+            if item is None:
+                break
+            batch.append(item)
         in_flight |= {request.id: (case, request) for case, request in batch}
         engine.submit([request for _, request in batch])
         if not in_flight:
@@ -119,15 +123,6 @@ def derive_seed(seed: int, case_id: str, sample: int, attempt: int) -> int:
     """A request's own seed, in [0, 2**31): from what it is, never from its place in a batch."""
     key = f"{seed}|{case_id}|{sample}|{attempt}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest()) & 0x7FFF_FFFF
-
-
-def _drain(
-    retries: deque[tuple[Case, Request]], fresh: Iterator[tuple[Case, Request]]
-) -> Iterator[tuple[Case, Request]]:
-    """Retries first: their cases are the oldest, and the run ends with the last of them."""
-    while retries:
-        yield retries.popleft()
-    yield from fresh
 
 
 def _record_refused(

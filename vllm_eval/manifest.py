@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from vllm_eval import __version__, machine
+from vllm_eval.config import resolve_path
 from vllm_eval.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,7 +53,6 @@ def describe(plan: Plan, now: datetime) -> dict[str, Any]:
 def identify(plan: Plan) -> dict[str, Any]:
     """Everything that decides what the outcomes are, as JSON values."""
     settings = plan.config.model_dump(mode="json", exclude=set(NOT_IDENTITY))
-    script = plan.config.script
     identity = settings | {
         "task": f"{plan.task.name} {plan.task.version}",
         "prompt": plan.task.prompt_sha256,
@@ -61,7 +61,7 @@ def identify(plan: Plan) -> dict[str, Any]:
         "adapters": {
             arm.name: arm.adapter.sha256 if arm.adapter else None for arm in plan.arms[1:]
         },
-        "script": hashlib.sha256(Path(script).read_bytes()).hexdigest() if script else None,
+        "script": _hash_file(plan.config.script) if plan.config.script else None,
     }
     return dict(orjson.loads(orjson.dumps(identity)))
 
@@ -78,10 +78,11 @@ def read(folder: Path) -> dict[str, Any]:
     except (OSError, orjson.JSONDecodeError) as error:
         msg = f"{folder}: is no run folder: {path.name} is missing or unreadable"
         raise InputError(msg) from error
-    if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
+    whole = isinstance(manifest, dict) and isinstance(manifest.get("identity"), dict)
+    if not whole or manifest.get("schema_version") != SCHEMA_VERSION:
         msg = f"{path}: written by another version of vllm_eval; start a new run"
         raise InputError(msg)
-    return manifest
+    return dict(manifest)
 
 
 def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -91,6 +92,15 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
         for key in sorted(recorded.keys() | now.keys())
         if recorded.get(key) != now.get(key)
     ]
+
+
+def _hash_file(script: str) -> str:
+    path = resolve_path(script)
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        msg = f"{path}: cannot read the script: {error.strerror}"
+        raise InputError(msg) from error
 
 
 def _fingerprint(base_model: str) -> str:

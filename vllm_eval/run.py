@@ -99,6 +99,8 @@ def run(config: Config, watcher: Watcher, resume: Path | None = None) -> Finishe
         engine_load_s = 0.0
         if progress.done < progress.total:
             engine_load_s = _generate(plan, folder, journal, progress, watcher)
+        # Without a stop nothing may be owed: `conclude` then finds what was lost.
+        owed = progress.total - progress.done if progress.stopping else 0
         watcher.stage("scoring and writing results")
         timing = {
             "engine_load_s": engine_load_s,
@@ -109,7 +111,7 @@ def run(config: Config, watcher: Watcher, resume: Path | None = None) -> Finishe
             "attempts": progress.attempts,
             "total_s": time.monotonic() - start,
         }
-        return conclude(plan, folder, timing, owed=progress.total - progress.done)
+        return conclude(plan, folder, timing, owed=owed)
 
 
 def _open_folder(plan: Plan, resume: Path | None, watcher: Watcher) -> store.RunFolder:

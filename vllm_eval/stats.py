@@ -34,7 +34,7 @@ class Summary:
     min: float | None
     max: float | None
     mean_all: float | None
-    """Over every judged case, a format error counted as 0; cases without an answer left out."""
+    """Over every case, each that is not valid counted as 0."""
     attempts: int
 
 
@@ -83,7 +83,7 @@ def summarise(outcomes: Sequence[Outcome]) -> Summary:
         std=statistics.pstdev(scores) if scores else None,
         min=min(scores, default=None),
         max=max(scores, default=None),
-        mean_all=sum(scores) / judged if judged else None,
+        mean_all=sum(scores) / total if total else None,
         attempts=sum(o.attempts for o in outcomes),
     )
 

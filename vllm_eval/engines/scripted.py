@@ -5,16 +5,17 @@ from __future__ import annotations
 import heapq
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
 
+from vllm_eval.config import resolve_path
 from vllm_eval.errors import ConfigError, DatasetError, EngineDiedError
 from vllm_eval.records import Completion
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from vllm_eval.records import Request
 
@@ -69,7 +70,7 @@ class ScriptedEngine:
         if script is None:
             msg = "script: the scripted engine needs one; give --script FILE.jsonl"
             raise ConfigError(msg)
-        return cls(list(_read_script(Path(script))), life)
+        return cls(list(_read_script(resolve_path(script))), life)
 
     @property
     def capacity(self) -> int:
@@ -186,6 +187,11 @@ def _read_line(where: str, raw: bytes) -> Line:
     for key, kind in rules:
         if fields.get(key) is not None and not isinstance(fields[key], kind):
             msg = f"{where}: {key!r} has the wrong type"
+            raise DatasetError(msg)
+    for key, least, most in (("attempt", 1, 10**6), ("seconds", 0, 10**6), ("deaths", 0, 10**6)):
+        value = fields.get(key)
+        if value is not None and (isinstance(value, bool) or not least <= value <= most):
+            msg = f"{where}: {key!r} must be a number from {least} to {most}"
             raise DatasetError(msg)
     if fields.get("text") is None and fields.get("error") is None:
         msg = f"{where}: needs a 'text' or an 'error'"

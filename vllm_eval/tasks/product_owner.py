@@ -30,6 +30,8 @@ REVIEW_KEYS = ("status", "summary", "requirements_alignment", "recommended_actio
 MIN_ACTIONS = 2
 MAX_NARRATIVE_WORDS = 120
 
+TEMPLATE_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What an expression in a template can raise besides Jinja2's own."""
 _REQUIREMENT_ID = re.compile(r"\b(?:FR|NFR|REQ|C|CON)\d{2,}\b", re.IGNORECASE)
 
 
@@ -61,6 +63,7 @@ class ProductOwner:
         try:
             source = where.read_text(encoding="utf-8")
             template = environment.from_string(source)
+            template.filename = str(where)
             names = meta.find_undeclared_variables(environment.parse(source))
         except OSError as error:
             msg = f"prompt_template: cannot read {where}: {error.strerror}"
@@ -81,18 +84,25 @@ class ProductOwner:
         """The text put to the model; with `problem`, a retry that names what was wrong."""
         reminder = reminder_for(problem) if problem else ""
         if case.prompt is None:
-            text = self.template.render(
+            text = self._render(case, reminder)
+            if self.takes_reminder:
+                return text
+        else:
+            text = case.prompt
+        return f"{text}\n\nREMINDER: {reminder}\n" if reminder else text
+
+    def _render(self, case: Case, reminder: str) -> str:
+        try:
+            return self.template.render(
                 concept_id=case.id,
                 concept=case.concept,
                 requirements_yaml=case.requirements_yaml.strip(),
                 tier=case.tier or "",
                 reminder=reminder,
             )
-            if self.takes_reminder:
-                return text
-        else:
-            text = case.prompt
-        return f"{text}\n\nREMINDER: {reminder}\n" if reminder else text
+        except (jinja2.TemplateError, *TEMPLATE_ERRORS) as error:
+            msg = f"prompt_template: {self.template.filename} fails on case {case.id!r}: {error}"
+            raise ConfigError(msg) from error
 
     def judge(self, case: Case, text: str) -> Judgement:
         """Parse, check and score one answer. Never raises for any answer."""

@@ -17,10 +17,13 @@ try:
 except ImportError:  # PyYAML built without libyaml
     from yaml import SafeLoader as _BaseLoader  # type: ignore[assignment]
 
-MAX_CHARACTERS = 256 * 1024
+MAX_CHARACTERS = 64 * 1024
+"""Ten times the longest answer seen; all that is built of it costs well under a second."""
 MAX_DEPTH = 64
-MAX_ALIASES = 16
-"""Nested aliases multiply: sixteen can reach some 250 copies, which is harmless."""
+MAX_ALIASES = 8
+"""Nested aliases multiply: eight can reach 18 copies of a text, which is harmless."""
+MAX_MERGED_ALIASES = 2
+"""Where keys are merged, copies cost much more."""
 MAX_NUMBER_CHARACTERS = 1000
 
 # Constructors of PyYAML raise more than YAMLError: an impossible date is a ValueError,
@@ -35,7 +38,7 @@ _PARSE_ERRORS = (
     RecursionError,
 )
 _INLINE_CODE = re.compile(r"`([^`]+)`")
-_NEEDS_SCAN = re.compile(rf"(?:^|[\s\[{{,])[&*]|^ {{{MAX_DEPTH}}}", re.MULTILINE)
+_ALIAS_OR_ANCHOR = re.compile(r"(?:^|[\s\[{,])[&*]")
 _COMPACT_NESTING = re.compile(r"[-?:][ \t]+[-?][ \t]")
 
 
@@ -111,10 +114,14 @@ def _check_limits(text: str) -> None:
     The loader recurses in C, where a deep nest ends the process, not the call. The events
     are only walked where the text could hold such a thing, which real answers rarely do.
     """
-    brackets = text.count("[") + text.count("{")
-    compact = brackets <= MAX_DEPTH and len(_COMPACT_NESTING.findall(text)) <= MAX_DEPTH
-    if compact and not _NEEDS_SCAN.search(text):
+    if not (
+        text.count("[") + text.count("{") > MAX_DEPTH
+        or " " * MAX_DEPTH in text
+        or _ALIAS_OR_ANCHOR.search(text)
+        or len(_COMPACT_NESTING.findall(text)) > MAX_DEPTH
+    ):
         return
+    most = MAX_MERGED_ALIASES if "<<" in text else MAX_ALIASES
     depth = aliases = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -123,6 +130,6 @@ def _check_limits(text: str) -> None:
             depth -= 1
         elif isinstance(event, yaml.AliasEvent):
             aliases += 1
-        if depth > MAX_DEPTH or aliases > MAX_ALIASES:
+        if depth > MAX_DEPTH or aliases > most:
             what = f"nested deeper than {MAX_DEPTH}" if depth > MAX_DEPTH else "too many aliases"
             raise yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)  # type: ignore[arg-type]

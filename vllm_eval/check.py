@@ -1,0 +1,254 @@
+"""The preflight: everything left of the engine, looked at before any model is loaded.
+
+Each finding says what, where and what to do. A run stops at an error and shows the warnings.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from vllm_eval import adapters, cases, machine, memory
+from vllm_eval.adapter_check import LARGEST_RANK, check_adapter
+from vllm_eval.base_model import missing_modules, read_base
+from vllm_eval.config import resolve_path
+from vllm_eval.errors import InputError
+from vllm_eval.findings import Finding, error, from_error, ok, warning
+from vllm_eval.lengths import check_lengths, open_counter
+from vllm_eval.records import BASELINE, Arm
+from vllm_eval.tasks import open_task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from vllm_eval.base_model import Base
+    from vllm_eval.config import Config
+    from vllm_eval.machine import Machine, Software
+    from vllm_eval.run import Plan
+    from vllm_eval.tasks import Task
+
+_T = TypeVar("_T")
+
+BYTES_PER_TOKEN = 6
+COPIES = 3
+"""An answer is in the journal, in a result file and, packed, in the ZIP."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What could be read of a plan; None where it could not."""
+
+    config: Config
+    task: Task | None
+    dataset: cases.Dataset | None
+    arms: tuple[Arm, ...]
+    base_model: str | None
+
+
+def check_config(
+    config: Config, hardware: Machine | None = None, software: Software | None = None
+) -> list[Finding]:
+    """Check whatever of a configuration can be read; what cannot is a finding of its own."""
+    failed: list[Finding] = []
+    template = resolve_path(config.prompt_template) if config.prompt_template else None
+    data = resolve_path(config.dataset_path)
+    task = _tried(failed, lambda: open_task(config.task, template))
+    dataset = _tried(failed, lambda: cases.open_dataset(data, config.max_samples, config.seed))
+    arms = _open_arms(config, failed)
+    base_model = None
+    if config.engine != "scripted" and (config.base_model or len(arms) > 1):
+        base_model = _tried(failed, lambda: adapters.base_of(arms, config.base_model))
+    parts = Parts(config, task, dataset, arms, base_model)
+    return failed + _check(parts, hardware or machine.detect(), software or machine.installed())
+
+
+def check_plan(
+    plan: Plan, hardware: Machine | None = None, software: Software | None = None
+) -> list[Finding]:
+    """Check a plan whose parts could all be read.
+
+    Args:
+        plan: what would run.
+        hardware: this machine by default.
+        software: what is installed by default.
+    """
+    parts = Parts(plan.config, plan.task, plan.dataset, plan.arms, plan.base_model)
+    return _check(parts, hardware or machine.detect(), software or machine.installed())
+
+
+def refuse(findings: Iterable[Finding]) -> None:
+    """Do nothing where no finding is an error.
+
+    Raises:
+        InputError: one is; its message holds all of them, one a line.
+    """
+    if errors := [finding.line for finding in findings if finding.level == "error"]:
+        count = f"{len(errors)} finding{'s' if len(errors) > 1 else ''}"
+        raise InputError("\n".join([f"check: the run cannot start, {count}:", *errors]))
+
+
+def check_room(where: str, free: int, least: int, most: int) -> list[Finding]:
+    """Bytes free where the run folder is to be, against those the answers may take."""
+    sums = f"{memory.size(free)} free, answers take {memory.size(least)} to {memory.size(most)}"
+    if free < least:
+        return [error(where, sums, "free space or give --output-dir")]
+    if free < most:
+        return [warning(where, sums, "free space, or answers that fail often may fill the disk")]
+    return [ok(where, f"writable, {sums}")]
+
+
+def _check(parts: Parts, hardware: Machine, software: Software) -> list[Finding]:
+    findings = []
+    if parts.dataset is not None:
+        of = f"{parts.dataset.total} records, {len(parts.dataset.drawn)} drawn"
+        findings.append(ok(str(parts.dataset.path), of))
+    findings += _check_output(parts)
+    if parts.config.engine != "vllm":
+        return findings
+    findings += machine.check_versions(hardware, software, _needs(parts))
+    if parts.base_model is None:
+        return findings
+    args = parts.config.engine_args
+    revision, dummy = args.get("revision"), args.get("load_format") == "dummy"
+    name = parts.base_model
+    base = _tried(findings, lambda: read_base(name, revision, weights=not dummy))
+    if base is None:
+        return findings
+    findings += _check_base(base, _demand(parts, base, on_gpu=False))
+    most = _whole(args.get("max_lora_rank"), LARGEST_RANK)
+    for arm in parts.arms:
+        if arm.adapter is not None:
+            findings += check_adapter(arm.adapter, base, software.release, most)
+    on_gpu = not software.for_cpu if software.vllm else bool(hardware.gpus)
+    if hardware.gpus or not on_gpu:
+        demand = _demand(parts, base, on_gpu=on_gpu)
+        findings += memory.check_memory(base, demand, hardware, on_gpu=on_gpu)
+    return findings + _check_prompts(parts, base)
+
+
+def _check_base(base: Base, demand: memory.Demand) -> list[Finding]:
+    where = f"base {base.name}"
+    if base.folder is None:
+        what = "is not in the hub's cache, so its sizes, tokenizer and memory were not checked"
+        return [warning(where, what, "download it, or give --base-model FOLDER")]
+    architecture, findings = base.architecture, []
+    if architecture is None:
+        what = "config.json describes no dense decoder, so little of it was checked"
+        return [warning(where, what, "see that the installed vLLM knows it")]
+    if missing := missing_modules(base):
+        what = f"the weights lack {len(missing)} modules that config.json promises ({missing[0]})"
+        findings.append(error(where, what, "copy the model again"))
+    if architecture.heads % demand.tensor_parallel:
+        what = f"{architecture.heads} attention heads over {demand.tensor_parallel} GPUs"
+        findings.append(error(where, what, "give a --tensor-parallel-size that divides them"))
+    if architecture.max_len is not None and demand.max_len > architecture.max_len:
+        what = f"was made for {architecture.max_len} tokens, max_model_len is {demand.max_len}"
+        findings.append(error(where, what, f"lower --max-model-len to {architecture.max_len}"))
+    kind = f"{architecture.model_type}, {architecture.layers} layers, {architecture.dtype}"
+    return findings or [ok(where, kind)]
+
+
+def _check_prompts(parts: Parts, base: Base) -> list[Finding]:
+    task, dataset, config = parts.task, parts.dataset, parts.config
+    if task is None or dataset is None or base.folder is None:
+        return []
+    tokenizer = resolve_path(str(config.engine_args.get("tokenizer") or base.folder))
+    prompts = ((case.id, task.prompt(case)) for case in cases.read_cases(dataset))
+    limit = _demand(parts, base, on_gpu=False).max_len
+    try:
+        count = open_counter(tokenizer, config.prompt_format, config.engine_env)
+        return check_lengths(prompts, count, limit, config.max_new_tokens)
+    except ImportError:
+        what = "lengths were not checked: transformers is not installed"
+        return [warning("prompts", what, "the engine refuses what is too long, case by case")]
+    except InputError as failed:
+        return [from_error(failed)]
+
+
+def _check_output(parts: Parts) -> list[Finding]:
+    config = parts.config
+    folder = resolve_path(config.output_dir).absolute()
+    where = f"output_dir {folder}"
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            free = shutil.disk_usage(there).free
+    except OSError as failed:
+        what = f"cannot write to {there}: {failed.strerror}"
+        return [error(where, what, "give --output-dir")]
+    drawn = len(parts.dataset.drawn) if parts.dataset else 0
+    answers = drawn * max(2, len(parts.arms))
+    least = answers * config.max_new_tokens * BYTES_PER_TOKEN * COPIES
+    return check_room(where, free, least, least * (1 + config.retries))
+
+
+def _needs(parts: Parts) -> machine.Needs:
+    config, args = parts.config, parts.config.engine_args
+    return machine.Needs(
+        gpus=_whole(args.get("tensor_parallel_size")) * _whole(args.get("pipeline_parallel_size")),
+        dtype=str(args.get("dtype") or config.bnb_compute_dtype or "auto"),
+        quantization=_quantization(config),
+        ray=args.get("distributed_executor_backend") == "ray",
+        attention_backend=args.get("attention_backend"),
+    )
+
+
+def _demand(parts: Parts, base: Base, *, on_gpu: bool) -> memory.Demand:
+    """As `engines.vllm.engine_options` derives the engine's options."""
+    config, args = parts.config, parts.config.engine_args
+    ranks = [arm.adapter.rank for arm in parts.arms if arm.adapter]
+    longest = base.architecture.max_len if base.architecture else None
+    share = args.get("gpu_memory_utilization")
+    cache = _whole(args.get("kv_cache_memory_bytes"), 0)
+    space = config.engine_env.get("VLLM_CPU_KVCACHE_SPACE", "")
+    if not cache and not on_gpu and space.isdigit():
+        cache = int(space) * memory.GIB
+    needs = _needs(parts)
+    return memory.Demand(
+        max_len=_whole(args.get("max_model_len"), longest or 4096),
+        dtype=needs.dtype,
+        quantization=needs.quantization,
+        tensor_parallel=_whole(args.get("tensor_parallel_size")),
+        pipeline_parallel=_whole(args.get("pipeline_parallel_size")),
+        slots=_whole(args.get("max_loras"), len(ranks) + (0 if on_gpu else 1)),
+        rank=_whole(args.get("max_lora_rank"), adapters.slot_rank(max(ranks, default=1))),
+        cache_bytes=cache or None,
+        fp8_cache=str(args.get("kv_cache_dtype")).startswith("fp8"),
+        utilization=share if isinstance(share, float) and 0 < share <= 1 else 0.92,
+        block=16 if on_gpu else 128,
+    )
+
+
+def _quantization(config: Config) -> str | None:
+    given = config.engine_args.get("quantization")
+    return str(given) if given else "bitsandbytes" if config.load_4bit else None
+
+
+def _whole(value: object, default: int = 1) -> int:
+    """A positive whole number; what else was given is the engine's to refuse."""
+    return value if type(value) is int and value > 0 else default
+
+
+def _tried(findings: list[Finding], call: Callable[[], _T]) -> _T | None:
+    try:
+        return call()
+    except InputError as failed:
+        findings.append(from_error(failed))
+        return None
+
+
+def _open_arms(config: Config, findings: list[Finding]) -> tuple[Arm, ...]:
+    """All arms; where one is broken, the others, and a finding for each broken one."""
+    try:
+        return adapters.open_arms(config)
+    except InputError as whole:
+        arms, before = [Arm(BASELINE)], len(findings)
+        for given in config.adapters:
+            alone = config.model_copy(update={"adapters": (given,)})
+            arms += (_tried(findings, partial(adapters.open_arms, alone)) or ())[1:]
+        if len(findings) == before:
+            findings.append(from_error(whole))
+        return tuple(arms)

@@ -1,0 +1,282 @@
+"""Whether a run fits the memory: weights, adapters, cache and room to compute, before any is taken.
+
+Plain arithmetic over the base's files. Sources: `vllm/lora/layers/base_linear.py` (what an adapter
+slot takes), `vllm/v1/kv_cache_interface.py` (a token of cache), the QLoRA paper (4 bits).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vllm_eval.base_model import NO_VOCABULARY_LORA, is_vocabulary
+from vllm_eval.findings import Finding, error, ok, warning
+from vllm_eval.safetensors_header import FLOATS
+
+if TYPE_CHECKING:
+    from vllm_eval.base_model import Architecture, Base
+    from vllm_eval.machine import Machine
+
+MIB, GIB = 2**20, 2**30
+ALLOWANCE = 3 * GIB // 2
+"""Activations and CUDA graphs of a 7B model; on a CPU Python, PyTorch and vLLM themselves."""
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a 4-bit weight: an 8-bit scale for 64 weights, a 32-bit one for 256 scales."""
+FEW_SEQUENCES = 4
+SHORTEST = 1024
+"""A shorter `max_model_len` is not worth proposing."""
+_ROW_PARALLEL = frozenset({"self_attn.o_proj", "mlp.down_proj"})
+"""Modules whose inputs are split over the GPUs; of the others the outputs are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What the configuration makes of a base model."""
+
+    max_len: int
+    dtype: str = "auto"
+    quantization: str | None = None
+    """Asked for at load time; a checkpoint that is stored quantised says so itself."""
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    slots: int = 1
+    """Places for adapters."""
+    rank: int = 16
+    """Rank every slot has room for."""
+    cache_bytes: int | None = None
+    """A fixed size of the cache; None leaves it what the budget leaves."""
+    fp8_cache: bool = False
+    utilization: float = 0.92
+    block: int = 16
+    """Tokens that the cache gives out at once."""
+
+    @property
+    def gpus(self) -> int:
+        """How many it is split over."""
+        return self.tensor_parallel * self.pipeline_parallel
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The bytes of one GPU, or of the RAM."""
+
+    weights: int
+    loras: int
+    token: int
+    """Cache for one token."""
+    sequence: int
+    """Cache for one sequence of the greatest length."""
+    budget: int
+    cache_bytes: int | None
+
+    @property
+    def fixed(self) -> int:
+        """All but the cache."""
+        return self.weights + self.loras + ALLOWANCE
+
+    @property
+    def needed(self) -> int:
+        """The least a run can do with."""
+        return self.fixed + max(self.sequence, self.cache_bytes or 0)
+
+    @property
+    def fits(self) -> bool:
+        """Whether everything has its place, and one sequence at least."""
+        return self.needed <= self.budget and self.sequences >= 1
+
+    @property
+    def cache(self) -> int:
+        """What the cache gets."""
+        left = max(0, self.budget - self.fixed)
+        return left if self.cache_bytes is None else self.cache_bytes
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences of the greatest length fit at a time."""
+        return self.cache // max(1, self.sequence)
+
+
+def estimate(base: Base, demand: Demand, memory: int) -> Fit | None:
+    """The arithmetic for one GPU of `memory` bytes, or None where the base's files do not tell."""
+    architecture = base.architecture
+    weights = weight_bytes(base, demand)
+    if architecture is None or weights is None:
+        return None
+    linear, vocabulary = weights
+    stages, shards = demand.pipeline_parallel, demand.tensor_parallel
+    if (
+        stages > 1 and not architecture.tied
+    ):  # the first stage has one embedding, the last the other
+        vocabulary //= 2
+    layers = math.ceil(architecture.layers / stages)
+    values = max(1, architecture.kv_heads // shards) * architecture.head_dim
+    token = layers * 2 * values * (1 if demand.fp8_cache else _bytes(demand))
+    budget = memory if demand.cache_bytes is not None else int(memory * demand.utilization)
+    return Fit(
+        weights=linear // demand.gpus + vocabulary // shards,
+        loras=demand.slots
+        * demand.rank
+        * _lora_values(architecture, shards, layers)
+        * _bytes(demand),
+        token=token,
+        sequence=math.ceil(demand.max_len / demand.block) * demand.block * token,
+        budget=budget,
+        cache_bytes=demand.cache_bytes,
+    )
+
+
+def weight_bytes(base: Base, demand: Demand) -> tuple[int, int] | None:
+    """Bytes of the layers and of the embeddings once loaded, all GPUs together."""
+    architecture, each = base.architecture, _bytes(demand)
+    if base.quantization is not None and base.tensors is not None:
+        return _stored(base)
+    if base.tensors is not None:
+        counts = {False: 0, True: 0}
+        for name, tensor in base.tensors.items():
+            if not (name.startswith("lm_head") and architecture and architecture.tied):
+                counts[is_vocabulary(name)] += tensor.count
+        linear, vocabulary = counts[False], counts[True]
+    elif architecture is not None:
+        linear, vocabulary = architecture.linear_parameters, architecture.vocabulary_parameters
+    else:
+        return None
+    size = _quantised(base, demand, each)
+    return None if size is None else (int(linear * size), vocabulary * each)
+
+
+def check_memory(base: Base, demand: Demand, machine: Machine, *, on_gpu: bool) -> list[Finding]:
+    """Whether the run fits this machine, with the arithmetic."""
+    if on_gpu:
+        gpu = min(machine.gpus[: demand.gpus], key=lambda gpu: gpu.memory_mib)
+        where, memory, free = f"memory of {gpu.name}", gpu.memory_mib, gpu.free_mib
+    else:
+        demand = replace(demand, tensor_parallel=1, pipeline_parallel=1)
+        where, free = "memory", machine.available_mib
+        memory = min(machine.memory_mib, machine.limit_mib or machine.memory_mib)
+    fit = estimate(base, demand, memory * MIB)
+    if fit is None:
+        what = f"not checked: {_unknown(base, demand)}"
+        return [warning(where, what, "the engine will say so if it is too large")]
+    share = "" if demand.cache_bytes is not None else f"{demand.utilization:.2f} of "
+    sums = f"{arithmetic(fit, demand)}, of {share}{memory / 1024:.1f} GiB"
+    if not fit.fits:
+        return [error(where, f"does not fit: {sums}", _remedy(base, demand, fit, memory, machine))]
+    findings = []
+    taken = fit.needed if demand.cache_bytes is not None else fit.budget
+    if free is not None and taken > free * MIB:
+        what = f"{size(taken)} are to be taken and {size(free * MIB)} are free: {sums}"
+        if on_gpu:
+            todo = "end the other process, or lower --gpu-memory-utilization"
+            return [error(where, what, todo)]
+        todo = "end other processes, or lower engine_args.kv_cache_memory_bytes"
+        findings.append(warning(where, what, todo))
+    holds = f"the cache of {size(fit.cache)} holds {fit.sequences} sequences"
+    if fit.sequences < FEW_SEQUENCES:
+        what = f"{holds} of {demand.max_len} tokens at a time, which is slow: {sums}"
+        findings.append(warning(where, what, "lower --max-model-len, or give the cache more"))
+    return findings or [ok(where, f"{sums}; {holds}")]
+
+
+def arithmetic(fit: Fit, demand: Demand) -> str:
+    """The sum in words, for one GPU or the RAM."""
+    cache = f"one sequence of {demand.max_len} tokens x {fit.token / 1024:.0f} KiB"
+    if demand.cache_bytes is not None:
+        cache = "kv_cache_memory_bytes"
+    slots = f"{demand.slots} slot{'s' if demand.slots > 1 else ''} of rank {demand.rank}"
+    return (
+        f"weights {size(fit.weights)} + LoRA {size(fit.loras)} ({slots}) "
+        f"+ computing {size(ALLOWANCE)} + cache {size(fit.needed - fit.fixed)} ({cache}) "
+        f"= {size(fit.needed)}"
+    )
+
+
+def size(count: int) -> str:
+    """Bytes in the unit that vLLM's own log uses, or a smaller one."""
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / MIB:.1f} MiB"
+
+
+def _remedy(base: Base, demand: Demand, fit: Fit, memory: int, machine: Machine) -> str:
+    """The options that would make it fit, tried by the same arithmetic."""
+    left = (demand.cache_bytes or fit.budget - fit.fixed) // fit.token
+    if fit.fixed + (demand.cache_bytes or 0) <= fit.budget and left >= SHORTEST:
+        return f"lower --max-model-len to {left // 256 * 256}"
+    if demand.cache_bytes is not None and fit.fixed + fit.sequence <= fit.budget:
+        least, most = fit.sequence, fit.budget - fit.fixed
+        return f"set engine_args.kv_cache_memory_bytes to between {least} and {most}"
+    many = len(machine.gpus)
+    trials = {
+        "--gpu-memory-utilization 0.95": replace(demand, utilization=0.95),
+        "--load-4bit": replace(demand, quantization="bitsandbytes"),
+        f"--tensor-parallel-size {many}": replace(demand, tensor_parallel=max(1, many)),
+    }
+    if demand.quantization or base.quantization or not machine.gpus:
+        del trials["--load-4bit"]
+    heads = base.architecture.heads if base.architecture else 1
+    works = [
+        option
+        for option, trial in trials.items()
+        if trial.gpus <= max(1, many) and heads % trial.tensor_parallel == 0
+        if (new := estimate(base, trial, memory * MIB)) and new.fits
+    ]
+    least = fit.needed if demand.cache_bytes is not None else int(fit.needed / demand.utilization)
+    return " or ".join(works) or f"needs {size(least)} of memory, or a smaller base"
+
+
+def _bytes(demand: Demand) -> int:
+    """Bytes of a value computed with; `auto` makes 16 bits even of a float32 checkpoint."""
+    return 4 if demand.dtype in ("float32", "float") else 2
+
+
+def _quantised(base: Base, demand: Demand, plain: int) -> float | None:
+    """Bytes of a weight in a layer, or None for a method not known here."""
+    stored = base.quantization or {}
+    method = _method(base, demand)
+    bits, group = stored.get("bits"), stored.get("group_size")
+    if method == "none":
+        return plain
+    if method == "bitsandbytes":
+        return 1.0 if stored.get("load_in_8bit") else NF4
+    if method.startswith("fp8"):
+        return 1.0
+    if method in ("awq", "gptq") and bits in (2, 3, 4, 8):
+        groups = group if isinstance(group, int) and group > 0 else 1024
+        return float(bits / 8 + (2 + bits / 8) / groups)
+    return None
+
+
+def _method(base: Base, demand: Demand) -> str:
+    stored = base.quantization or {}
+    return str(stored.get("quant_method") or demand.quantization or "none")
+
+
+def _unknown(base: Base, demand: Demand) -> str:
+    if base.folder is None:
+        return f"the base {base.name} is not in the cache yet"
+    if base.architecture is None:
+        return f"the base {base.name} is no dense decoder"
+    return f"how large {_method(base, demand)} makes the weights is not known here"
+
+
+def _stored(base: Base) -> tuple[int, int]:
+    """A quantised checkpoint is loaded as it is stored, its other parts in 16 bits."""
+    linear = vocabulary = 0
+    for name, tensor in (base.tensors or {}).items():
+        count = min(tensor.size, 2 * tensor.count) if tensor.dtype in FLOATS else tensor.size
+        if is_vocabulary(name):
+            vocabulary += count
+        else:
+            linear += count
+    return linear, vocabulary
+
+
+def _lora_values(architecture: Architecture, shards: int, layers: int) -> int:
+    """Values of one slot for each rank: every linear module gets one, trained or not."""
+    values = 0
+    for name, (inputs, outputs) in architecture.layer_modules.items():
+        split_inputs = name in _ROW_PARALLEL
+        values += inputs // shards + outputs if split_inputs else inputs + outputs // shards
+    values *= layers
+    if architecture.model_type not in NO_VOCABULARY_LORA:
+        values += 2 * (architecture.hidden + architecture.vocab)
+    return values
