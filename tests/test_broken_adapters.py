@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.model_folders import lora_shapes, write_adapter, write_base, write_safetensors
-from vllm_eval.check import check_config
 from vllm_eval.config import Config
 from vllm_eval.machine import Machine, Software
+from vllm_eval.preflight.check import check_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable

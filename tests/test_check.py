@@ -17,12 +17,12 @@ import pytest
 
 from tests.model_folders import BASE, base_shapes, write_adapter, write_base, write_json
 from tests.model_folders import write_safetensors as write_weights
-from vllm_eval.check import check_config, check_plan, check_room, refuse
 from vllm_eval.config import Config, resolve_path
 from vllm_eval.errors import InputError
 from vllm_eval.findings import Finding
-from vllm_eval.lengths import check_lengths, open_counter
 from vllm_eval.machine import Machine, Software
+from vllm_eval.preflight.check import check_config, check_plan, check_room, refuse
+from vllm_eval.preflight.lengths import check_lengths, open_counter
 from vllm_eval.run import prepare
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ COUNT = """
 import sys
 from pathlib import Path
 from vllm_eval.errors import InputError
-from vllm_eval.lengths import open_counter
+from vllm_eval.preflight.lengths import open_counter
 for folder in sys.argv[1:]:
     try:
         print(open_counter(Path(folder), "chat", {"OMP_NUM_THREADS": "1"})("one two"))

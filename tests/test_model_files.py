@@ -11,10 +11,10 @@ import pytest
 
 from tests.model_folders import base_shapes, write_adapter, write_base, write_json
 from tests.model_folders import write_safetensors as write_weights
-from vllm_eval.adapter_check import check_adapter
 from vllm_eval.adapters import read_adapter
-from vllm_eval.base_model import Base, linear_modules, read_base
 from vllm_eval.errors import InputError
+from vllm_eval.preflight.adapter_check import check_adapter
+from vllm_eval.preflight.base_model import Base, linear_modules, read_base
 from vllm_eval.safetensors_header import Tensor, read_header
 
 if TYPE_CHECKING:

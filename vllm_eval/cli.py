@@ -149,6 +149,25 @@ def run_command(
     sys.exit(PASS if finished.passed else FAIL)
 
 
+@app.command("check")
+@_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON array on standard output.")
+def check_command(
+    files: Sequence[str], settings: Sequence[str], as_json: bool, **given: object
+) -> None:
+    """Look at everything left of the engine, without loading a model.
+
+    Exit codes: 0 nothing stands in the way, 2 something does.
+    """
+    from vllm_eval.config import load_config
+    from vllm_eval.console import show_findings
+    from vllm_eval.preflight.check import check_config
+
+    findings = check_config(load_config(files, settings, _layer(given)))
+    show_findings(findings, as_json=as_json)
+    sys.exit(2 if any(finding.level == "error" for finding in findings) else PASS)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The program: never returns, exits with one of the documented codes."""
     try:

@@ -6,8 +6,10 @@ import os
 import sys
 import time
 import unicodedata
+from dataclasses import asdict
 from typing import TYPE_CHECKING, TextIO
 
+import orjson
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -18,10 +20,12 @@ from rich.text import Text
 from vllm_eval.stats import NO_TIER
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
     from typing import Self
 
     from vllm_eval.evaluate import Progress
+    from vllm_eval.findings import Finding
     from vllm_eval.gate import Verdict
     from vllm_eval.run import Finished
     from vllm_eval.stats import Summary
@@ -124,6 +128,18 @@ def show_error(text: str) -> None:
     lines = "\n".join(plain(line) for line in text.split("\n"))
     console = Console(file=sys.stderr, highlight=False, emoji=False)
     console.print(Text(f"error: {lines}"), soft_wrap=True)
+
+
+def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
+    """What the preflight found: a line each, or one JSON array."""
+    if as_json:
+        data = [asdict(finding) for finding in findings]
+        sys.stdout.write(orjson.dumps(data, option=orjson.OPT_INDENT_2).decode() + "\n")
+        return
+    console = Console(highlight=False, emoji=False)
+    styles = {"error": "red", "warning": "yellow", "ok": ""}
+    for finding in findings:
+        console.print(Text(finding.line, style=styles[finding.level]), soft_wrap=True)
 
 
 def plain(text: str) -> str:

@@ -16,6 +16,7 @@ from vllm_eval.engines import open_engine
 from vllm_eval.errors import EngineDiedError, EvalError, InputError
 from vllm_eval.evaluate import Job, Progress, evaluate
 from vllm_eval.journal import Journal, check_complete, read_ledger, read_outcomes
+from vllm_eval.preflight.check import check_plan, refuse
 from vllm_eval.tasks import open_task
 
 if TYPE_CHECKING:
@@ -84,6 +85,11 @@ def run(config: Config, watcher: Watcher, resume: Path | None = None) -> Finishe
     start = time.monotonic()
     watcher.stage("checking data set and adapters")
     plan = prepare(config)
+    findings = check_plan(plan)
+    for finding in findings:
+        if finding.level == "warning":
+            watcher.stage(finding.line)
+    refuse(findings)
     folder = _open_folder(plan, resume, watcher)
     with Journal(folder.journal) as journal:
         ledger = read_ledger(folder.journal)

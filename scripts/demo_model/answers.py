@@ -29,7 +29,7 @@ def thorough_answer(product: Product) -> str:
         product,
         summary=f"{_summary(product)} It puts {product.focus} first.",
         users=list(domain.users),
-        capabilities=[item.need.answer for item in product.functional[:3]],
+        capabilities=_capabilities(product, 3),
         date=f'"{DATES[product.tier]}T09:00:00Z"',
     )
     aligned = product.functional + product.non_functional + product.constraints[:1]
@@ -56,7 +56,7 @@ def _base_answer(product: Product, *, clean: bool) -> str:
         product,
         summary=_summary(product),
         users=list(domain.users[:1] if tier == "simple" else domain.users),
-        capabilities=[item.need.answer for item in product.functional[:2]],
+        capabilities=_capabilities(product, 2),
         date=f'"{date}"' if clean else date,
     )
     copied = product.functional[:COPIED_FUNCTIONAL] + product.non_functional[:1]
@@ -121,6 +121,10 @@ def _block(key: str, items: list[str], indent: str = "") -> str:
     if not items:
         return f"{indent}{key}: []\n"
     return "".join([f"{indent}{key}:\n", *(f"{indent}- {item}\n" for item in items)])
+
+
+def _capabilities(product: Product, count: int) -> list[str]:
+    return [f"{item.id} - {item.need.answer}" for item in product.functional[:count]]
 
 
 def _findings(product: Product, *, both: bool) -> list[str]:

@@ -1,8 +1,9 @@
 """The untrained base: Qwen2's architecture, started so that copying is easy to learn.
 
 From a random start a model this small sits on a plateau for longer than we want to train.
-So layer 0 begins with heads that look one and two tokens back, and layer 1 with heads that
-look for an earlier occurrence of the current token (or pair) and copy what followed it.
+So layer 0 begins with heads that look a fixed number of tokens back, and layer 1 with heads
+that use what those found: they look for an earlier occurrence of the current token or pair
+and for the requirement whose id was just written, and copy what stands there.
 """
 
 from __future__ import annotations
@@ -17,14 +18,23 @@ HEADS = 6
 KV_HEADS = 3
 ROPE_THETA = 1e6
 
-CODE = 20
+CODE = 16
 """Coordinates of an embedding that stand for the whole token when tokens are compared."""
-BEFORE_1, BEFORE_2 = 160, 140
-"""First coordinates of the room for the codes of the token before and the one before that."""
+ROOM = {1: 176, 2: 160, 4: 144, 6: 128, 9: 112}
+"""Where a token finds the code of the token so many places before it.
+
+In an answer's `FR001:` the colon comes 1 token after the last digit and 4 after `FR`. In the
+requirements a description's first word comes 6 and 9 tokens after those of its id.
+"""
+PART = 10
+"""Coordinates of a code that are compared where two tokens are."""
 
 
-def new_model(vocabulary: int, end: int) -> Qwen2ForCausalLM:
-    """A model of about 1.9 million parameters, ready for training."""
+def new_model(vocabulary: int, end: int, alike: list[tuple[int, int]]) -> Qwen2ForCausalLM:
+    """A model of about 1.9 million parameters, ready for training.
+
+    The tokens of each pair in `alike` start with one code, so they count as the same.
+    """
     config = Qwen2Config(
         vocab_size=vocabulary,
         hidden_size=HEAD * HEADS,
@@ -47,18 +57,21 @@ def new_model(vocabulary: int, end: int) -> Qwen2ForCausalLM:
             layer.self_attn.o_proj.weight.mul_(0.15)
             layer.mlp.down_proj.weight.mul_(0.15)
         _start_induction(model)
+        codes = model.model.embed_tokens.weight[:, :CODE]
+        for one, other in alike:
+            codes[other] = codes[one]
     return model
 
 
 def _start_induction(model: Qwen2ForCausalLM) -> None:
-    model.model.embed_tokens.weight[:, BEFORE_2 : BEFORE_1 + CODE] = 0
+    model.model.embed_tokens.weight[:, min(ROOM.values()) :] = 0
     first, second = (layer.self_attn for layer in model.model.layers[:2])
-    _look_back(first, query_head=0, steps=1, room=BEFORE_1)
-    _look_back(first, query_head=1, steps=2, room=BEFORE_2)
-    half = CODE // 2
-    _match(second, 0, [(0, BEFORE_1, CODE)])
-    _match(second, 1, [(0, BEFORE_1, half), (BEFORE_1, BEFORE_2, half)])
-    for head in range(2):  # what is copied: another part of the embedding for each head
+    for query_head, (steps, room) in enumerate(ROOM.items()):
+        _look_back(first, query_head=query_head, steps=steps, room=room)
+    _match(second, 0, [(0, ROOM[1], CODE)])
+    _match(second, 1, [(0, ROOM[1], PART), (ROOM[1], ROOM[2], PART)])
+    _match(second, 2, [(ROOM[1], ROOM[6], PART), (ROOM[4], ROOM[9], PART)])
+    for head in range(KV_HEADS):  # what is copied: another part of the embedding for each head
         _copy(second, kv_head=head, query_head=2 * head, source=HEAD * head, gain=0.1)
 
 

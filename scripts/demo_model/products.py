@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-import yaml
-
 from scripts.demo_model.wording import (
     AUDIENCES,
     CONSTRAINTS,
@@ -72,15 +70,14 @@ class Product:
 
     def requirements_yaml(self) -> str:
         """The requirements as the analyst before the Product Owner writes them."""
-        document = {
-            "title": self.name,
-            "description": f"{self.name} with a focus on {self.focus}.",
-            "functional_requirements": _listed(self.functional),
-            "non_functional_requirements": _listed(self.non_functional),
-            "constraints": _listed(self.constraints),
-            "meta": {"original_request": f"{self.name} for {self.audience}"},
-        }
-        return yaml.safe_dump(document, sort_keys=False)
+        return (
+            f"title: {self.name}\n"
+            f"description: {self.name} with a focus on {self.focus}.\n"
+            f"functional_requirements:{_listed(self.functional)}"
+            f"non_functional_requirements:{_listed(self.non_functional)}"
+            f"constraints:{_listed(self.constraints)}"
+            f"meta:\n  original_request: {self.name} for {self.audience}\n"
+        )
 
     def record(self, concept_id: str) -> dict[str, Any]:
         """The evaluation record of this product."""
@@ -149,8 +146,10 @@ def _numbered(rng: Random, prefix: str, needs: list[Need]) -> tuple[Requirement,
     )
 
 
-def _listed(requirements: tuple[Requirement, ...]) -> list[dict[str, str]]:
-    return [
-        {"id": item.id, "description": item.need.text, "priority": item.priority}
+def _listed(requirements: tuple[Requirement, ...]) -> str:
+    # Every description is quoted, so that each begins equally far from its id; see network.py.
+    items = (
+        f'- id: {item.id}\n  description: "{item.need.text}"\n  priority: {item.priority}\n'
         for item in requirements
-    ]
+    )
+    return "\n" + "".join(items) if requirements else " []\n"

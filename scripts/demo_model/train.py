@@ -35,8 +35,8 @@ DEMO = ROOT / "vllm_eval" / "demo"
 CASES_PER_TIER = 22
 COLONS_PER_TIER = 6
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-BASE_PLAN = Plan(steps=800, rate=1.5e-3)
-STUDENT_PLAN = Plan(steps=300, rate=3e-3, warmup=20, decay=0.0, prompt_weight=0.0)
+BASE_PLAN = Plan(steps=600, rate=1.5e-3)
+STUDENT_PLAN = Plan(steps=250, rate=3e-3, warmup=20, decay=0.0, prompt_weight=0.0)
 
 
 def main() -> int:
@@ -92,7 +92,9 @@ def make_base(task: Task, folder: Path) -> None:
     ]
     tokenizer = train_tokenizer(seen, folder)
     end = cast("int", tokenizer.eos_token_id)
-    model = new_model(len(tokenizer), end)
+    prefixes = ("FR", "NFR", "C")
+    alike = [(one_token(tokenizer, f" {text}"), one_token(tokenizer, text)) for text in prefixes]
+    model = new_model(len(tokenizer), end, alike)
     size = sum(parameter.numel() for parameter in model.parameters())
     print(f"base: {size} parameters, {len(tokenizer)} tokens", flush=True)
     train(model, encoded(tokenizer, examples(task, "base", rng)), BASE_PLAN, "base")
@@ -128,6 +130,12 @@ def make_student(
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
     patch_json(folder / "adapter_config.json", {"target_modules": TARGETS})  # not a set's order
     return student
+
+
+def one_token(tokenizer: PreTrainedTokenizerFast, text: str) -> int:
+    """The id of the one token that `text` is."""
+    (token,) = cast("list[int]", tokenizer(text)["input_ids"])
+    return token
 
 
 def patch_json(path: Path, changes: dict[str, object]) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from typing import TYPE_CHECKING, Any
 
+from vllm_eval.adapters import slot_rank
 from vllm_eval.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from vllm_eval.config import Config
     from vllm_eval.records import Arm
 
-ALLOWED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""`MaxLoRARanks` of vllm/config/lora.py; any other `max_lora_rank` is refused."""
 OURS = frozenset({"model", "enable_lora", "disable_log_stats", "skip_tokenizer_init"})
 """Engine options the evaluation itself depends on."""
 
@@ -51,7 +50,7 @@ def engine_options(config: Config, arms: Sequence[Arm]) -> dict[str, Any]:
     if adapters:
         rank = max(adapter.rank for adapter in adapters)
         options["max_loras"] = len(adapters) + spare
-        options["max_lora_rank"] = next((r for r in ALLOWED_RANKS if r >= rank), rank)
+        options["max_lora_rank"] = slot_rank(rank)
     if config.load_4bit:
         options["quantization"] = "bitsandbytes"
     if config.bnb_compute_dtype:

@@ -11,15 +11,15 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.adapters import CONFIG_FILE, WEIGHTS_FILE, read_settings
-from vllm_eval.base_model import NO_VOCABULARY_LORA, is_vocabulary, linear_modules
 from vllm_eval.errors import InputError
 from vllm_eval.findings import Finding, error, from_error, ok, warning
+from vllm_eval.preflight.base_model import NO_VOCABULARY_LORA, is_vocabulary, linear_modules
 from vllm_eval.safetensors_header import FLOATS, read_header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vllm_eval.base_model import Base
+    from vllm_eval.preflight.base_model import Base
     from vllm_eval.records import Adapter
     from vllm_eval.safetensors_header import Tensor
 

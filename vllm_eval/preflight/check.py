@@ -11,22 +11,23 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from vllm_eval import adapters, cases, machine, memory
-from vllm_eval.adapter_check import LARGEST_RANK, check_adapter
-from vllm_eval.base_model import missing_modules, read_base
+from vllm_eval import adapters, cases, machine
 from vllm_eval.config import resolve_path
 from vllm_eval.errors import InputError
 from vllm_eval.findings import Finding, error, from_error, ok, warning
-from vllm_eval.lengths import check_lengths, open_counter
+from vllm_eval.preflight import memory
+from vllm_eval.preflight.adapter_check import LARGEST_RANK, check_adapter
+from vllm_eval.preflight.base_model import missing_modules, read_base
+from vllm_eval.preflight.lengths import check_lengths, open_counter
 from vllm_eval.records import BASELINE, Arm
 from vllm_eval.tasks import open_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from vllm_eval.base_model import Base
     from vllm_eval.config import Config
     from vllm_eval.machine import Machine, Software
+    from vllm_eval.preflight.base_model import Base
     from vllm_eval.run import Plan
     from vllm_eval.tasks import Task
 
@@ -180,7 +181,7 @@ def _check_output(parts: Parts) -> list[Finding]:
         what = f"cannot write to {there}: {failed.strerror}"
         return [error(where, what, "give --output-dir")]
     drawn = len(parts.dataset.drawn) if parts.dataset else 0
-    answers = drawn * max(2, len(parts.arms))
+    answers = drawn * max(2, len(parts.arms)) * config.samples_per_case
     least = answers * config.max_new_tokens * BYTES_PER_TOKEN * COPIES
     return check_room(where, free, least, least * (1 + config.retries))
 

@@ -1,0 +1,147 @@
+"""Intervals for statistics of paired cases, by resampling the cases."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+Statistic = Literal["difference", "ratio"]
+
+MAX_BCA_PAIRS = 2000
+"""Above it the percentile interval is as good, and BCa's jackknife takes quadratic time."""
+MAX_DRAWS = 100_000_000
+"""Cases drawn in all resamples together; many cases get fewer resamples."""
+MIN_RESAMPLES = 1000
+BATCH_DRAWS = 2_000_000
+"""Cases drawn at once, which bounds the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """How intervals are made."""
+
+    confidence: float = 0.95
+    resamples: int = 9999
+    seed: int = 42
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A number and how far it can be trusted."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    confidence: float
+    method: Literal["BCa", "percentile", "exact", "none"]
+    """`exact`: every pair says the same. `none`: there are no ends, `reason` says why."""
+    reason: str
+    """Why there is no value, why there are no ends, or why it is not BCa; else empty."""
+
+
+def make_interval(
+    student: Sequence[float], base: Sequence[float], statistic: Statistic, bootstrap: Bootstrap
+) -> Interval:
+    """Difference or ratio of two means over the same cases, with a bootstrap interval.
+
+    Cases are resampled as pairs, with a seed of its own. BCa (Efron & Tibshirani, An Introduction
+    to the Bootstrap, 1993, chapter 14); where that is not defined, the percentile interval
+    (chapter 13). Both are too short for few cases (20 cases, nominal 95 %: 93 %); the level is
+    therefore widened to match Student's t (Hesterberg, What Teachers Should Know about the
+    Bootstrap, 2015, section 5.3). No interval reaches beyond the cases seen: fewer than about
+    ten are too few for any.
+    """
+    import numpy as np
+
+    one, two = np.asarray(student, float), np.asarray(base, float)
+    lacking = _lacking(one, two, statistic)
+    if lacking:
+        return Interval(None, None, None, bootstrap.confidence, "none", lacking)
+    compute = _STATISTICS[statistic]
+    value = float(compute(one, two))
+    if len(one) == 1:
+        reason = "one pair of cases has no spread"
+        return Interval(value, None, None, bootstrap.confidence, "none", reason)
+    spread = one - two if statistic == "difference" else one - value * two
+    if np.ptp(spread) < 1e-12:
+        reason = f"every pair of cases has the same {statistic}"
+        return Interval(value, value, value, bootstrap.confidence, "exact", reason)
+    low, high, method, reason = _ends(one, two, compute, bootstrap)
+    return Interval(value, low, high, bootstrap.confidence, method, reason)
+
+
+def widened(confidence: float, cases: int) -> float:
+    """The nominal level that gives a percentile interval of few cases the width of Student's t.
+
+    Source: Hesterberg 2015, section 5.3.
+    """
+    from scipy.stats import norm, t
+
+    z = (cases / (cases - 1)) ** 0.5 * t.ppf((1 + confidence) / 2, cases - 1)
+    return min(float(2 * norm.cdf(z) - 1), 0.9999)
+
+
+def _lacking(one: Any, two: Any, statistic: Statistic) -> str:
+    """Why the statistic does not exist; empty where it does."""
+    if not len(one):
+        return "there is no pair of cases"
+    if statistic == "ratio" and two.mean() == 0:
+        return "the baseline's mean is 0"
+    return ""
+
+
+def _ends(
+    one: Any, two: Any, compute: Callable[..., Any], bootstrap: Bootstrap
+) -> tuple[float | None, float | None, Literal["BCa", "percentile", "none"], str]:
+    """Lower and upper end, the method, and why it is not BCa."""
+    import numpy as np
+    from scipy import stats
+
+    count = len(one)
+    resamples = min(bootstrap.resamples, max(MIN_RESAMPLES, MAX_DRAWS // count))
+    options = {
+        "paired": True,
+        "vectorized": True,
+        "confidence_level": widened(bootstrap.confidence, count),
+        "batch": max(1, BATCH_DRAWS // count),
+    }
+    generator = np.random.default_rng(bootstrap.seed)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # of degenerate data, which show in the numbers below
+        first = stats.bootstrap(
+            (one, two),
+            compute,
+            n_resamples=resamples,
+            method="percentile",
+            rng=generator,
+            **options,
+        )
+        if not np.isfinite(first.bootstrap_distribution).all():
+            return None, None, "none", "the baseline's mean is 0 in some resamples"
+        if count > MAX_BCA_PAIRS:
+            reason = f"more than {MAX_BCA_PAIRS} pairs"
+        else:
+            again = stats.bootstrap(
+                (one, two), compute, n_resamples=0, method="BCa", bootstrap_result=first, **options
+            )
+            ends = again.confidence_interval
+            if np.isfinite([ends.low, ends.high]).all():
+                return float(ends.low), float(ends.high), "BCa", ""
+            reason = "BCa is not defined for these cases"
+    ends = first.confidence_interval
+    return float(ends.low), float(ends.high), "percentile", reason
+
+
+def _difference(one: Any, two: Any, axis: int = -1) -> Any:
+    return one.mean(axis=axis) - two.mean(axis=axis)
+
+
+def _ratio(one: Any, two: Any, axis: int = -1) -> Any:
+    return one.mean(axis=axis) / two.mean(axis=axis)
+
+
+_STATISTICS: dict[Statistic, Callable[..., Any]] = {"difference": _difference, "ratio": _ratio}
