@@ -58,6 +58,8 @@ def main() -> int:
     # The adapter is trained on the base as it is stored, rounding included.
     base = Qwen2ForCausalLM.from_pretrained(output / "base", dtype=torch.float32)
     student = make_student(base, tokenizer, task, output / "po_student_demo")
+    for weights in output.rglob("*.safetensors"):
+        weights.chmod(0o644)  # written for the owner alone, which would carry over into packages
     print(f"trained in {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
     return conclude(student, tokenizer, task, products)
 
