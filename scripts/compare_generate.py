@@ -17,8 +17,8 @@ from vllm_eval.config import load_config
 from vllm_eval.engines.vllm import VllmEngine
 from vllm_eval.evaluate import Job, Progress, derive_seed, evaluate
 from vllm_eval.journal import Journal
+from vllm_eval.plan import Plan, prepare
 from vllm_eval.records import Ledger
-from vllm_eval.run import Plan, prepare
 
 
 def main(count: int, pairs: int) -> None:

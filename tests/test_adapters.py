@@ -227,3 +227,18 @@ def test_adapters_of_different_bases_are_refused_by_name(make: Make, other: str 
         base_of(arms, None)
     assert f"a: org/base; b: {other}" in str(refused.value)
     assert "--base-model" in str(refused.value)
+
+
+@pytest.mark.parametrize("names", [("Abc", "aBC"), ("x" * 101,), ("foo:",), ("..",)])
+def test_a_name_that_cannot_name_a_file_on_every_disk_is_refused(
+    bench: Bench, names: tuple[str, ...]
+) -> None:
+    flags = [word for name in names for word in ("--adapter", name)]
+    bench.dataset(1)
+    bench.answers({"text": "x"})
+    run = bench.call(
+        *("--engine", "scripted", "--script", str(bench.script), "--profile", "none"),
+        *("--dataset-path", str(bench.cases), "--output-dir", str(bench.output_dir), *flags),
+    )
+    assert run.code == 2
+    assert "adapters:" in run.err

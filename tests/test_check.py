@@ -21,9 +21,9 @@ from vllm_eval.config import Config, resolve_path
 from vllm_eval.errors import InputError
 from vllm_eval.findings import Finding
 from vllm_eval.machine import Machine, Software
+from vllm_eval.plan import prepare
 from vllm_eval.preflight.check import check_config, check_plan, check_room, refuse
 from vllm_eval.preflight.lengths import check_lengths, open_counter
-from vllm_eval.run import prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable

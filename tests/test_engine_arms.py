@@ -14,8 +14,8 @@ from vllm_eval import cases
 from vllm_eval.cli import main
 from vllm_eval.config import Config, load_config, resolve_path
 from vllm_eval.engines import open_engine
+from vllm_eval.plan import Plan, prepare
 from vllm_eval.records import BASELINE, Arm, Request
-from vllm_eval.run import Plan, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

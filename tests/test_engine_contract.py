@@ -12,8 +12,8 @@ import pytest
 
 from vllm_eval.config import load_config
 from vllm_eval.engines import open_engine
+from vllm_eval.plan import prepare
 from vllm_eval.records import Request
-from vllm_eval.run import prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

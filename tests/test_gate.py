@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from vllm_eval.bootstrap import Bootstrap
 from vllm_eval.config import GateConfig
-from vllm_eval.gate import judge_student
+from vllm_eval.gate import NO_NUMBER, judge_student
 from vllm_eval.records import Outcome, Status
+from vllm_eval.resample import resample
 from vllm_eval.stats import Comparison, compare
 
 if TYPE_CHECKING:
@@ -31,7 +34,8 @@ def outcomes(arm: str, scores: list[float], failed: int = 0, silent: int = 0) ->
 
 
 def judge(base: list[Outcome], student: list[Outcome], **gate: float) -> Verdict:
-    comparison = compare([*base, *student], ["baseline", "pupil"])
+    level = Bootstrap(gate.get("confidence", 0.95), 999)
+    comparison = compare([*base, *student], ["baseline", "pupil"], bootstrap=level)
     return judge_student(comparison, "pupil", 10, GateConfig(**gate))
 
 
@@ -142,6 +146,131 @@ def test_a_baseline_of_zero_gives_no_ratio_and_fails() -> None:
     assert broken(verdict) == ["mean of pupil / mean of baseline"]
 
 
+UNEVEN = outcomes("baseline", [0.75 + n / 100 for n in range(10)])
+CLOSE = outcomes("pupil", [0.75, 0.71, 0.69, 0.74, 0.71, 0.76, 0.69, 0.80, 0.68, 0.78])
+"""Mean 0.731, or 0.92 of the baseline's 0.795; the interval reaches below 0.9."""
+
+
+def test_with_a_confidence_the_interval_must_clear_the_ratio_not_only_the_mean() -> None:
+    assert judge(UNEVEN, CLOSE).passed
+    verdict = judge(UNEVEN, CLOSE, confidence=0.95)
+    assert broken(verdict) == ["ratio of means of pupil, lower end at 0.95"]
+    assert 0.85 < (verdict.rules[-1].value or 0) < 0.9
+
+
+def test_a_lower_confidence_is_easier_to_reach() -> None:
+    assert judge(UNEVEN, CLOSE, confidence=0.5).passed
+
+
+def test_an_interval_that_is_a_point_on_the_threshold_passes() -> None:
+    assert judge(GOOD, outcomes("pupil", [0.72] * 10), confidence=0.95).passed
+
+
+def test_without_an_interval_the_confidence_rule_fails_with_the_reason() -> None:
+    one = outcomes("baseline", [0.8]), outcomes("pupil", [0.8])
+    comparison = compare([*one[0], *one[1]], ["baseline", "pupil"])
+    rule = judge_student(comparison, "pupil", 1, GateConfig(confidence=0.95)).rules[-1]
+    assert (rule.passed, rule.reason) == (False, "one pair of cases has no spread")
+
+
+def test_an_interval_of_another_confidence_is_no_answer() -> None:
+    comparison = compare([*GOOD, *PUPIL], ["baseline", "pupil"], bootstrap=Bootstrap(0.8))
+    rule = judge_student(comparison, "pupil", 10, GateConfig(confidence=0.95)).rules[-1]
+    assert (rule.passed, rule.reason) == (False, "the interval was made at 0.8")
+
+
+@pytest.mark.parametrize(
+    ("setting", "on_it", "beyond", "name"),
+    [
+        ("min_student_mean", 0.8, 0.8001, "mean of pupil"),
+        ("min_case_score", 0.7, 0.7001, "lowest valid case of pupil"),
+        ("max_student_std", 0.1, 0.0999, "std of pupil"),
+        ("max_abs_difference", 0.05, 0.0499, "mean of pupil apart from baseline"),
+    ],
+)
+def test_each_optional_rule_holds_on_its_threshold_and_fails_beyond(
+    setting: str, on_it: float, beyond: float, name: str
+) -> None:
+    base, pupil = outcomes("baseline", [0.85] * 10), outcomes("pupil", [0.7, 0.9] * 5)
+    assert broken(judge(base, pupil, **{setting: on_it})) == []
+    assert broken(judge(base, pupil, **{setting: beyond})) == [name]
+
+
+def test_a_rule_of_at_most_has_its_margin_below_the_threshold() -> None:
+    rule = judge(GOOD, outcomes("pupil", [0.7, 0.9] * 5), max_student_std=0.08).rules[-1]
+    assert (rule.bound, rule.reason) == ("at most", "0.1000 is above 0.0800")
+    assert rule.margin == pytest.approx(-0.02)
+
+
+def test_the_difference_counts_in_both_directions() -> None:
+    assert broken(judge(GOOD, outcomes("pupil", [0.9] * 10), max_abs_difference=0.03))
+
+
+def test_optional_rules_are_off_by_default() -> None:
+    assert len(judge(GOOD, PUPIL).rules) == 6
+
+
+def test_optional_rules_fail_where_their_numbers_are_missing() -> None:
+    extra = {"min_student_mean": 0, "max_student_std": 1, "min_case_score": 0}
+    verdict = judge(GOOD, outcomes("pupil", [], 10), **extra, max_abs_difference=1)
+    assert all(rule.reason == NO_NUMBER for rule in verdict.rules[-4:])
+
+
+def test_a_clear_pass_passes_on_every_resample_and_a_clear_fail_on_none() -> None:
+    assert judge(GOOD, PUPIL).pass_chance == 1.0
+    assert judge(GOOD, outcomes("pupil", [0.5] * 10)).pass_chance == 0.0
+
+
+def test_a_close_call_passes_on_some_resamples() -> None:
+    chance = judge(UNEVEN, CLOSE).pass_chance
+    assert chance is not None
+    assert 0.6 < chance < 0.99
+
+
+def test_the_chance_on_validity_is_the_binomial_one() -> None:
+    # One of ten cases failed: a resample passes where it holds that case at most once.
+    verdict = judge(GOOD, outcomes("pupil", [0.8] * 9, failed=1))
+    expected = 0.9**10 + 10 * 0.1 * 0.9**9
+    assert verdict.pass_chance == pytest.approx(expected, abs=0.03)
+
+
+def test_resamples_are_held_to_the_confidence_rule_too() -> None:
+    loose, strict = judge(UNEVEN, CLOSE), judge(UNEVEN, CLOSE, confidence=0.95)
+    assert (strict.pass_chance or 0) < (loose.pass_chance or 0)
+
+
+@pytest.mark.parametrize("pupil", [PUPIL[:9], outcomes("pupil", [0.8] * 9, silent=1)])
+def test_where_an_answer_is_missing_no_resample_passes(pupil: list[Outcome]) -> None:
+    assert judge(GOOD, pupil).pass_chance == 0.0
+
+
+def test_the_same_outcomes_give_the_same_verdict_to_the_last_digit() -> None:
+    assert judge(UNEVEN, CLOSE, confidence=0.9) == judge(UNEVEN[::-1], CLOSE[::-1], confidence=0.9)
+
+
+def test_a_resample_of_the_cases_themselves_has_the_numbers_of_a_summary() -> None:
+    """Every resample's mean, std, min and share lie within what its cases allow."""
+    comparison = compare([*UNEVEN, *outcomes("pupil", [0.6, 0.9] * 4, 1, 1)], ["baseline", "pupil"])
+    for base, student, low in resample(comparison, "pupil", "baseline", 0.95):
+        assert (base.total, student.total) == (10, 10)
+        assert 0.75 <= (base.min or 0) <= (base.mean or 0) <= (base.max or 0) <= 0.8400001
+        assert base.valid_rate == 1.0
+        assert (student.std or 0) <= 0.1500001
+        assert low is None or student.mean is not None
+
+
+@pytest.mark.parametrize(
+    ("base", "student"), [([], []), (GOOD, []), (outcomes("baseline", [], 10), PUPIL)]
+)
+def test_a_verdict_is_json_without_nan_whatever_is_missing(
+    base: list[Outcome], student: list[Outcome]
+) -> None:
+    verdict = judge(base, student, confidence=0.95)
+    assert json.dumps(asdict(verdict), allow_nan=False)
+    assert verdict.cases_to_settle is None
+    assert verdict.unsettled
+
+
 @pytest.fixture
 def weak(bench: Bench, answers: Answers) -> None:
     """A script in which the student keeps the contract but is worth less than 0.9."""
@@ -179,3 +308,19 @@ def test_each_of_several_students_has_its_own_verdict(bench: Bench, weak: None) 
 
 def test_one_student_that_fails_fails_the_run(bench: Bench, weak: None) -> None:
     assert bench.run("--adapter", "other").code == 1
+
+
+def test_confidence_is_a_flag(bench: Bench, answers: Answers) -> None:
+    bench.dataset(3)
+    bench.answers({"text": answers.text()})
+    run = bench.run("--confidence", "0.9")
+    names = [rule["name"] for rule in verdicts(run)[0]["rules"]]
+    assert (run.code, names[-1]) == (0, "ratio of means of pupil, lower end at 0.9")
+    assert "lower end at 0.9" in run.out
+
+
+@pytest.mark.parametrize("level", ["0", "1", "95"])
+def test_a_confidence_that_is_no_share_is_refused(bench: Bench, level: str) -> None:
+    run = bench.run("--confidence", level)
+    assert run.code == 2
+    assert "gate.confidence" in run.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -89,3 +90,47 @@ def test_a_folder_of_strange_files_is_no_unfinished_run(
     run = bench.run()
     assert run.code == 0
     assert "--resume" not in run.out
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("score", 5), ("score", "hi"), ("status", "weird"), ("final", "no"), ("attempt", -5)),
+        *(("output_tokens", "abc"), ("arm", ["x"]), ("tier", 5), ("raw_response", None)),
+    ],
+)
+def test_a_line_no_evaluation_could_have_written_is_named(
+    bench: Bench, answers: Answers, key: str, value: object
+) -> None:
+    bench.dataset(1)
+    bench.answers({"text": answers.text()})
+    run = bench.run()
+    journal = run.folder / "attempts.jsonl"
+    first, second = journal.read_text("utf-8").splitlines()
+    journal.write_text(f"{first}\n{json.dumps(json.loads(second) | {key: value})}\n", "utf-8")
+    again = bench.call("--resume", str(run.folder))
+    assert again.code == 3
+    assert f"attempts.jsonl, line 2: the journal is damaged here: {key}" in again.err
+
+
+def test_nothing_is_written_through_a_link_in_a_run_folder(bench: Bench, answers: Answers) -> None:
+    bench.dataset(1)
+    bench.answers({"text": answers.text()})
+    folder = bench.run().folder
+    victim = bench.folder / "victim.txt"
+    victim.write_text("mine")
+    (folder / "comparison.json.part").symlink_to(victim)
+    assert bench.call("--resume", str(folder)).code == 0
+    assert victim.read_text() == "mine"
+
+
+def test_a_journal_that_is_a_link_is_refused(bench: Bench, answers: Answers) -> None:
+    bench.dataset(1)
+    bench.answers({"text": answers.text()})
+    folder = bench.run().folder
+    victim = bench.folder / "victim.txt"
+    (folder / "attempts.jsonl").rename(victim)
+    (folder / "attempts.jsonl").symlink_to(victim)
+    run = bench.call("--resume", str(folder))
+    assert run.code == 3
+    assert "cannot open the journal" in run.err

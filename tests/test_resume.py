@@ -247,3 +247,49 @@ def wait_for_journal(bench: Bench, lines: int = 0) -> Path:
             return found[0].parent  # type: ignore[no-any-return]
         time.sleep(0.02)
     pytest.fail(f"no journal with {lines} lines within 30 s: {found}")
+
+
+def test_what_only_decides_what_fits_may_differ_when_resuming(bench: Bench, whole: Run) -> None:
+    """Our own advice for too little memory is to lower such options and to resume."""
+    cut(whole, 2)
+    flags = ("--max-num-seqs", "16", "--gpu-memory-utilization", "0.8")
+    assert bench.call("--resume", str(whole.folder), *flags).code == whole.code
+
+
+def test_another_engine_than_the_one_it_was_begun_with_is_refused(bench: Bench, whole: Run) -> None:
+    cut(whole, 2)
+    path = whole.folder / "manifest.json"
+    manifest = json.loads(path.read_text("utf-8"))
+    manifest["engine"]["vllm"] = "0.26.0"
+    path.write_text(json.dumps(manifest))
+    run = bench.call("--resume", str(whole.folder))
+    assert run.code == 2
+    assert "begun with vllm '0.26.0'" in run.err
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(bench: Bench, answers: Answers) -> None:
+    bench.dataset(2)
+    bench.answers({"text": answers.text(), "seconds": 0.5})
+    command = [sys.executable, "-m", "vllm_eval", *bench.arguments()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=30) == 0
+    assert process.stderr is not None
+    process.stderr.close()
+    assert list(bench.output_dir.glob("*/comparison.json"))
+
+
+def test_a_partial_result_file_holds_the_cases_that_ended_and_no_others(
+    bench: Bench, answers: Answers
+) -> None:
+    bench.dataset(2)
+    bench.answers({"text": answers.bad(), "attempt": 1}, {"text": answers.text(), "seconds": 60})
+    with background(bench) as process:
+        folder = wait_for_journal(bench, lines=4)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
+    (path,) = folder.glob("student_*.json")
+    partial = json.loads(path.read_text("utf-8"))
+    assert (partial["total_samples"], partial["results"]) == (0, [])

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
+import random
 
 import pytest
 
 from vllm_eval.records import Outcome, Status
-from vllm_eval.stats import compare, summarise
+from vllm_eval.stats import compare, summarise, to_json
+
+NUMBERS = itertools.count(1)
 
 
 def outcome(
@@ -20,7 +25,8 @@ def outcome(
     attempts: int = 1,
     first_valid: bool = False,
 ) -> Outcome:
-    return Outcome(arm, "K", tier, 0, status, reason, score, attempts, first_valid)
+    case = f"K{next(NUMBERS)}"
+    return Outcome(arm, case, tier, 0, status, reason, score, attempts, first_valid)
 
 
 FOUR = [outcome(score=s) for s in (0.2, 0.4, 0.4, 1.0)]
@@ -66,7 +72,7 @@ def test_the_valid_rate_is_over_all_cases() -> None:
 
 
 def test_first_and_final_validity_are_counted_apart() -> None:
-    summary = summarise([outcome(first_valid=True), outcome(attempts=2), BROKEN, BROKEN])
+    summary = summarise([outcome(first_valid=True), outcome(attempts=2), BROKEN, SILENT])
     assert (summary.first_valid, summary.first_valid_rate) == (1, 0.25)
     assert (summary.valid, summary.valid_rate) == (2, 0.5)
 
@@ -97,8 +103,8 @@ def test_no_statistic_is_ever_nan() -> None:
         [],
         [SILENT],
         [BROKEN],
-        [outcome(score=0.0)] * 3,
-        [outcome(score=1 / 3)] * 7,
+        [outcome(score=0.0) for _ in range(3)],
+        [outcome(score=1 / 3) for _ in range(7)],
     )
     numbers = [
         n for s in map(summarise, samples) for n in (s.mean, s.std, s.mean_all, s.valid_rate)
@@ -131,3 +137,118 @@ def test_reasons_are_counted_most_frequent_first() -> None:
     rows = [outcome("format_error", None, reason=r) for r in ("b", "c", "a", "c")]
     reasons = compare([*rows, outcome()], ["baseline"]).reasons["baseline"]
     assert list(reasons.items()) == [("c", 2), ("a", 1), ("b", 1)]
+
+
+def sampled(case: str, *scores: float | None, arm: str = "baseline") -> list[Outcome]:
+    """The samples of one case; None for one that broke the contract."""
+    return [
+        Outcome(arm, case, None, n, "format_error", "no_requirement_ids", 0.9, 1, first_valid=False)
+        if score is None
+        else Outcome(arm, case, None, n, "success", None, score, 1, first_valid=True)
+        for n, score in enumerate(scores)
+    ]
+
+
+THREE = [*sampled("A", 0.4, 0.6), *sampled("B", 0.8, None), *sampled("C", None, None)]
+
+
+def test_a_case_scores_the_mean_of_its_valid_samples_and_each_case_counts_once() -> None:
+    # A has 0.5, B has 0.8, C has none; over the answers it would be 0.6.
+    summary = summarise(THREE)
+    assert (summary.cases, summary.total, summary.valid) == (3, 6, 3)
+    assert summary.mean == pytest.approx(0.65)
+    assert (summary.min, summary.max) == (0.5, 0.8)
+
+
+def test_a_case_is_valid_by_the_share_of_its_samples() -> None:
+    assert summarise(THREE).valid_rate == pytest.approx((1 + 0.5 + 0) / 3)
+    assert summarise(THREE).first_valid_rate == pytest.approx((1 + 0.5 + 0) / 3)
+
+
+def test_a_failed_sample_is_a_zero_of_its_case_in_the_mean_over_all() -> None:
+    assert summarise(THREE).mean_all == pytest.approx((0.5 + 0.4 + 0) / 3)
+
+
+def test_one_sample_a_case_shows_no_spread_apart() -> None:
+    summary = summarise([*FOUR, BROKEN])
+    assert (summary.within_std, summary.between_std) == (None, None)
+
+
+def test_the_spread_within_cases_is_pooled_over_them() -> None:
+    # Squares 0.02 and 0.08, one degree of freedom each.
+    summary = summarise([*sampled("A", 0.4, 0.6), *sampled("B", 0.4, 0.8)])
+    assert summary.within_std == pytest.approx((0.10 / 2) ** 0.5)
+
+
+def test_cases_that_differ_only_by_chance_show_no_spread_between_them() -> None:
+    summary = summarise([*sampled("A", 0.4, 0.6), *sampled("B", 0.6, 0.4)])
+    assert summary.between_std == 0.0
+
+
+def test_both_spreads_are_found_again_where_they_are_known() -> None:
+    generator = random.Random(7)
+    rows = []
+    for number in range(4000):
+        centre = generator.gauss(0.6, 0.10)
+        rows += sampled(f"K{number}", *(generator.gauss(centre, 0.05) for _ in range(3)))
+    summary = summarise(rows)
+    assert summary.within_std == pytest.approx(0.05, abs=0.002)
+    assert summary.between_std == pytest.approx(0.10, abs=0.004)
+
+
+def test_a_single_case_of_several_samples_has_a_spread_within_only() -> None:
+    summary = summarise(sampled("A", 0.4, 0.6))
+    assert summary.within_std == pytest.approx(0.02**0.5)
+    assert summary.between_std is None
+
+
+def test_each_student_is_held_against_the_baseline() -> None:
+    rows = [*sampled("A", 0.5), *sampled("A", 0.6, arm="one"), *sampled("A", 0.4, arm="two")]
+    students = compare(rows, ["baseline", "one", "two"]).students
+    assert {arm: paired.difference.value for arm, paired in students.items()} == {
+        "one": pytest.approx(0.1),
+        "two": pytest.approx(-0.1),
+    }
+
+
+def test_another_arm_can_be_the_one_held_against() -> None:
+    rows = [*sampled("A", 0.5, arm="old"), *sampled("A", 0.6, arm="new")]
+    students = compare(rows, ["old", "new"], baseline="old").students
+    assert list(students) == ["new"]
+    assert students["new"].baseline == "old"
+
+
+def test_students_are_ranked_by_mean_and_one_without_a_mean_comes_last() -> None:
+    rows = [*sampled("A", 0.5), *sampled("A", 0.4, arm="one"), *sampled("A", 0.6, arm="two")]
+    ranking = compare(rows, ["baseline", "none", "one", "two"]).ranking
+    assert [(ranked.rank, ranked.arm) for ranked in ranking] == [
+        (1, "two"),
+        (2, "one"),
+        (3, "none"),
+    ]
+
+
+def test_p_values_are_corrected_for_the_number_of_students() -> None:
+    rows = [row for n in range(8) for row in sampled(f"K{n}", 0.5)]
+    rows += [row for n in range(8) for row in sampled(f"K{n}", 0.9 - n / 100, arm="one")]
+    rows += [row for n in range(8) for row in sampled(f"K{n}", 0.5, arm="two")]
+    ranking = compare(rows, ["baseline", "one", "two"]).ranking
+    assert [ranked.p for ranked in ranking] == [pytest.approx(2 / 2**8), 1.0]
+    assert [ranked.p_corrected for ranked in ranking] == [pytest.approx(4 / 2**8), 1.0]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        sampled("A", 0.0),
+        sampled("A", None, None),
+        [*sampled("A", 0.0, 0.0), *sampled("A", 0.0, 0.0, arm="pupil")],
+        [*sampled("A", 0.0), *sampled("B", 1.0), *sampled("A", 1.0, arm="pupil")],
+        [*sampled("A", 0.7), *sampled("A", 0.7, arm="pupil")],
+        [*sampled("A", None), *sampled("B", 0.5), *sampled("A", 0.5, arm="pupil")],
+        [SILENT],
+    ],
+)
+def test_a_comparison_is_json_without_nan_whatever_the_outcomes(rows: list[Outcome]) -> None:
+    assert json.dumps(to_json(compare(rows, ["baseline", "pupil"])), allow_nan=False)

@@ -22,6 +22,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 SLOT_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """`MaxLoRARanks` of vllm/config/lora.py; any other `max_lora_rank` is refused."""
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
+MAX_NAME = 100
+"""Characters; an arm's name becomes part of file names."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -41,7 +43,11 @@ def open_arms(config: Config) -> tuple[Arm, ...]:
             msg = f"adapters: {given!r} names none; give --adapter NAME"
             raise AdapterError(msg)
         name = _UNSAFE.sub("_", given.rstrip("/").rpartition("/")[2].rpartition(":")[2])
-        if name in {arm.name for arm in arms}:
+        if not name.strip(".") or len(name) > MAX_NAME:
+            msg = f"adapters: {given!r} gives no name for files (1 to {MAX_NAME} characters)"
+            raise AdapterError(msg)
+        # Some disks do not tell upper from lower case.
+        if name.casefold() in {arm.name.casefold() for arm in arms}:
             msg = f"adapters: two arms would be called {name!r}; rename a folder"
             raise AdapterError(msg)
         if config.engine == "scripted":  # only a label: no adapter file is read

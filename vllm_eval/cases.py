@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from vllm_eval.tasks.yaml_blocks import parse_yaml
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from typing import BinaryIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,8 @@ class Dataset:
     """Records in the file."""
     drawn: tuple[tuple[int, int], ...]
     """Line number and byte offset of each drawn record, in the order drawn."""
+    version: tuple[int, int]
+    """Size in bytes and time of the last change, in ns."""
 
 
 def open_dataset(path: Path, max_samples: int | None, seed: int) -> Dataset:
@@ -44,6 +48,7 @@ def open_dataset(path: Path, max_samples: int | None, seed: int) -> Dataset:
     offset = 0
     try:
         with path.open("rb") as file:
+            version = _version(file)
             for number, line in enumerate(file, start=1):
                 digest.update(line)
                 if line.strip():
@@ -61,15 +66,41 @@ def open_dataset(path: Path, max_samples: int | None, seed: int) -> Dataset:
         msg = f"{path}: holds no record"
         raise DatasetError(msg)
     random.Random(seed).shuffle(records)
-    return Dataset(path, digest.hexdigest(), len(records), tuple(records[:max_samples]))
+    return Dataset(path, digest.hexdigest(), len(records), tuple(records[:max_samples]), version)
 
 
 def read_cases(dataset: Dataset) -> Iterator[Case]:
-    """The drawn cases, in the order drawn, read again from the file one by one."""
-    with dataset.path.open("rb") as file:
+    """The drawn cases, in the order drawn, read again from the file one by one.
+
+    Raises:
+        DatasetError: the file is gone, or was changed since it was checked.
+    """
+    try:
+        file = dataset.path.open("rb")
+    except OSError as error:
+        msg = f"{dataset.path}: cannot read the data set any more: {error.strerror}"
+        raise DatasetError(msg) from error
+    with file:
+        if _version(file) != dataset.version:
+            msg = f"{dataset.path}: was changed during the run; put it back, then --resume the run"
+            raise DatasetError(msg)
         for number, offset in dataset.drawn:
-            file.seek(offset)
-            yield _parse_line(dataset.path, number, file.readline())
+            yield read_case(dataset.path, file, number, offset)
+
+
+def read_case(path: Path, file: BinaryIO, number: int, offset: int) -> Case:
+    """The case in line `number` of `path`, opened as `file`, which begins at `offset`.
+
+    Raises:
+        DatasetError: the line cannot be used.
+    """
+    file.seek(offset)
+    return _parse_line(path, number, file.readline())
+
+
+def _version(file: BinaryIO) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def _parse_line(path: Path, number: int, line: bytes) -> Case:

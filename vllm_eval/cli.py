@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import signal
 import sys
+import threading
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +19,9 @@ from vllm_eval.errors import EvalError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-PASS, FAIL, COULD_NOT_EVALUATE, INTERRUPTED = 0, 1, 3, 130
+PASS, FAIL, BAD_INPUT, COULD_NOT_EVALUATE, INTERRUPTED = 0, 1, 2, 3, 130
+IMPOSSIBLE_NAMES = (errno.ENAMETOOLONG, errno.EILSEQ)
+"""Errors of the file system that only a name given by the user can bring about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,7 @@ FLAGS = (
     Flag("--top-p", "top_p", "Nucleus sampling.  [0.9]", _FLOAT),
     Flag("--max-new-tokens", "max_new_tokens", "Longest answer in tokens.  [1024]", _INT),
     Flag("--retries", "retries", "Further attempts after a failed first one.  [2]", _INT),
+    Flag("--confidence", "gate.confidence", "Level at which the ratio must hold too.", _FLOAT),
     Flag("--prompt-template", "prompt_template", "Jinja2 file that replaces the task's prompt."),
     Flag("--prompt-format", "prompt_format", "raw text, or the chat template.  [raw]"),
     Flag("--load-4bit", "load_4bit", "Quantise the base to 4 bit (bitsandbytes).", _SWITCH),
@@ -82,6 +89,11 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             default=None,
             help=flag.help,
         )(command)
+    return _layers(command)
+
+
+def _layers(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command `--config` and `-c`."""
     command = click.option(
         "settings", "-c", multiple=True, metavar="KEY.PATH=VALUE", help="Set one configuration key."
     )(command)
@@ -138,9 +150,10 @@ def run_command(
     from vllm_eval.store import find_run
 
     flags = _layer(given)
-    folder = find_run(resume, flags.get("output_dir", "results")) if resume else None
-    stored = [str(folder / "config.yaml")] if folder else []
-    config = load_config([*stored, *files], settings, flags)
+    config, folder = load_config(files, settings, flags), None
+    if resume:
+        folder = find_run(resume, config.output_dir)
+        config = load_config([str(folder / "config.yaml"), *files], settings, flags)
     with Terminal() as terminal:
         finished = run(config, terminal, folder)
         terminal.finished(finished)
@@ -165,11 +178,67 @@ def check_command(
 
     findings = check_config(load_config(files, settings, _layer(given)))
     show_findings(findings, as_json=as_json)
-    sys.exit(2 if any(finding.level == "error" for finding in findings) else PASS)
+    sys.exit(BAD_INPUT if any(finding.level == "error" for finding in findings) else PASS)
+
+
+@app.command("score")
+@click.argument("answers", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--dataset-path", help="Data set with the requirements; default: as stored.")
+@click.option("--task", help="How answers are judged; default: as stored, else product_owner.")
+@click.option("--confidence", type=_FLOAT, help="Level at which the ratio must hold too.")
+@_layers
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per answer, nothing else.")
+def score_command(
+    answers: Sequence[Path],
+    files: Sequence[str],
+    settings: Sequence[str],
+    as_json: bool,
+    **given: object,
+) -> None:
+    """Judge stored answers again, without an engine.
+
+    ANSWERS are result files, ours or {"results": [...]}, journals (attempts.jsonl) or run folders.
+
+    Exit codes: with one baseline and students 0 PASS, 1 FAIL; else 0 where every recorded status
+    and score is reproduced, 1 where not; 2 bad usage or input.
+    """
+    from vllm_eval.config import load_config
+    from vllm_eval.console_score import ScoreProgress, show_row, show_scored
+    from vllm_eval.score import score
+
+    flags = {key: given[key] for key in ("dataset_path", "task") if given[key] is not None}
+    if given["confidence"] is not None:
+        flags["gate"] = {"confidence": given["confidence"]}
+    config = load_config(files, ["profile=none", *settings], flags)
+    with ScoreProgress(silent=as_json) as progress:
+        scored = score(answers, config, progress, show_row if as_json else None)
+    if not as_json:
+        show_scored(scored)
+    sys.exit(PASS if scored.passed else FAIL)
+
+
+@app.command("compare")
+@click.argument("first", metavar="A", type=click.Path(path_type=Path))
+@click.argument("second", metavar="B", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def compare_command(first: Path, second: Path, as_json: bool) -> None:
+    """Hold run B against run A, case by case, on what was recorded.
+
+    A and B are run folders, result files or journals.
+
+    Exit codes: 0 compared, 2 bad usage or input, also two that must not be compared.
+    """
+    from vllm_eval.compare import compare_runs
+    from vllm_eval.console_score import show_compared
+
+    show_compared(compare_runs(first, second), as_json=as_json)
+    sys.exit(PASS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The program: never returns, exits with one of the documented codes."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # closes engines, as Ctrl-C does
     try:
         app.main(args=list(argv) if argv is not None else None, standalone_mode=False)
     except click.exceptions.Exit as leave:
@@ -182,7 +251,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except EvalError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:  # a full disk, a folder taken away: no defect of ours
-        _fail(f"{error.filename or 'files'}: {error.strerror or error}", COULD_NOT_EVALUATE)
+        code = BAD_INPUT if error.errno in IMPOSSIBLE_NAMES else COULD_NOT_EVALUATE
+        _fail(f"{error.filename or 'files'}: {error.strerror or error}", code)
     except Exception as error:  # noqa: BLE001  the one place where the unforeseen ends
         traceback.print_exc()
         _fail(f"this is a defect of vllm_eval: {error!r}", COULD_NOT_EVALUATE)
@@ -205,8 +275,9 @@ def _layer(given: dict[str, object]) -> dict[str, Any]:
             continue
         if flag.many:
             layer[flag.key] = [*layer.get(flag.key, ()), *value]  # type: ignore[misc]
-        elif flag.key.startswith("engine_args."):
-            layer.setdefault("engine_args", {})[flag.key.partition(".")[2]] = value
+        elif "." in flag.key:
+            section, _, key = flag.key.partition(".")
+            layer.setdefault(section, {})[key] = value
         else:
             layer[flag.key] = value
     return layer

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PACKAGE = "package:"
 """Prefix of a path inside the installed package, as the demo profile uses it."""
 _HERE = Path(__file__).parent
+ENGINE_ENV = "^(VLLM|OMP|MKL|TORCH(DYNAMO)?|PYTORCH|CUDA|NCCL|TRITON|HF|TOKENIZERS)_[A-Z0-9_]+$"
+"""Names of variables a configuration may set: it may come with somebody else's run folder."""
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -39,6 +41,16 @@ class GateConfig(_Record):
     """Least mean score of the baseline."""
     min_ratio: Annotated[float, Field(ge=0)] = 0.90
     """Least student mean as a share of the baseline mean."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Where set, the lower end of the ratio's interval at this level must reach `min_ratio` too."""
+    min_student_mean: _Share | None = None
+    """Least student mean."""
+    max_student_std: Annotated[float, Field(ge=0)] | None = None
+    """Largest standard deviation of the student's cases."""
+    min_case_score: _Share | None = None
+    """Least score of every valid case of the student; the valid rate holds the others."""
+    max_abs_difference: Annotated[float, Field(ge=0)] | None = None
+    """Largest distance of the two means, whichever is higher."""
 
 
 class Config(_Record):
@@ -77,7 +89,7 @@ class Config(_Record):
     """How often an engine that died is started again with what is owed."""
     engine_args: dict[str, Any] = {}
     """Options of vLLM's `EngineArgs`, by their own names."""
-    engine_env: dict[Annotated[str, Field(pattern="^[A-Z][A-Z0-9_]*$")], str] = {}
+    engine_env: dict[Annotated[str, Field(pattern=ENGINE_ENV)], str] = {}
     """Environment of the engine, where a variable is not set already."""
     gate: GateConfig = GateConfig()
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
-import unicodedata
 from dataclasses import asdict
 from typing import TYPE_CHECKING, TextIO
 
 import orjson
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
 from rich.text import Text
 
-from vllm_eval.stats import NO_TIER
+from vllm_eval.tables import plain, run_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,15 +24,21 @@ if TYPE_CHECKING:
 
     from vllm_eval.evaluate import Progress
     from vllm_eval.findings import Finding
-    from vllm_eval.gate import Verdict
     from vllm_eval.run import Finished
-    from vllm_eval.stats import Summary
 
 PLAIN_INTERVAL_S = 10.0
 """Seconds between two progress lines where the output is no terminal."""
 
 PLAIN_WIDTH = 110
 """Columns of a table where the output is no terminal."""
+
+
+class _UnbreakableConsole(Console):
+    """Goes on in silence where whoever read the output has left: the run matters more."""
+
+    def on_broken_pipe(self) -> None:
+        """Rich would end the program with exit code 1, which is our word for FAIL."""
+        self.quiet = True
 
 
 class Terminal:
@@ -44,7 +48,9 @@ class Terminal:
         """Keep a private copy of standard output: the engine sends the shared one to its log."""
         self._out = _private(sys.stdout)
         width = None if self._out.isatty() else PLAIN_WIDTH
-        self.console = Console(file=self._out, highlight=False, emoji=False, width=width)
+        self.console = _UnbreakableConsole(
+            file=self._out, highlight=False, emoji=False, width=width
+        )
         self._bar: Bar | None = None
         self._last_line = 0.0
 
@@ -61,7 +67,8 @@ class Terminal:
         """Take the live display down, whatever happened."""
         self._stop()
         if self._out is not sys.stdout:
-            self._out.close()
+            with contextlib.suppress(BrokenPipeError):
+                self._out.close()
 
     def stage(self, text: str) -> None:
         """A new stage begins."""
@@ -83,9 +90,8 @@ class Terminal:
     def finished(self, finished: Finished) -> None:
         """The tables, the verdicts and where the files are."""
         self._stop()
-        self.console.print(_arms_table(finished))
-        for verdict in finished.verdicts:
-            self.console.print(_gate_table(verdict))
+        for part in run_tables(finished):
+            self.console.print(part)
         timing = finished.timing
         self.console.print(
             Text(
@@ -112,6 +118,8 @@ class Terminal:
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[detail]}"),
                 console=self.console,
+                redirect_stdout=False,  # that is the engine's, and belongs into its log
+                redirect_stderr=False,
             )
             self._bar.add_task("cases", total=progress.total, detail="")
             self._bar.start()
@@ -142,15 +150,6 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
         console.print(Text(finding.line, style=styles[finding.level]), soft_wrap=True)
 
 
-def plain(text: str) -> str:
-    """`text` on one line, without what could steer a terminal: control and direction characters."""
-    steers = ("Cc", "Cf", "Cs", "Zl", "Zp")
-    return "".join(
-        c if unicodedata.category(c) not in steers else "\N{REPLACEMENT CHARACTER}"
-        for c in text.replace("\n", " ")
-    )
-
-
 def _private(stream: TextIO) -> TextIO:
     try:
         number = os.dup(stream.fileno())
@@ -171,49 +170,3 @@ def _detail(progress: Progress) -> str:
         left = progress.seconds / progress.done * (progress.total - progress.done)
         parts.append(f"about {left:.0f} s left")
     return ", ".join(parts)
-
-
-def _arms_table(finished: Finished) -> Table:
-    table = Table(title="Scores", title_justify="left", box=SIMPLE)
-    table.add_column("arm")
-    table.add_column("tier")
-    for column in ("cases", "valid", "first try", "mean", "std", "min", "max", "failed as 0"):
-        table.add_column(column, justify="right")
-    comparison = finished.comparison
-    for arm, summary in comparison.arms.items():
-        _add_row(table, plain(arm), "all", summary)
-        tiers = comparison.tiers[arm]
-        for tier, part in tiers.items() if set(tiers) != {NO_TIER} else ():
-            _add_row(table, "", plain(tier), part)
-    return table
-
-
-def _add_row(table: Table, arm: str, tier: str, summary: Summary) -> None:
-    numbers = (summary.mean, summary.std, summary.min, summary.max, summary.mean_all)
-    table.add_row(
-        Text(arm),
-        Text(tier),
-        str(summary.total),
-        f"{summary.valid} ({summary.valid_rate:.0%})",
-        f"{summary.first_valid} ({summary.first_valid_rate:.0%})",
-        *(_number(value) for value in numbers),
-    )
-
-
-def _gate_table(verdict: Verdict) -> Table:
-    table = Table(title=f"Gate for {plain(verdict.arm)}", title_justify="left", box=SIMPLE)
-    table.add_column("rule")
-    for column in ("value", "at least", "margin"):
-        table.add_column(column, justify="right")
-    table.add_column("")
-    for rule in verdict.rules:
-        margin = "-" if rule.margin is None else f"{rule.margin:+.3f}"
-        word = Text("ok", "green") if rule.passed else Text(f"FAIL: {plain(rule.reason)}", "red")
-        table.add_row(
-            Text(plain(rule.name)), _number(rule.value), _number(rule.threshold), margin, word
-        )
-    return table
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

@@ -36,7 +36,7 @@ class Progress:
     retrying: int = 0
     """Of those in flight, how many are not a first attempt."""
     attempts: int = 0
-    """Made in this session, as are the tokens and seconds."""
+    """Over all sessions of the run, as are the tokens and seconds."""
     output_tokens: int = 0
     seconds: float = 0.0
     first_answer_s: float | None = None
@@ -134,8 +134,10 @@ def _record_refused(
 ) -> None:
     """Cases whose prompt can never be answered: their outcome is an error that says why."""
     for case in job.cases():
-        if (why := engine.refusal(job.task.prompt(case))) is not None:
-            owed = [request for request in _first(job, case, ledger) if request.attempt == 1]
+        owed = [request for request in _first(job, case, ledger) if request.attempt == 1]
+        if progress.stopping or not owed:
+            continue
+        if (why := engine.refusal(owed[0].prompt)) is not None:
             attempts = [_refused(request, case, why) for request in owed]
             record(attempts)
             _count(progress, attempts)
@@ -228,6 +230,7 @@ def _attempt(
         finish_reason=done.finish_reason,
         finished_at=now,
         raw_response=done.text,
+        key=problem.key if problem else None,
     )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from vllm_eval.paired import cases_to_settle, pair_scores
 from vllm_eval.records import BASELINE
+from vllm_eval.resample import resample
 
 if TYPE_CHECKING:
     from vllm_eval.config import GateConfig
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-9
 """A value on its threshold passes, however its last bit was rounded."""
+NO_NUMBER = "there is no such number in this run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +27,30 @@ class Rule:
     """None where the number does not exist; the rule then fails."""
     threshold: float
     margin: float | None
-    """Value less threshold; negative where the rule fails."""
+    """How far the value is on the good side of the threshold; negative where the rule fails."""
     passed: bool
     reason: str
     """Why it failed; empty where it passed."""
+    bound: Literal["at least", "at most"] = "at least"
+    """Which side of the threshold is good; the threshold itself always is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The gate's word on one student."""
+    """The gate's word on one student, and how much doubt is in it."""
 
     arm: str
     passed: bool
     rules: tuple[Rule, ...]
+    pass_chance: float | None = None
+    """Share of resamples of the cases on which the same rules pass; None without a case.
+
+    0 where an answer is missing: that is no matter of which cases were drawn.
+    """
+    cases_to_settle: int | None = None
+    """About how many cases with a pair of valid answers settle whether the ratio is reached."""
+    unsettled: str = ""
+    """Why there is no such number."""
 
     @property
     def word(self) -> str:
@@ -44,21 +58,95 @@ class Verdict:
         return "PASS" if self.passed else "FAIL"
 
 
-def judge_student(comparison: Comparison, arm: str, expected: int, gate: GateConfig) -> Verdict:
+def judge_student(
+    comparison: Comparison, arm: str, expected: int, gate: GateConfig, baseline: str = BASELINE
+) -> Verdict:
     """Hold one student against the baseline, each arm with `expected` outcomes.
 
-    Source: `product_owner.md`, "Aggregates and gate": PASS only if all rules hold.
+    Source: `product_owner.md`, "Aggregates and gate": PASS only if all rules hold. Rules beyond
+    those of that page count only where the configuration sets them.
     """
-    base, student = comparison.arms.get(BASELINE), comparison.arms.get(arm)
-    rules = (
-        _answered(BASELINE, base, expected),
-        _answered(arm, student, expected),
-        _at_least(f"valid rate of {BASELINE}", _rate(base), gate.min_valid_rate),
+    low, why = _lower_end(comparison, arm, gate)
+    base, student = comparison.arms.get(baseline), comparison.arms.get(arm)
+    terms = _Terms(baseline, arm, expected, gate)
+    rules = _rules(terms, base, student, low, why)
+    chance = settle = None
+    unsettled = "an arm is missing"
+    if baseline in comparison.cases and arm in comparison.cases:
+        level = gate.confidence or comparison.bootstrap.confidence
+        chance = _pass_chance(terms, comparison, level)
+        one, two = pair_scores(comparison.cases[arm], comparison.cases[baseline])
+        settle, unsettled = cases_to_settle(one, two, gate.min_ratio, level)
+    passed = all(rule.passed for rule in rules)
+    return Verdict(arm, passed, rules, chance, settle, unsettled)
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What is judged, apart from the numbers."""
+
+    baseline: str
+    arm: str
+    expected: int
+    gate: GateConfig
+
+
+def _rules(
+    terms: _Terms, base: Summary | None, student: Summary | None, low: float | None, why: str = ""
+) -> tuple[Rule, ...]:
+    """Every rule that is in force; `low` is the lower end of the ratio's interval."""
+    gate, arm, baseline = terms.gate, terms.arm, terms.baseline
+    ratio = f"mean of {arm} / mean of {baseline}"
+    rules = [
+        _answered(baseline, base, terms.expected),
+        _answered(arm, student, terms.expected),
+        _at_least(f"valid rate of {baseline}", _rate(base), gate.min_valid_rate),
         _at_least(f"valid rate of {arm}", _rate(student), gate.min_valid_rate),
-        _at_least(f"mean of {BASELINE}", base.mean if base else None, gate.min_baseline_mean),
-        _at_least(f"mean of {arm} / mean of {BASELINE}", _ratio(base, student), gate.min_ratio),
+        _at_least(f"mean of {baseline}", base.mean if base else None, gate.min_baseline_mean),
+        _at_least(ratio, _ratio(base, student), gate.min_ratio),
+    ]
+    if gate.confidence is not None:
+        rule = _at_least(
+            f"ratio of means of {arm}, lower end at {gate.confidence:g}", low, gate.min_ratio
+        )
+        rules.append(replace(rule, reason=why) if why else rule)
+    return (*rules, *_extra_rules(terms, base, student))
+
+
+def _extra_rules(terms: _Terms, base: Summary | None, student: Summary | None) -> list[Rule]:
+    """The rules that are off unless the configuration sets them."""
+    gate, arm = terms.gate, terms.arm
+    mean, std, least = (student.mean, student.std, student.min) if student else (None, None, None)
+    apart = _distance(base, student)
+    rules = (
+        (_at_least, f"mean of {arm}", mean, gate.min_student_mean),
+        (_at_most, f"std of {arm}", std, gate.max_student_std),
+        (_at_least, f"lowest valid case of {arm}", least, gate.min_case_score),
+        (_at_most, f"mean of {arm} apart from {terms.baseline}", apart, gate.max_abs_difference),
     )
-    return Verdict(arm, all(rule.passed for rule in rules), rules)
+    return [
+        make(name, value, threshold)
+        for make, name, value, threshold in rules
+        if threshold is not None
+    ]
+
+
+def _lower_end(comparison: Comparison, arm: str, gate: GateConfig) -> tuple[float | None, str]:
+    """The lower end of the ratio's interval, and why there is none."""
+    paired = comparison.students.get(arm)
+    if paired is None:
+        return None, NO_NUMBER
+    if gate.confidence not in (None, paired.ratio.confidence):
+        return None, f"the interval was made at {paired.ratio.confidence:g}"
+    return paired.ratio.low, "" if paired.ratio.low is not None else paired.ratio.reason
+
+
+def _pass_chance(terms: _Terms, comparison: Comparison, confidence: float) -> float | None:
+    draws = passed = 0
+    for base, student, low in resample(comparison, terms.arm, terms.baseline, confidence):
+        draws += 1
+        passed += all(rule.passed for rule in _rules(terms, base, student, low))
+    return passed / draws if draws else None
 
 
 def _answered(arm: str, summary: Summary | None, expected: int) -> Rule:
@@ -72,10 +160,18 @@ def _answered(arm: str, summary: Summary | None, expected: int) -> Rule:
 
 def _at_least(name: str, value: float | None, threshold: float) -> Rule:
     if value is None:
-        return Rule(name, None, threshold, None, False, "there is no such number in this run")
+        return Rule(name, None, threshold, None, False, NO_NUMBER)
     passed = value >= threshold - TOLERANCE
     reason = "" if passed else f"{value:.4f} is below {threshold:.4f}"
     return Rule(name, value, threshold, value - threshold, passed, reason)
+
+
+def _at_most(name: str, value: float | None, threshold: float) -> Rule:
+    if value is None:
+        return Rule(name, None, threshold, None, False, NO_NUMBER, "at most")
+    passed = value <= threshold + TOLERANCE
+    reason = "" if passed else f"{value:.4f} is above {threshold:.4f}"
+    return Rule(name, value, threshold, threshold - value, passed, reason, "at most")
 
 
 def _rate(summary: Summary | None) -> float | None:
@@ -86,3 +182,9 @@ def _ratio(base: Summary | None, student: Summary | None) -> float | None:
     if base is None or student is None or student.mean is None or not base.mean:
         return None
     return student.mean / base.mean
+
+
+def _distance(base: Summary | None, student: Summary | None) -> float | None:
+    if base is None or student is None or student.mean is None or base.mean is None:
+        return None
+    return abs(student.mean - base.mean)

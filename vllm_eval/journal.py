@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import orjson
+from pydantic import TypeAdapter, ValidationError
 
 from vllm_eval.errors import EvalError, InputError
 from vllm_eval.records import Attempt, Begun, Key, Ledger, Outcome, Problem
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
     from typing import Self
+
+
+LOCK = ".lock"
 
 
 class Journal:
@@ -30,7 +34,9 @@ class Journal:
         """
         self._path = path
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+            self._file = os.open(path, flags, 0o644)
+            self._lock_file = os.open(path.with_name(LOCK), flags, 0o644)
         except OSError as error:
             msg = f"{path}: cannot open the journal: {error.strerror}"
             raise EvalError(msg) from error
@@ -38,7 +44,7 @@ class Journal:
             self._lock()
             os.ftruncate(self._file, _whole_length(path))
         except BaseException:
-            os.close(self._file)
+            self.__exit__()
             raise
 
     def append(self, attempts: Sequence[Attempt]) -> None:
@@ -67,11 +73,14 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         """Close the file, which lets go of the lock."""
         os.close(self._file)
+        os.close(self._lock_file)
 
     def _lock(self) -> None:
+        # A POSIX lock on a file of its own: unlike flock, an engine process that outlives a
+        # killed run does not inherit it; but any close of the same file would let go of it.
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
             msg = f"{self._path.parent}: another process is at work on this run"
             raise InputError(msg) from error
         except OSError:  # a mounted drive without locks: one writer is then the user's promise
@@ -80,17 +89,19 @@ class Journal:
 
 def read_journal(path: Path) -> Iterator[tuple[int, Attempt]]:
     """Every whole line's byte offset and attempt; a torn last line is passed over."""
-    names = {field.name for field in fields(Attempt)}
+    reader = TypeAdapter(Attempt)
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.endswith(b"\n"):
                 try:
-                    row = orjson.loads(line)
-                    yield offset, Attempt(**{name: row[name] for name in names})
-                except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-                    msg = f"{path}, line {number}: the journal is damaged here: {error!r}"
+                    attempt = reader.validate_json(line, strict=True)
+                except ValidationError as error:
+                    first = error.errors(include_url=False, include_input=False)[0]
+                    what = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+                    msg = f"{path}, line {number}: the journal is damaged here: {what}"
                     raise EvalError(msg) from error
+                yield offset, attempt
             offset += len(line)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from vllm_eval.run import Plan
+    from vllm_eval.plan import Plan
 
 SCHEMA_VERSION = 1
 FILE = "manifest.json"
@@ -29,6 +29,15 @@ NOT_IDENTITY = frozenset(
     )
 )
 """Configuration keys that may differ between two sessions of one run."""
+CAPACITY_ARGS = frozenset(
+    (
+        *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "enforce_eager"),
+        *("gpu_memory_utilization", "kv_cache_memory_bytes", "cpu_offload_gb", "swap_space"),
+        *("tensor_parallel_size", "pipeline_parallel_size", "distributed_executor_backend"),
+        *("max_loras", "max_cpu_loras", "enable_prefix_caching", "enable_chunked_prefill"),
+    )
+)
+"""Engine options that decide what fits, not what is answered: our own advice changes them."""
 _SAMPLE_BYTES = 2**20
 
 
@@ -53,6 +62,9 @@ def describe(plan: Plan, now: datetime) -> dict[str, Any]:
 def identify(plan: Plan) -> dict[str, Any]:
     """Everything that decides what the outcomes are, as JSON values."""
     settings = plan.config.model_dump(mode="json", exclude=set(NOT_IDENTITY))
+    settings["engine_args"] = {
+        key: value for key, value in plan.config.engine_args.items() if key not in CAPACITY_ARGS
+    }
     identity = settings | {
         "task": f"{plan.task.name} {plan.task.version}",
         "prompt": plan.task.prompt_sha256,

@@ -43,7 +43,7 @@ class CaseScore:
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Significance:
     """A test of whether two arms differ at all; two-sided."""
 
     name: str
@@ -78,13 +78,13 @@ class Paired:
     """Pairs in which the student scores higher."""
     losses: int
     ties: int
-    scores: Test
+    scores: Significance
     """On the scores of the pairs."""
     gained: int
     """Cases whose answers the student keeps valid more often than the baseline."""
     lost: int
     """Cases whose answers the baseline keeps valid more often than the student."""
-    validity: Test
+    validity: Significance
     """On gained and lost; cases without an answer in one of the arms are left out."""
 
 
@@ -93,8 +93,8 @@ def pair_scores(
 ) -> tuple[list[float], list[float]]:
     """The scores of the cases, by id, that have a valid answer in both arms."""
     one, two = [], []
-    for case, mine in student.items():
-        theirs = base.get(case)
+    for case in sorted(student):  # in the order of their ids: a run's own order is chance
+        mine, theirs = student[case], base.get(case)
         if theirs is not None and mine.score is not None and theirs.score is not None:
             one.append(mine.score)
             two.append(theirs.score)
@@ -108,7 +108,7 @@ def compare_cases(
     bootstrap: Bootstrap,
 ) -> Paired:
     """Hold one student against the baseline, case by case. Defined for no case at all too."""
-    common = [case for case in student if case in base]
+    common = sorted(case for case in student if case in base)
     one, two = pair_scores(student, base)
     distances = [mine - theirs for mine, theirs in zip(one, two, strict=True)]
     wins, losses = sum(d > SAME for d in distances), sum(d < -SAME for d in distances)
@@ -133,7 +133,7 @@ def compare_cases(
     )
 
 
-def signed_rank(distances: Sequence[float]) -> Test:
+def signed_rank(distances: Sequence[float]) -> Significance:
     """Wilcoxon's signed-rank test; pairs without a difference say nothing and are left out.
 
     Exact up to `MAX_EXACT_PAIRS`, with ties too: the distribution of the rank sum over all
@@ -146,13 +146,13 @@ def signed_rank(distances: Sequence[float]) -> Test:
     # Rounded, so that equal distances stay equal when their last bits differ.
     apart = [round(d, 9) for d in distances if abs(d) > SAME]
     if not apart:
-        return Test(name, 1.0, "exact", 0)
+        return Significance(name, 1.0, "exact", 0)
     if len(apart) > MAX_EXACT_PAIRS:
         p = float(stats.wilcoxon(apart).pvalue)
-        return Test(name, p, "normal approximation", len(apart))
+        return Significance(name, p, "normal approximation", len(apart))
     ranks = stats.rankdata([abs(d) for d in apart])
     above = sum(rank for rank, d in zip(ranks, apart, strict=True) if d > 0)
-    return Test(name, _exact_p(ranks, float(above)), "exact", len(apart))
+    return Significance(name, _exact_p(ranks, float(above)), "exact", len(apart))
 
 
 def _exact_p(ranks: Any, above: float) -> float:
@@ -171,7 +171,7 @@ def _exact_p(ranks: Any, above: float) -> float:
     return min(1.0, 2 * float(chances[: extreme + 1].sum()))
 
 
-def mcnemar(gained: int, lost: int) -> Test:
+def mcnemar(gained: int, lost: int) -> Significance:
     """Exact test on the cases that only one arm keeps valid.
 
     With several samples a case it is the sign test on the shares of valid samples, which is
@@ -181,7 +181,7 @@ def mcnemar(gained: int, lost: int) -> Test:
 
     cases = gained + lost
     p = float(binomtest(gained, cases, 0.5).pvalue) if cases else 1.0
-    return Test("exact McNemar", p, "exact", cases)
+    return Significance("exact McNemar", p, "exact", cases)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_types import Ge, Le
 
 Key = tuple[str, str, int]
 """Arm, concept id and sample: what has exactly one outcome."""
 
+_Count = Annotated[int, Ge(0)]
+_Share = Annotated[float, Ge(0), Le(1)]
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 BASELINE = "baseline"
@@ -106,6 +111,8 @@ class Problem:
     """Line inside the block, counted from 1."""
     column: int | None = None
     """Column inside the line, counted from 1."""
+    key: str | None = None
+    """Path of the key to blame, as `requirements_alignment.gaps`, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +134,8 @@ class Attempt:
     arm: str
     concept_id: str
     tier: str | None
-    sample: int
-    attempt: int
+    sample: _Count
+    attempt: _Count
     final: bool
     """Whether this attempt is the outcome of its arm, case and sample."""
     status: Status
@@ -140,12 +147,12 @@ class Attempt:
     column: int | None
     truncated: bool
     """The answer was cut at the token limit."""
-    score: float | None
+    score: _Share | None
     parts: Mapping[str, float]
     seed: int
-    prompt_tokens: int
-    output_tokens: int
-    cached_tokens: int
+    prompt_tokens: _Count
+    output_tokens: _Count
+    cached_tokens: _Count
     queued_s: float
     ttft_s: float
     total_s: float
@@ -153,6 +160,8 @@ class Attempt:
     finished_at: float
     """Seconds since the evaluation began."""
     raw_response: str
+    key: str | None = None
+    """The problem's key."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,24 +10,27 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vllm_eval import adapters, cases, gate, manifest, stats, store
+from vllm_eval import cases, gate, manifest, stats, store
+from vllm_eval.bootstrap import CONFIDENCE, Bootstrap
 from vllm_eval.config import dump_config, resolve_path
 from vllm_eval.engines import open_engine
-from vllm_eval.errors import EngineDiedError, EvalError, InputError
+from vllm_eval.errors import EngineDiedError, EngineError, EvalError, InputError
 from vllm_eval.evaluate import Job, Progress, evaluate
-from vllm_eval.journal import Journal, check_complete, read_ledger, read_outcomes
+from vllm_eval.failures import take_account
+from vllm_eval.journal import Journal, check_complete, read_journal, read_ledger, read_outcomes
+from vllm_eval.plan import prepare
 from vllm_eval.preflight.check import check_plan, refuse
-from vllm_eval.tasks import open_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from vllm_eval.config import Config
+    from vllm_eval.failures import Account
     from vllm_eval.gate import Verdict
+    from vllm_eval.plan import Plan
     from vllm_eval.records import Arm
     from vllm_eval.stats import Comparison
-    from vllm_eval.tasks import Task
 
 
 class Watcher(Protocol):
@@ -41,32 +44,22 @@ class Watcher(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What would run: everything left of the engine."""
-
-    config: Config
-    task: Task
-    dataset: cases.Dataset
-    arms: tuple[Arm, ...]
-    base_model: str | None
-    """None where no model is read (scripted engine)."""
-
-
-@dataclass(frozen=True, slots=True)
 class Finished:
     """A concluded run, or what there is of an interrupted one."""
 
     folder: Path
     comparison: Comparison
     verdicts: tuple[Verdict, ...]
+    account: Account
+    """Failures and costs."""
     timing: Mapping[str, Any]
     owed: int
     """Outcomes an interrupted run still owes; 0 for a whole one."""
 
     @property
     def passed(self) -> bool:
-        """Whether every student passed the gate."""
-        return all(verdict.passed for verdict in self.verdicts)
+        """Whether the run is whole and every student passed the gate."""
+        return self.owed == 0 and all(verdict.passed for verdict in self.verdicts)
 
 
 def run(config: Config, watcher: Watcher, resume: Path | None = None) -> Finished:
@@ -163,7 +156,7 @@ def _generate(
                 open_engine(config, plan.arms, plan.base_model, folder.engine_log, life)
             ) as engine:
                 load_s = load_s or time.monotonic() - begin
-                store.add_to_json(folder.path / manifest.FILE, {"engine": dict(engine.about)})
+                _note_engine(folder, engine.about)
                 watcher.stage(f"evaluating {len(plan.dataset.drawn)} cases, {len(plan.arms)} arms")
                 ledger = read_ledger(folder.journal)
                 with _stop_on_signal(progress):
@@ -174,8 +167,24 @@ def _generate(
                 return load_s
             life += 1
             if life > config.max_engine_restarts:
-                raise
+                msg = f"{error}; what finished is safe: --resume {folder.path}"
+                raise EngineError(msg) from error
             watcher.stage(f"{error}; {progress.done} of {progress.total} outcomes are safe")
+
+
+def _note_engine(folder: store.RunFolder, about: Mapping[str, str | int]) -> None:
+    """Keep what the engine says of itself; a later session must not be of another kind.
+
+    Raises:
+        InputError: the run was begun with another engine, release, type or quantisation.
+    """
+    path = folder.path / manifest.FILE
+    before = manifest.read(folder.path).get("engine", {})
+    for key in ("engine", "vllm", "dtype", "quantization"):
+        if before and before.get(key) != about.get(key):
+            msg = f"{folder.path}: begun with {key} {before.get(key)!r}, this is {about.get(key)!r}"
+            raise InputError(msg)
+    store.add_to_json(path, {"engine": dict(about)})
 
 
 @contextmanager
@@ -199,27 +208,6 @@ def _stop_on_signal(progress: Progress) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def prepare(config: Config) -> Plan:
-    """Read and check everything that can be checked before an engine is started.
-
-    Raises:
-        InputError: configuration, data set or adapter cannot be used.
-    """
-    template = resolve_path(config.prompt_template) if config.prompt_template else None
-    arms = adapters.open_arms(config)
-    return Plan(
-        config=config,
-        task=open_task(config.task, template),
-        dataset=cases.open_dataset(
-            resolve_path(config.dataset_path), config.max_samples, config.seed
-        ),
-        arms=arms,
-        base_model=None
-        if config.engine == "scripted"
-        else adapters.base_of(arms, config.base_model),
-    )
-
-
 def conclude(
     plan: Plan, folder: store.RunFolder, timing: Mapping[str, Any], owed: int = 0
 ) -> Finished:
@@ -235,11 +223,14 @@ def conclude(
     outcomes = read_outcomes(folder.journal)
     expected = ((a, c, s) for a in names for c in order for s in range(samples))
     check_complete(outcomes, expected, partial=owed > 0)
-    comparison = stats.compare(outcomes, names)
+    rules = plan.config.gate
+    bootstrap = Bootstrap(rules.confidence or CONFIDENCE, seed=plan.config.seed)
+    comparison = stats.compare(outcomes, names, bootstrap=bootstrap)
     each = len(order) * samples
-    verdicts = tuple(
-        gate.judge_student(comparison, name, each, plan.config.gate) for name in names[1:]
-    )
+    verdicts = tuple(gate.judge_student(comparison, name, each, rules) for name in names[1:])
+    attempts = (attempt for _, attempt in read_journal(folder.journal))
+    account = take_account(attempts, plan.task.blocks)
+    finished = Finished(folder.path, comparison, verdicts, account, timing, owed)
     files = [folder.path / "config.yaml", folder.path / manifest.FILE, folder.journal]
     for arm in plan.arms:
         head = {
@@ -258,9 +249,10 @@ def conclude(
         "schema_version": manifest.SCHEMA_VERSION,
         "partial": owed > 0,
         "owed": owed,
-        "passed": owed == 0 and all(verdict.passed for verdict in verdicts),
+        "passed": finished.passed,
         "verdicts": [asdict(verdict) | {"verdict": verdict.word} for verdict in verdicts],
-        **asdict(comparison),
+        **stats.to_json(comparison),
+        **asdict(account),
         "timing": dict(timing),
     }
     files.append(store.write_json(folder.path / store.COMPARISON, whole))
@@ -270,7 +262,7 @@ def conclude(
             first = next(outcome for outcome in outcomes if outcome.arm == name)
             msg = f"no case of {name} has an answer ({first.reason}); see {folder.path}"
             raise EvalError(msg)
-    return Finished(folder.path, comparison, verdicts, timing, owed)
+    return finished
 
 
 def _file_stem(arm: Arm, arms: tuple[Arm, ...]) -> str:

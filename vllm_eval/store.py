@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from vllm_eval.errors import InputError
 from vllm_eval.journal import read_journal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import BinaryIO
 
     from vllm_eval.stats import Summary
@@ -126,10 +127,19 @@ def add_to_json(path: Path, more: Mapping[str, Any]) -> Path:
 
 def write_text(path: Path, text: str) -> Path:
     """Write a small text file, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with _written_whole(path) as out:
+        out.write(text.encode("utf-8"))
     return path
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` once it is whole; never through a link."""
+    part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)
+    with part.open("xb") as out:
+        yield out
+    part.replace(path)
 
 
 def write_results(
@@ -146,9 +156,13 @@ def write_results(
     Memory holds one case at a time: its attempts are fetched from the journal by offset.
     """
     places: dict[tuple[int, int], list[int]] = {}
+    ended: list[tuple[int, int]] = []
     for offset, attempt in read_journal(journal):
         if attempt.arm == head["arm"]:
-            places.setdefault((order[attempt.concept_id], attempt.sample), []).append(offset)
+            key = (order[attempt.concept_id], attempt.sample)
+            places.setdefault(key, []).append(offset)
+            if attempt.final:  # an interrupted run has begun more than it has ended
+                ended.append(key)
     top = {
         **head,
         "total_samples": summary.total,
@@ -158,15 +172,13 @@ def write_results(
         "first_attempt_valid_samples": summary.first_valid,
         "metrics": {key: getattr(summary, key) for key in METRICS},
     }
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as out, journal.open("rb") as file:
+    with _written_whole(path) as out, journal.open("rb") as file:
         out.write(orjson.dumps(top)[:-1] + b',"results":[')
-        for number, key in enumerate(sorted(places)):
+        for number, key in enumerate(sorted(ended)):
             attempts = [_read_at(file, offset) for offset in places[key]]
             out.write(b",\n" if number else b"\n")
             out.write(orjson.dumps(_result(attempts, blocks)))
         out.write(b"\n]}\n")
-    part.replace(path)
     return path
 
 

@@ -6,41 +6,37 @@ or results one after the other (JSON lines); which of them is seen from what it 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from vllm_eval.errors import InputError
-from vllm_eval.records import BASELINE
+from vllm_eval.json_text import TORN, JsonText
+from vllm_eval.records import BASELINE, Outcome
 from vllm_eval.store import JOURNAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-PIECE = 2**20
-"""Characters read at a time."""
-MAX_VALUE = 2**26
-"""Characters of the longest single result, or other value, that is taken."""
-CONFIG_FILE = "config.yaml"
-_SPACE = re.compile(r"[ \t\r\n]*")
+    from vllm_eval.records import Key, Status
+
 _TIMESTAMP = re.compile(r"[_.-]*(?<!\d)20\d\d-?\d\d-?\d\d.*$", re.DOTALL)
-_TORN = object()
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One stored answer with what was recorded of it."""
 
+    path: Path
     place: str
     """Where it stands in its file."""
     arm: str
     concept_id: str
     tier: str | None
-    sample: int | None
-    """None where the file does not count samples."""
+    sample: int
+    """As the file counts them, else how often its case stood there before."""
     attempts: int
     """How many were made up to this one."""
     final: bool
@@ -84,7 +80,7 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
             msg = f"{path}: holds no {BASELINE}_*.json, student_*.json or {JOURNAL}"
             raise InputError(msg)
         found += inside
-    return found
+    return list(dict.fromkeys(found))
 
 
 def open_source(path: Path) -> Source:
@@ -113,6 +109,23 @@ def read_answers(source: Source) -> Iterator[Answer]:
     return _read(source.path, {})
 
 
+def recorded_outcome(answer: Answer) -> Outcome:
+    """What was recorded of an answer, as an outcome; no status counts as not valid."""
+    valid = answer.status == "success"
+    failed: Status = "error" if answer.text is None else "format_error"
+    return Outcome(
+        arm=answer.arm,
+        concept_id=answer.concept_id,
+        tier=answer.tier,
+        sample=answer.sample,
+        status="success" if valid else failed,
+        reason=None if valid else answer.reason or failed,
+        score=answer.score,
+        attempts=answer.attempts,
+        first_valid=valid and answer.attempts == 1,
+    )
+
+
 def arm_of(path: Path) -> str:
     """The arm that a file's name tells: `baseline`, or the name up to its time."""
     if path.name.lower().startswith(BASELINE):
@@ -122,10 +135,14 @@ def arm_of(path: Path) -> str:
 
 def _read(path: Path, head: dict[str, Any]) -> Iterator[Answer]:
     """Every answer; `head` is filled with the other keys of the file as they are met."""
+    before: dict[tuple[str, str], int] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for place, row in _rows(_Text(path, file), head):
-                yield _answer(path, place, row, head)
+            for place, value in _rows(JsonText(path, file), head):
+                row, arm, concept_id = _identify(path, place, value, head)
+                nth = before.get((arm, concept_id), 0)
+                before[arm, concept_id] = nth + 1
+                yield _answer(path, place, row, (arm, concept_id, nth))
     except UnicodeDecodeError as error:
         msg = f"{path}: is not UTF-8 text: {error.reason}"
         raise InputError(msg) from error
@@ -134,17 +151,17 @@ def _read(path: Path, head: dict[str, Any]) -> Iterator[Answer]:
         raise InputError(msg) from error
 
 
-def _rows(text: _Text, head: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _rows(text: JsonText, head: dict[str, Any]) -> Iterator[tuple[str, object]]:
     first = text.peek()
     if first == "[":
-        yield from _list(text, "")
+        yield from text.items("")
     elif first == "{":
         listed = False
         own: dict[str, Any] = {}
-        for key in _keys(text):
+        for key in text.members():
             if key == "results" and text.peek() == "[":
                 listed = True
-                yield from _list(text, "results")
+                yield from text.items("results")
             else:
                 own[key] = head[key] = text.value()
         if not listed and "concept_id" in own:
@@ -153,7 +170,7 @@ def _rows(text: _Text, head: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             while text.peek():
                 place = f"line {text.line()}"
                 row = text.value(may_be_torn=True)
-                if row is _TORN:
+                if row is TORN:
                     return
                 yield place, row
         elif not listed:
@@ -164,32 +181,9 @@ def _rows(text: _Text, head: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         raise text.wrong("goes on after its end")
 
 
-def _keys(text: _Text) -> Iterator[str]:
-    """The keys of an object; whoever asks for the next has read the value."""
-    text.take("{")
-    while text.peek() != "}":
-        key = text.value() if text.peek() == '"' else None
-        if key is None:
-            raise text.wrong("expected a key")
-        text.take(":")
-        yield key
-        if text.peek() != "}":
-            text.take(",")
-    text.take("}")
-
-
-def _list(text: _Text, name: str) -> Iterator[tuple[str, Any]]:
-    text.take("[")
-    number = 0
-    while text.peek() != "]":
-        yield f"line {text.line()}, {name}[{number}]", text.value()
-        number += 1
-        if text.peek() != "]":
-            text.take(",")
-    text.take("]")
-
-
-def _answer(path: Path, place: str, row: Any, head: Mapping[str, Any]) -> Answer:
+def _identify(
+    path: Path, place: str, row: object, head: Mapping[str, Any]
+) -> tuple[dict[str, Any], str, str]:
     if not isinstance(row, dict):
         msg = f"{path}, {place}: must be a JSON object"
         raise InputError(msg)
@@ -197,15 +191,20 @@ def _answer(path: Path, place: str, row: Any, head: Mapping[str, Any]) -> Answer
     if concept_id in (None, "") or isinstance(concept_id, dict | list):
         msg = f"{path}, {place}: lacks `concept_id`, so its requirements cannot be found"
         raise InputError(msg)
+    return row, _text(row, "arm") or _text(head, "arm") or arm_of(path), str(concept_id)
+
+
+def _answer(path: Path, place: str, row: dict[str, Any], key: Key) -> Answer:
     status, text = _text(row, "status"), _text(row, "raw_response")
     attempts = row.get("attempt", row.get("attempts"))
     sample = row.get("sample")
     return Answer(
+        path=path,
         place=place,
-        arm=_text(row, "arm") or _text(head, "arm") or arm_of(path),
-        concept_id=str(concept_id),
+        arm=key[0],
+        concept_id=key[1],
         tier=_text(row, "tier"),
-        sample=sample if isinstance(sample, int) else None,
+        sample=sample if isinstance(sample, int) else key[2],
         attempts=attempts if isinstance(attempts, int) else 1,
         final=row.get("final") is not False,
         status=status,
@@ -224,68 +223,3 @@ def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None
-
-
-class _Text:
-    """A JSON text of any length, of which one value at a time is in memory."""
-
-    def __init__(self, path: Path, file: TextIO) -> None:
-        self._path, self._file = path, file
-        self._buffer, self._at = "", 0
-        self._lines, self._counted = 1, 0
-        self._decoder = json.JSONDecoder(strict=False)
-
-    def line(self) -> int:
-        """The line reached, counted from 1."""
-        self._lines += self._buffer.count("\n", self._counted, self._at)
-        self._counted = self._at
-        return self._lines
-
-    def peek(self) -> str:
-        """The next character that is no white space; empty at the end."""
-        while True:
-            space = _SPACE.match(self._buffer, self._at)
-            self._at = space.end() if space else self._at
-            if self._at < len(self._buffer):
-                return self._buffer[self._at]
-            if not self._more():
-                return ""
-
-    def take(self, character: str) -> None:
-        """Go past `character`, which must come next."""
-        if self.peek() != character:
-            raise self.wrong(f"expected {character!r}")
-        self._at += 1
-
-    def value(self, *, may_be_torn: bool = False) -> Any:
-        """The next value, whole; `_TORN` for one cut off by the file's end where that may be."""
-        self.peek()
-        while True:
-            try:
-                value, end = self._decoder.raw_decode(self._buffer, self._at)
-                if end < len(self._buffer) or not self._more():  # else a number may go on
-                    self._at = end
-                    return value
-            except json.JSONDecodeError as error:
-                rest = len(self._buffer) - self._at
-                if rest > MAX_VALUE or not self._more():
-                    if may_be_torn and "\n" not in self._buffer[self._at :]:
-                        return _TORN
-                    self._at = min(error.pos, len(self._buffer))
-                    what = f"longer than {MAX_VALUE} characters, or " if rest > MAX_VALUE else ""
-                    raise self.wrong(f"{what}not valid JSON: {error.msg}") from error
-            except RecursionError as error:
-                raise self.wrong("nested too deep") from error
-
-    def wrong(self, what: str) -> InputError:
-        """An error at the place reached."""
-        return InputError(f"{self._path}, line {self.line()}: {what}")
-
-    def _more(self) -> bool:
-        """Read on: twice what is held, so that a long value is not tried again too often."""
-        held = self._buffer[self._at :]
-        piece = self._file.read(max(PIECE, len(held)))
-        if piece:
-            self.line()
-            self._buffer, self._at, self._counted = held + piece, 0, 0
-        return bool(piece)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from vllm_eval.engines.output import OutputToFile
 
 LOG_TAIL_BYTES = 200_000
 _LESS_MEMORY = (
@@ -71,23 +71,24 @@ ADVICE = (
 """Part of the message, and what to do. The first that fits counts: narrow ones stand first."""
 
 
-def advise(message: str, log: Path) -> str | None:
+def advise(message: str, output: OutputToFile) -> str | None:
     """What to change, from the error's message or else from the end of the engine's log.
 
     With worker processes the message only says that one of them failed; why is in the log.
     """
-    for text in (message, _tail(log)):
+    for text in (message, _tail(output)):
         for cause, remedy in ADVICE:
             if cause in text:
                 return remedy
     return None
 
 
-def _tail(log: Path) -> str:
+def _tail(output: OutputToFile) -> str:
+    """The end of what this engine printed; an earlier one's troubles are over."""
     try:
-        with log.open("rb") as file:
+        with output.log.open("rb") as file:
             file.seek(0, 2)
-            file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
+            file.seek(max(output.begin, file.tell() - LOG_TAIL_BYTES))
             return file.read().decode("utf-8", "replace")
     except OSError:
         return ""

@@ -31,16 +31,20 @@ TEXTS = (
 )
 TOP_TOKENS = 20
 """How many of the most likely next tokens are compared: vLLM's default limit."""
-CLEARLY = 3.0
-"""An effect counts where it is so many times the noise between two base batches."""
-SMALLEST = 1e-5
-"""Less is rounding, whatever the noise."""
+SMALLEST = 1e-6
+"""Less is rounding: two rows of one batch with the same weights differ by nothing at all."""
 
 
 def distance(one: Distribution, other: Distribution) -> float:
-    """Total variation, in [0, 1], of two next-token distributions given as log probabilities."""
-    tokens = one.keys() | other.keys()
-    return 0.5 * sum(abs(_share(one, token) - _share(other, token)) for token in tokens)
+    """How far two next-token distributions lie apart, in [0, 1]: total variation.
+
+    Over the tokens both list: one that drops out of the listed ones by a rounding would else
+    count with all its weight. Distributions that share no token are as far apart as can be.
+    """
+    common = one.keys() & other.keys()
+    if not common:
+        return 1.0
+    return 0.5 * sum(abs(math.exp(one[token]) - math.exp(other[token])) for token in common)
 
 
 def prove(alone: Sequence[Distribution], mixed: Mapping[str, Sequence[Distribution]]) -> None:
@@ -54,32 +58,28 @@ def prove(alone: Sequence[Distribution], mixed: Mapping[str, Sequence[Distributi
         EngineError: the base does not answer as itself, an adapter changes nothing, or two
             adapters are the same.
     """
-    noise = _farthest(alone, mixed[BASELINE])
+    base = mixed[BASELINE]
+    moved = _apart(alone, base)
     students = {arm: rows for arm, rows in mixed.items() if arm != BASELINE}
     for arm, rows in students.items():
-        effect = _farthest(alone, rows)
-        if effect <= SMALLEST:
-            _fail(f"adapter {arm!r} changes nothing: the engine answers as with the bare base")
-        if effect <= CLEARLY * noise:
+        if moved > SMALLEST and _apart(base, rows) < moved:
             _fail(
-                f"beside {arm!r} the base does not answer as it does alone (it moves by "
-                f"{noise:.1e}, the adapter by {effect:.1e}): base requests are served with an "
-                "adapter's weights"
+                f"beside {arm!r} the base answers less like itself alone ({moved:.1e} away) than "
+                f"like that adapter ({_apart(base, rows):.1e} away): base requests are served with "
+                "an adapter's weights"
             )
+    for arm, rows in students.items():
+        if _apart(alone, rows) <= max(SMALLEST, moved):  # no more than the base itself moves
+            _fail(f"adapter {arm!r} changes nothing: the engine answers as with the bare base")
     names = list(students)
     for number, arm in enumerate(names):
         for other in names[number + 1 :]:
-            between = _farthest(students[arm], students[other])
-            if between <= max(SMALLEST, CLEARLY * noise):
+            if _apart(students[arm], students[other]) <= SMALLEST:
                 _fail(f"adapters {arm!r} and {other!r} give the same answers: are they the same?")
 
 
-def _share(distribution: Distribution, token: int) -> float:
-    return math.exp(distribution[token]) if token in distribution else 0.0
-
-
-def _farthest(one: Sequence[Distribution], other: Sequence[Distribution]) -> float:
-    return max(distance(a, b) for a, b in zip(one, other, strict=True))
+def _apart(one: Sequence[Distribution], other: Sequence[Distribution]) -> float:
+    return sum(distance(a, b) for a, b in zip(one, other, strict=True)) / len(one)
 
 
 def _fail(what: str) -> None:

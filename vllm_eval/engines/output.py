@@ -23,7 +23,9 @@ class OutputToFile:
         """Append to the file `log` from now on."""
         self.log = log
         _flush()
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
+        self.begin = os.fstat(file).st_size
+        """Bytes already in the log, from earlier engines of the run."""
         self._saved = [os.dup(stream) for stream in STREAMS]
         for stream in STREAMS:
             os.dup2(file, stream)

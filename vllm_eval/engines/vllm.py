@@ -49,7 +49,7 @@ class VllmEngine:
         self._rejected: list[Completion] = []
         self._tokenizer = llm.get_tokenizer()
         # Both arms ask the same prompt, and the length is checked before it is submitted.
-        self._token_ids = functools.lru_cache(maxsize=4096)(self._tokenize)
+        self._token_ids = functools.lru_cache(maxsize=512)(self._tokenize)
 
     @classmethod
     def open(cls, config: Config, arms: Sequence[Arm], base_model: str, log: Path) -> VllmEngine:
@@ -68,19 +68,19 @@ class VllmEngine:
         output = OutputToFile(log)
         engine = None
         try:
-            with _translated("the engine did not start", log):
+            with _translated("the engine did not start", output):
                 from vllm import LLM
 
                 options = engine_options(config, arms)
                 llm = LLM(model=base_model, **options)
                 engine = cls(llm, config, arms, output)
             for lora in filter(None, engine._loras.values()):
-                with _translated(f"adapter {lora.lora_path} cannot be served", log):
+                with _translated(f"adapter {lora.lora_path} cannot be served", output):
                     engine._engine.add_lora(lora)
             if config.prompt_format == "chat":
-                with _translated("prompt_format: chat, but the tokenizer has no template", log):
+                with _translated("prompt_format: chat, but the tokenizer has no template", output):
                     engine._token_ids("test")
-            with _translated("the canary could not be asked", log):
+            with _translated("the canary could not be asked", output):
                 engine._prove_arms()
         except BaseException:
             engine.close() if engine else output.restore()
@@ -138,7 +138,7 @@ class VllmEngine:
             )
             ids = tokens_input(self._token_ids(request.prompt))
             lora = self._loras[request.arm]
-            with _translated(DIED, self._output.log):
+            with _translated(DIED, self._output):
                 try:
                     self._engine.add_request(request.id, ids, sampling, lora_request=lora)
                 except ValueError as error:  # vLLM's word for a request it cannot take
@@ -153,7 +153,7 @@ class VllmEngine:
         """Step the batch until at least one request has finished, or the time is up."""
         end = math.inf if timeout is None else time.monotonic() + timeout
         finished, self._rejected = self._rejected, []
-        with _translated(DIED, self._output.log):
+        with _translated(DIED, self._output):
             # Never a step without a request: in another process it would block for ever.
             while not finished and self.busy and time.monotonic() < end:
                 finished = [_complete(out) for out in self._engine.step() if out.finished]
@@ -180,13 +180,12 @@ class VllmEngine:
         arms = list(self._loras)
         if len(arms) == 1:
             return
-        alone = self._next_tokens([(arm, None) for arm in arms])
-        self._engine.reset_prefix_cache()  # else the next batch has another shape
-        mixed = self._next_tokens(list(self._loras.items()))
+        alone = self._next_tokens("alone", [(arm, None) for arm in arms])
+        mixed = self._next_tokens("mixed", list(self._loras.items()))
         canary.prove(alone[arms[0]], mixed)
 
     def _next_tokens(
-        self, arms: Sequence[tuple[str, LoRARequest | None]]
+        self, batch: str, arms: Sequence[tuple[str, LoRARequest | None]]
     ) -> dict[str, list[dict[int, float]]]:
         """For each arm and canary text, the log probability of the likeliest next tokens."""
         from vllm import SamplingParams
@@ -197,9 +196,11 @@ class VllmEngine:
             arm: [{} for _ in canary.TEXTS] for arm, _ in arms
         }
         for number, text in enumerate(canary.TEXTS):
-            ids = tokens_input(list(self._tokenizer.encode(text)))
+            ids = list(self._tokenizer.encode(text))
             for arm, lora in arms:
-                self._engine.add_request(f"{number}/{arm}", ids, sampling, lora_request=lora)
+                # A salt of its own: a row that found its prompt cached would be another shape.
+                salted = tokens_input(ids, cache_salt=f"{batch}/{number}/{arm}")
+                self._engine.add_request(f"{number}/{arm}", salted, sampling, lora_request=lora)
         while self._engine.has_unfinished_requests():
             for output in filter(lambda out: out.finished, self._engine.step()):
                 number, _, arm = output.request_id.partition("/")
@@ -248,7 +249,7 @@ def _complete(output: RequestOutput) -> Completion:
 
 
 @contextlib.contextmanager
-def _translated(what: str, log: Path) -> Iterator[None]:
+def _translated(what: str, output: OutputToFile) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
@@ -260,8 +261,8 @@ def _translated(what: str, log: Path) -> Iterator[None]:
         raise
     except Exception as error:
         words = " ".join(str(error).split())[:400] or type(error).__name__
-        remedy = advise(words, log)
-        msg = f"{what}: {words} (see {log}){'; ' + remedy if remedy else ''}"
+        remedy = advise(words, output)
+        msg = f"{what}: {words} (see {output.log}){'; ' + remedy if remedy else ''}"
         if what == DIED and remedy is None:  # a known cause would only come again
             raise EngineDiedError(msg) from error
         raise EngineError(msg) from error

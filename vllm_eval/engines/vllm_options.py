@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_eval.adapters import slot_rank
 from vllm_eval.errors import ConfigError
+from vllm_eval.machine import installed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
     from vllm_eval.config import Config
     from vllm_eval.records import Arm
 
-OURS = frozenset({"model", "enable_lora", "disable_log_stats", "skip_tokenizer_init"})
-"""Engine options the evaluation itself depends on."""
+OURS = frozenset(
+    {"model", "enable_lora", "disable_log_stats", "skip_tokenizer_init", "trust_remote_code"}
+)
+"""Engine options the evaluation itself depends on; a model's own code is never run."""
 
 
 def engine_options(config: Config, arms: Sequence[Arm]) -> dict[str, Any]:
@@ -55,4 +58,12 @@ def engine_options(config: Config, arms: Sequence[Arm]) -> dict[str, Any]:
         options["quantization"] = "bitsandbytes"
     if config.bnb_compute_dtype:
         options["dtype"] = config.bnb_compute_dtype
-    return options | config.engine_args
+    options |= config.engine_args
+    if current_platform.is_cpu():
+        # Without chunked prefill, which breaks seeds there, a prompt must fit into one step.
+        length, batched = options.get("max_model_len"), options.get("max_num_batched_tokens")
+        if isinstance(length, int) and isinstance(batched, int):
+            options["max_num_batched_tokens"] = max(length, batched)
+    elif installed().has_flashinfer_trap and not current_platform.has_device_capability(80):
+        options.setdefault("attention_backend", "TRITON_ATTN")
+    return options

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from vllm_eval.config import Config
     from vllm_eval.machine import Machine, Software
+    from vllm_eval.plan import Plan
     from vllm_eval.preflight.base_model import Base
-    from vllm_eval.run import Plan
     from vllm_eval.tasks import Task
 
 _T = TypeVar("_T")

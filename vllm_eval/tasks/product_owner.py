@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 VERSION = "1"
 LABELS = ("VISION", "REVIEW")
-REVIEW_KEYS = ("status", "summary", "requirements_alignment", "recommended_actions", "narrative")
+ALIGNMENT = "requirements_alignment"
+REVIEW_KEYS = ("status", "summary", ALIGNMENT, "recommended_actions", "narrative")
 MIN_ACTIONS = 2
 MAX_NARRATIVE_WORDS = 120
 
@@ -160,18 +161,19 @@ def _check_mapping(label: str, block: Parsed) -> Problem | None:
 def _check_vision(vision: dict[object, object]) -> Problem | None:
     for key in ("product_name", "product_summary"):
         if not vision.get(key):
-            return Problem(f"vision_missing_{key}", f"VISION lacks a `{key}`", "VISION")
+            return Problem(f"vision_missing_{key}", f"VISION lacks a `{key}`", "VISION", key=key)
     return None
 
 
 def _check_review(review: dict[object, object]) -> Problem | None:
     for key in REVIEW_KEYS:
         if key not in review:
-            return Problem(f"review_missing_{key}", f"REVIEW lacks the key `{key}`", "REVIEW")
-    alignment = review["requirements_alignment"]
+            message = f"REVIEW lacks the key `{key}`"
+            return Problem(f"review_missing_{key}", message, "REVIEW", key=key)
+    alignment = review[ALIGNMENT]
     if not isinstance(alignment, dict):
-        message = "`requirements_alignment` must be a mapping of aligned, gaps and conflicts"
-        return Problem("alignment_not_dict", message, "REVIEW")
+        message = f"`{ALIGNMENT}` must be a mapping of aligned, gaps and conflicts"
+        return Problem("alignment_not_dict", message, "REVIEW", key=ALIGNMENT)
     return (
         _check_buckets(alignment)
         or _check_actions(review["recommended_actions"])
@@ -182,32 +184,35 @@ def _check_review(review: dict[object, object]) -> Problem | None:
 def _check_buckets(alignment: dict[object, object]) -> Problem | None:
     for bucket in BUCKETS:
         items = alignment.get(bucket)
-        where = f"`requirements_alignment.{bucket}`"
+        key = f"{ALIGNMENT}.{bucket}"
         if items is None:
-            message = f"{where} is missing; write [] where there is nothing"
-            return Problem(f"alignment_missing_{bucket}", message, "REVIEW")
+            message = f"`{key}` is missing; write [] where there is nothing"
+            return Problem(f"alignment_missing_{bucket}", message, "REVIEW", key=key)
         if not isinstance(items, list):
-            return Problem(f"alignment_{bucket}_not_list", f"{where} must be a list", "REVIEW")
+            message = f"`{key}` must be a list"
+            return Problem(f"alignment_{bucket}_not_list", message, "REVIEW", key=key)
     for bucket in BUCKETS:
         items = alignment[bucket]
         if isinstance(items, list) and any(_REQUIREMENT_ID.search(str(i)) for i in items):
             return None
-    message = "no item of `requirements_alignment` names a requirement id such as FR001"
-    return Problem("no_requirement_ids", message, "REVIEW")
+    message = f"no item of `{ALIGNMENT}` names a requirement id such as FR001"
+    return Problem("no_requirement_ids", message, "REVIEW", key=ALIGNMENT)
 
 
 def _check_actions(actions: object) -> Problem | None:
     if isinstance(actions, list) and len(actions) >= MIN_ACTIONS:
         return None
-    message = f"`recommended_actions` must be a list of at least {MIN_ACTIONS} items"
-    return Problem("insufficient_recommended_actions", message, "REVIEW")
+    key = "recommended_actions"
+    message = f"`{key}` must be a list of at least {MIN_ACTIONS} items"
+    return Problem("insufficient_recommended_actions", message, "REVIEW", key=key)
 
 
 def _check_narrative(narrative: object) -> Problem | None:
     if isinstance(narrative, str) and len(narrative.split()) <= MAX_NARRATIVE_WORDS:
         return None
-    message = f"`narrative` must be one text of at most {MAX_NARRATIVE_WORDS} words"
-    return Problem("narrative_length_exceeded", message, "REVIEW")
+    key = "narrative"
+    message = f"`{key}` must be one text of at most {MAX_NARRATIVE_WORDS} words"
+    return Problem("narrative_length_exceeded", message, "REVIEW", key=key)
 
 
 def _mapping(data: object) -> dict[object, object]:

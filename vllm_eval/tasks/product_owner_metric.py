@@ -173,7 +173,7 @@ def _items(value: object) -> list[str]:
 
 
 def _tokens(text: str) -> frozenset[str]:
-    return frozenset(token.lower() for token in _TOKEN.findall(text)) - _STOPWORDS
+    return frozenset(map(str.lower, _TOKEN.findall(text))) - _STOPWORDS
 
 
 def _stripped(entry: dict[object, object], key: str) -> str:

@@ -1,0 +1,92 @@
+"""`score` on many answers: over several processes, in order, with bounded memory.
+
+100,000 answers are measured by `scripts/benchmark_scoring 1 100000`; here it is some thousands.
+"""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vllm_eval import rejudge
+from vllm_eval.errors import DatasetError
+from vllm_eval.rejudge import index_cases, judge_all
+from vllm_eval.stored import open_source, read_answers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.conftest import Answers, Bench
+    from vllm_eval.rejudge import Judged, Place
+    from vllm_eval.stored import Answer
+
+COUNT = 700
+
+
+@pytest.fixture
+def many(bench: Bench, answers: Answers) -> Path:
+    """Every seventh of the answers breaks the contract."""
+    bench.dataset(COUNT)
+    rows = (
+        {"concept_id": f"K{n}", "raw_response": answers.bad() if n % 7 == 0 else answers.text()}
+        for n in range(1, COUNT + 1)
+    )
+    return bench.write(bench.folder / "student.jsonl", list(rows))
+
+
+def pairs(bench: Bench, path: Path) -> Iterator[tuple[Answer, Place]]:
+    places = index_cases(bench.cases).places
+    for answer in read_answers(open_source(path)):
+        yield answer, places[answer.concept_id]
+
+
+def judged(bench: Bench, path: Path, total: int) -> list[tuple[str, Judged]]:
+    every = judge_all("product_owner", pairs(bench, path), total, workers=2)
+    return [(answer.concept_id, found) for answer, found in every]
+
+
+def test_several_processes_judge_as_one_does_and_in_order(bench: Bench, many: Path) -> None:
+    alone = judged(bench, many, total=1)
+    assert judged(bench, many, total=COUNT) == alone
+    assert [name for name, _ in alone] == [f"K{n}" for n in range(1, COUNT + 1)]
+    assert sum(found.problem is not None for _, found in alone) == COUNT // 7
+
+
+def test_a_case_that_cannot_be_used_ends_all_processes(bench: Bench, many: Path) -> None:
+    lines = bench.cases.read_text("utf-8").splitlines()
+    lines[500] = json.dumps({"concept_id": "K501", "concept": "x", "requirements_yaml": "a: b: c"})
+    bench.write(bench.cases, lines)
+    with pytest.raises(DatasetError, match="line 501"):
+        judged(bench, many, total=COUNT)
+
+
+def test_many_answers_are_scored_from_the_command_line(bench: Bench, many: Path) -> None:
+    assert COUNT > rejudge.POOL_FROM
+    scored = bench.call("score", str(many), "--dataset-path", str(bench.cases), "--json")
+    rows: list[dict[str, Any]] = [json.loads(line) for line in scored.out.splitlines()]
+    assert [row["valid"] for row in rows] == [n % 7 != 0 for n in range(1, COUNT + 1)]
+
+
+def test_memory_does_not_grow_with_the_text_of_the_answers(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "student.json"
+    with path.open("w", encoding="utf-8") as file:
+        file.write('{"results": [\n')
+        for n in range(500):
+            row = {"concept_id": f"K{n}", "raw_response": "x" * 100_000}
+            file.write((",\n" if n else "") + json.dumps(row))
+        file.write("]}\n")
+    tracemalloc.start()
+    source = open_source(path)
+    assert sum(len(answer.text or "") for answer in read_answers(source)) == 50_000_000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 12_000_000
+
+
+def test_progress_is_a_line_on_standard_error(bench: Bench, many: Path) -> None:
+    scored = bench.call("score", str(many), "--dataset-path", str(bench.cases))
+    assert scored.err.splitlines()[-1] == f"  {COUNT}/{COUNT} answers judged"

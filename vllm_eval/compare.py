@@ -1,0 +1,202 @@
+"""Two runs of different days, paired by case: what is comparable, and how they differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from vllm_eval import manifest, stats, store, stored, stored_settings
+from vllm_eval.errors import InputError
+from vllm_eval.records import BASELINE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from vllm_eval.records import Outcome
+    from vllm_eval.stats import Comparison
+    from vllm_eval.stored import Source
+
+REFUSED = {
+    "task": "the task, or its rules, are others; judge both again with `score`",
+    "dataset": "the data sets are not the same",
+}
+"""Parts of a run's identity that must be the same, with what is wrong where they are not."""
+FOLDED = frozenset(("adapters", "script"))
+"""Parts of a run's identity that are told apart by arm, or say nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two: what was recorded in it, without the texts."""
+
+    path: Path
+    outcomes: Mapping[str, Sequence[Outcome]]
+    """By arm."""
+    identity: Mapping[str, Any] | None
+    """From its manifest; None where there is none."""
+    config: Mapping[str, Any]
+    whole: bool
+    """False for a run folder that holds no finished run."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArmPair:
+    """An arm of A against an arm of B."""
+
+    first: str
+    second: str
+    comparison: Comparison
+    """Of two arms, called as `label` calls them; A's is the baseline."""
+
+    def label(self, side: str) -> str:
+        """How side `A` or `B` is called in the comparison."""
+        return f"{self.first if side == 'A' else self.second} ({side})"
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Everything that comparing found."""
+
+    first: Path
+    second: Path
+    pairs: tuple[ArmPair, ...]
+    flags: tuple[str, ...]
+    """What makes the two less comparable than they look."""
+
+
+def compare_runs(first: Path, second: Path) -> Compared:
+    """Pair two run folders or result files by arm and case, on what was recorded.
+
+    Arms of one name are paired; so are the only arms, or the only other students, of both sides.
+
+    Raises:
+        InputError: a file that cannot be used, or two that must not be compared.
+    """
+    one, two = _open_side(first), _open_side(second)
+    flags = [*_check_identity(one, two), *_unfinished(one, two)]
+    names = _pair_names(list(one.outcomes), list(two.outcomes))
+    if not names:
+        have = f"{', '.join(one.outcomes)} and {', '.join(two.outcomes)}"
+        msg = f"{first} and {second} have no arm in common: {have}"
+        raise InputError(msg)
+    pairs = []
+    for a, b in names:
+        if a != b:
+            flags.append(f"{a} of A is held against {b} of B")
+        flags += _check_cases(one, two, a, b)
+        pairs.append(_compare_arms(one.outcomes[a], two.outcomes[b]))
+    return Compared(first, second, tuple(pairs), tuple(dict.fromkeys(flags)))
+
+
+def to_json(compared: Compared) -> dict[str, Any]:
+    """What was found, as JSON values."""
+    return {
+        "a": str(compared.first),
+        "b": str(compared.second),
+        "flags": compared.flags,
+        "arms": [
+            {"a": pair.first, "b": pair.second, "comparison": stats.to_json(pair.comparison)}
+            for pair in compared.pairs
+        ],
+    }
+
+
+def _open_side(path: Path) -> Side:
+    outcomes: dict[str, list[Outcome]] = {}
+    sources = [stored.open_source(file) for file in stored.find_files([path])]
+    for source in sources:
+        _read_outcomes(source, outcomes)
+    return Side(
+        path,
+        outcomes,
+        stored_settings.identity_of(sources[0]),
+        stored_settings.config_of(sources[0]),
+        whole=_is_whole(path),
+    )
+
+
+def _read_outcomes(source: Source, outcomes: dict[str, list[Outcome]]) -> None:
+    if taken := [arm for arm in source.arms if arm in outcomes]:
+        msg = f"{source.path}: {taken[0]} is in another file beside it too; name one file"
+        raise InputError(msg)
+    for answer in stored.read_answers(source):
+        if answer.status is None:
+            msg = f"{source.path}, {answer.place}: lacks `status`; judge it with `score` instead"
+            raise InputError(msg)
+        if answer.final:
+            outcomes.setdefault(answer.arm, []).append(stored.recorded_outcome(answer))
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a folder's run came to its end; a file by itself is not asked."""
+    if not path.is_dir() or not (path / manifest.FILE).is_file():
+        return True
+    try:
+        return not orjson.loads((path / store.COMPARISON).read_bytes())["partial"]
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+        return False
+
+
+def _unfinished(*sides: Side) -> list[str]:
+    return [f"{side.path} holds a run that did not end" for side in sides if not side.whole]
+
+
+def _check_identity(one: Side, two: Side) -> list[str]:
+    """Refuse what must be the same, and list what else is not.
+
+    Without both manifests the stored configurations are compared in what they have in common.
+    """
+    if one.identity is not None and two.identity is not None:
+        mine, theirs = dict(one.identity), dict(two.identity)
+        flags = []
+    else:
+        common = (one.config.keys() & two.config.keys()) - manifest.NOT_IDENTITY
+        mine, theirs = ({key: side.config[key] for key in common} for side in (one, two))
+        flags = ["whether the data sets and adapters are the same is not recorded in both"]
+    for key, why in REFUSED.items():
+        if mine.get(key) != theirs.get(key):
+            msg = (
+                f"{one.path} and {two.path}: cannot be compared: {why} "
+                f"({key}: {mine.get(key)} and {theirs.get(key)})"
+            )
+            raise InputError(msg)
+    for key in sorted(mine.keys() | theirs.keys()):
+        if key not in FOLDED and mine.get(key) != theirs.get(key):
+            flags.append(f"{key} differs: {mine.get(key)!r} in A, {theirs.get(key)!r} in B")
+    adapters = mine.get("adapters") or {}, theirs.get("adapters") or {}
+    for arm in sorted(adapters[0].keys() & adapters[1].keys()):
+        if adapters[0][arm] != adapters[1][arm]:
+            flags.append(f"{arm} is another adapter in B than in A")
+    return flags
+
+
+def _pair_names(first: Sequence[str], second: Sequence[str]) -> list[tuple[str, str]]:
+    if len(first) == len(second) == 1:
+        return [(first[0], second[0])]
+    pairs = [(arm, arm) for arm in first if arm in second]
+    mine = [arm for arm in first if arm not in second and arm != BASELINE]
+    theirs = [arm for arm in second if arm not in first and arm != BASELINE]
+    return [*pairs, (mine[0], theirs[0])] if len(mine) == len(theirs) == 1 else pairs
+
+
+def _check_cases(one: Side, two: Side, a: str, b: str) -> list[str]:
+    mine = {outcome.concept_id for outcome in one.outcomes[a]}
+    theirs = {outcome.concept_id for outcome in two.outcomes[b]}
+    if not mine & theirs:
+        msg = f"{one.path} and {two.path}: no case of {a} is in both"
+        raise InputError(msg)
+    if mine == theirs:
+        return []
+    alone = f"{len(mine - theirs)} only in A, {len(theirs - mine)} only in B"
+    return [f"{len(mine & theirs)} cases are in both, {alone}; only pairs are tested"]
+
+
+def _compare_arms(first: Sequence[Outcome], second: Sequence[Outcome]) -> ArmPair:
+    names = (f"{first[0].arm} (A)", f"{second[0].arm} (B)")
+    outcomes = [replace(outcome, arm=names[0]) for outcome in first]
+    outcomes += [replace(outcome, arm=names[1]) for outcome in second]
+    comparison = stats.compare(outcomes, names, baseline=names[0])
+    return ArmPair(first[0].arm, second[0].arm, comparison)

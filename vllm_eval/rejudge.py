@@ -1,0 +1,197 @@
+"""Judge many answers again, on all cores, with a bounded number of them in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from vllm_eval.cases import read_case
+from vllm_eval.errors import DatasetError, EvalError
+from vllm_eval.records import Problem
+from vllm_eval.tasks import open_task
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from vllm_eval.records import Case
+    from vllm_eval.stored import Answer
+    from vllm_eval.tasks import Task
+
+NO_TEXT = "no_raw_response"
+"""Reason of an answer whose text was not stored: there is nothing to judge, so it is not valid."""
+POOL_FROM = 600
+"""Fewer answers are judged in this process, sooner than others would have started."""
+CHUNK_ANSWERS = 64
+CHUNK_CHARACTERS = 2**20
+
+Place = tuple["Path", int, int]
+"""Data set, line number and byte offset of a case."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaseIndex:
+    """Where the cases of a data set lie; their content is read when it is needed."""
+
+    path: Path
+    sha256: str
+    places: Mapping[str, Place]
+    """By concept id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What an answer is worth now."""
+
+    problem: Problem | None
+    score: float | None
+    tier: str | None
+    """As the data set has it."""
+
+
+def index_cases(path: Path) -> CaseIndex:
+    """Find every case of a data set, without parsing its requirements.
+
+    Raises:
+        DatasetError: the file cannot be read, or a line is no record or repeats an id.
+    """
+    digest = hashlib.sha256()
+    places: dict[str, Place] = {}
+    offset = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                digest.update(line)
+                if line.strip():
+                    identifier = _identify(path, number, line)
+                    if identifier in places:
+                        first = places[identifier][1]
+                        msg = f"{path}, line {number}: id {identifier!r} is taken by line {first}"
+                        raise DatasetError(msg)
+                    places[identifier] = (path, number, offset)
+                offset += len(line)
+    except OSError as error:
+        msg = f"{path}: cannot read the data set: {error.strerror}; give --dataset-path"
+        raise DatasetError(msg) from error
+    return CaseIndex(path, digest.hexdigest(), places)
+
+
+def judge_all(
+    task: str,
+    answers: Iterable[tuple[Answer, Place]],
+    total: int,
+    workers: int | None = None,
+) -> Iterator[tuple[Answer, Judged]]:
+    """Every answer with its judgement, in the order given.
+
+    Args:
+        task: by which it is judged.
+        answers: each with the place of its case.
+        total: how many there are.
+        workers: processes for many answers; None for one per core.
+
+    Raises:
+        DatasetError: a case cannot be used.
+        EvalError: a worker process ended, for lack of memory as a rule.
+    """
+    workers = workers or _cores()
+    if total < POOL_FROM or workers == 1:
+        for chunk in _chunks(answers):
+            judged = _judge_chunk(task, [(place, answer.text) for answer, place in chunk])
+            yield from zip((answer for answer, _ in chunk), judged, strict=True)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy threads and open files
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_interrupt_alone)
+    waiting: deque[tuple[list[Answer], Any]] = deque()
+    try:
+        for chunk in _chunks(answers):
+            texts = [(place, answer.text) for answer, place in chunk]
+            future = pool.submit(_judge_chunk, task, texts)
+            waiting.append(([answer for answer, _ in chunk], future))
+            if len(waiting) > 3 * workers:
+                yield from _next(waiting)
+        while waiting:
+            yield from _next(waiting)
+    except BrokenProcessPool as error:
+        msg = "a scoring process ended before its work; is there enough memory?"
+        raise EvalError(msg) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _next(waiting: deque[tuple[list[Answer], Any]]) -> Iterator[tuple[Answer, Judged]]:
+    answers, future = waiting.popleft()
+    yield from zip(answers, future.result(), strict=True)
+
+
+def _chunks(answers: Iterable[tuple[Answer, Place]]) -> Iterator[list[tuple[Answer, Place]]]:
+    chunk: list[tuple[Answer, Place]] = []
+    characters = 0
+    for answer, place in answers:
+        chunk.append((answer, place))
+        characters += len(answer.text or "")
+        if len(chunk) == CHUNK_ANSWERS or characters > CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def _judge_chunk(task_name: str, texts: list[tuple[Place, str | None]]) -> list[Judged]:
+    """Runs in a worker process."""
+    task = _open_task(task_name)
+    judged = []
+    for place, text in texts:
+        case = _read_case(*place)
+        if text is None:
+            problem = Problem(NO_TEXT, "the file does not hold the answer's text")
+            judged.append(Judged(problem, None, case.tier))
+        else:
+            judgement = task.judge(case, text)
+            judged.append(Judged(judgement.problem, judgement.score, case.tier))
+    return judged
+
+
+@lru_cache(maxsize=1)
+def _open_task(name: str) -> Task:
+    return open_task(name)
+
+
+@lru_cache(maxsize=1024)  # the arms and attempts of a case ask again
+def _read_case(path: Path, line: int, offset: int) -> Case:
+    with path.open("rb") as file:
+        return read_case(path, file, line, offset)
+
+
+def _identify(path: Path, number: int, line: bytes) -> str:
+    """The concept id of a record, as `cases` reads it."""
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        msg = f"{path}, line {number}: not valid JSON: {error}"
+        raise DatasetError(msg) from error
+    if not isinstance(record, dict):
+        msg = f"{path}, line {number}: must be a JSON object"
+        raise DatasetError(msg)
+    fields = record["input"] if isinstance(record.get("input"), dict) else record
+    identifier = fields.get("concept_id")
+    return f"sample-{number}" if identifier in (None, "") else str(identifier)
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _leave_interrupt_alone() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers

@@ -1,0 +1,139 @@
+"""What stored answers were made with: data set, task and thresholds, from the files themselves."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import yaml
+from pydantic import ValidationError
+
+from vllm_eval import manifest
+from vllm_eval.bootstrap import CONFIDENCE, Bootstrap
+from vllm_eval.config import Config, GateConfig, resolve_path
+from vllm_eval.errors import InputError
+from vllm_eval.rejudge import index_cases
+from vllm_eval.store import JOURNAL
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from vllm_eval.rejudge import CaseIndex
+    from vllm_eval.stored import Source
+
+CONFIG_FILE = "config.yaml"
+OUR_KEYS = {"task", "engine", "gate", "dataset_path"}
+"""Together in a stored configuration they tell that we wrote it."""
+
+
+def config_of(source: Source) -> Mapping[str, Any]:
+    """The configuration stored in a file, or beside a journal; empty where there is none."""
+    if source.config or source.path.name != JOURNAL:
+        return source.config
+    try:
+        text = source.path.with_name(CONFIG_FILE).read_text(encoding="utf-8")
+        loaded = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}  # a journal without its folder
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def identity_of(source: Source) -> Mapping[str, Any] | None:
+    """What the run of a file was made of, from the manifest beside it; None where unknown."""
+    if not config_of(source).keys() >= OUR_KEYS:
+        return None
+    try:
+        recorded = orjson.loads(source.path.with_name(manifest.FILE).read_bytes())
+        identity = recorded["identity"]
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+        return None  # a result file away from its folder
+    return identity if isinstance(identity, dict) else None
+
+
+def task_of(sources: Sequence[Source], config: Config) -> str:
+    """The task that `config` sets, else the one the files were made with, else the default.
+
+    Raises:
+        InputError: the files were made with different tasks.
+    """
+    if "task" in config.model_fields_set:
+        return config.task
+    configs = [(source.path, config_of(source)) for source in sources]
+    named = {str(c["task"]): path for path, c in configs if c.keys() >= OUR_KEYS}
+    if len(named) > 1:
+        found = ", ".join(f"{path}: {task!r}" for task, path in named.items())
+        msg = f"config.task differs, {found}; score them one by one, or give --task"
+        raise InputError(msg)
+    return next(iter(named), config.task)
+
+
+def thresholds_of(sources: Sequence[Source], config: Config) -> GateConfig:
+    """The thresholds stored with the files, those that `config` sets laid over them.
+
+    Raises:
+        InputError: stored thresholds that cannot be used.
+    """
+    given = config.gate.model_dump(exclude_unset=True) if "gate" in config.model_fields_set else {}
+    merged: dict[str, Any] = {}
+    for source in sources:
+        own = config_of(source)
+        if own.keys() >= OUR_KEYS:
+            thresholds = own["gate"]
+            try:
+                GateConfig.model_validate_json(json.dumps(thresholds))
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                key = ".".join(["config", "gate", *map(str, first["loc"])])
+                msg = f"{source.path}: {key}: {first['msg'].lower()}"
+                raise InputError(msg) from error
+            merged |= thresholds
+    return GateConfig.model_validate_json(json.dumps(merged | given))
+
+
+def bootstrap_of(sources: Sequence[Source], config: Config, thresholds: GateConfig) -> Bootstrap:
+    """Intervals as the run made them: with its seed, unless `config` sets one."""
+    seeds = [c["seed"] for c in map(config_of, sources) if c.keys() >= {*OUR_KEYS, "seed"}]
+    stored = next((seed for seed in seeds if isinstance(seed, int)), config.seed)
+    seed = config.seed if "seed" in config.model_fields_set else stored
+    return Bootstrap(thresholds.confidence or CONFIDENCE, seed=seed)
+
+
+def index_all(sources: Sequence[Source], config: Config) -> dict[Path, CaseIndex]:
+    """By file, where its cases lie; every one of them is there.
+
+    The data set is the one `config` sets, else the one stored with the file, else the default.
+
+    Raises:
+        InputError: a data set that cannot be read, or that lacks a case of a file.
+    """
+    indexes: dict[Path, CaseIndex] = {}
+    found: dict[Path, CaseIndex] = {}
+    for source in sources:
+        name = config.dataset_path
+        own = config_of(source).get("dataset_path")
+        if "dataset_path" not in config.model_fields_set and isinstance(own, str):
+            name = own
+        path = resolve_path(name)
+        if path not in indexes:
+            indexes[path] = index_cases(path)
+        found[source.path] = indexes[path]
+        for concept_id, place in source.ids.items():
+            if concept_id not in indexes[path].places:
+                msg = (
+                    f"{source.path}, {place}: concept_id {concept_id!r} is not in {path}; "
+                    "give the data set of these answers with --dataset-path"
+                )
+                raise InputError(msg)
+    return found
+
+
+def other_data(sources: Sequence[Source], indexes: Mapping[Path, CaseIndex]) -> tuple[str, ...]:
+    """A note on each file that was made with a data set of other content."""
+    notes = []
+    for source in sources:
+        identity, index = identity_of(source), indexes[source.path]
+        if identity is not None and identity.get("dataset") not in (None, index.sha256):
+            notes.append(f"{source.path}: made with a data set of other content than {index.path}")
+    return tuple(notes)

@@ -1,0 +1,190 @@
+"""What a run says at its end, as tables and lines for a terminal. Nothing is computed here."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE
+from rich.table import Table
+from rich.text import Text
+
+from vllm_eval.stats import CORRECTION, NO_TIER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vllm_eval.bootstrap import Interval
+    from vllm_eval.failures import Account, FailureGroup
+    from vllm_eval.gate import Verdict
+    from vllm_eval.paired import Paired, Significance
+    from vllm_eval.run import Finished
+    from vllm_eval.stats import Comparison, Summary
+
+MAX_FAILURES = 5
+"""Kinds of failure shown; the file has all of them."""
+
+
+def plain(text: str) -> str:
+    """`text` on one line, without what could steer a terminal: control and direction characters."""
+    steers = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(
+        c if unicodedata.category(c) not in steers else "\N{REPLACEMENT CHARACTER}"
+        for c in text.replace("\n", " ")
+    )
+
+
+def run_tables(finished: Finished) -> Iterator[Table | Text]:
+    """Scores, failures, costs, and each student's gate with its doubt."""
+    comparison = finished.comparison
+    yield _arms_table(comparison)
+    if finished.account.failures:
+        yield from _failures(finished.account)
+    yield from _costs(finished.account)
+    for verdict in finished.verdicts:
+        yield gate_table(verdict)
+        if verdict.arm in comparison.students:
+            yield from doubt_lines(verdict, comparison.students[verdict.arm])
+    if len(comparison.ranking) > 1:
+        yield _ranking(comparison)
+
+
+def _arms_table(comparison: Comparison) -> Table:
+    several = any(summary.total > summary.cases for summary in comparison.arms.values())
+    columns = ["cases", "valid", "first try", "mean", "std"]
+    columns += [*(["within", "between"] if several else ()), "min", "max", "failed as 0"]
+    title = "Scores, several answers a case" if several else "Scores"
+    table = _table(title, "arm", "tier", right=columns)
+    for arm, summary in comparison.arms.items():
+        table.add_row(Text(plain(arm)), "all", *_summary_cells(summary, several=several))
+        tiers = comparison.tiers[arm]
+        for tier, part in tiers.items() if set(tiers) != {NO_TIER} else ():
+            table.add_row("", Text(plain(tier)), *_summary_cells(part, several=several))
+    return table
+
+
+def _summary_cells(summary: Summary, *, several: bool) -> list[str]:
+    rates = [f"{summary.valid_rate:.0%}", f"{summary.first_valid_rate:.0%}"]
+    counts = summary.valid, summary.first_valid
+    counted = [f"{count} ({rate})" for count, rate in zip(counts, rates, strict=True)]
+    spreads = [_number(summary.within_std), _number(summary.between_std)]
+    return [
+        str(summary.cases),
+        *(rates if several else counted),
+        _number(summary.mean),
+        _number(summary.std),
+        *(spreads if several else []),
+        _number(summary.min),
+        _number(summary.max),
+        _number(summary.mean_all),
+    ]
+
+
+def gate_table(verdict: Verdict) -> Table:
+    """Every rule with its number, threshold and margin."""
+    table = _table(f"Gate for {plain(verdict.arm)}", "rule", right=("value", "bound", "margin"))
+    table.add_column("")
+    for rule in verdict.rules:
+        margin = "-" if rule.margin is None else f"{rule.margin:+.3f}"
+        word = Text("ok", "green") if rule.passed else Text(f"FAIL: {plain(rule.reason)}", "red")
+        sign = "≥" if rule.bound == "at least" else "≤"
+        bound = f"{sign} {rule.threshold:.3f}"
+        table.add_row(Text(plain(rule.name)), _number(rule.value), bound, margin, word)
+    return table
+
+
+def doubt_lines(verdict: Verdict, paired: Paired) -> Iterator[Text]:
+    """How sure the comparison behind a verdict is."""
+    yield Text(
+        f"over {paired.pairs} pairs: ratio {_interval(paired.ratio)}, "
+        f"difference {_interval(paired.difference, '+.3f')}"
+    )
+    yield Text(
+        f"{paired.wins} higher, {paired.losses} lower, {paired.ties} tied, {_p(paired.scores)}; "
+        f"validity {paired.gained} gained, {paired.lost} lost, {_p(paired.validity)}"
+    )
+    settle = verdict.unsettled
+    if verdict.cases_to_settle is not None:
+        settle = f"about {verdict.cases_to_settle:,} such pairs settle the ratio"
+    if verdict.pass_chance is not None:
+        yield Text(f"passes on {verdict.pass_chance:.0%} of resamples of the cases; {settle}")
+
+
+def _failures(account: Account) -> Iterator[Table | Text]:
+    table = _table("Failures", "reason", "arm", "tier", right=("attempts", "final", "cut"))
+    table.add_column("first example")
+    for group in account.failures[:MAX_FAILURES]:
+        table.add_row(
+            *(Text(plain(text)) for text in (group.reason, group.arm, group.tier or NO_TIER)),
+            *(str(count) for count in (group.attempts, group.outcomes, group.truncated)),
+            Text(plain(_place(group))),
+        )
+    yield table
+    if (left := len(account.failures) - MAX_FAILURES) > 0:
+        yield Text(f"  and {left} more kinds in comparison.json")
+    firsts = (group.examples[0] for group in account.failures[:MAX_FAILURES])
+    if example := next((first for first in firsts if first.line is not None), None):
+        yield Text(f"  {plain(example.concept_id)}: {plain(example.message or '')}")
+        yield from (Text(f"  {plain(line)}", style="dim") for line in example.excerpt)
+
+
+def _place(group: FailureGroup) -> str:
+    example = group.examples[0]
+    parts = [example.concept_id, example.block or ""]
+    if example.line is not None:
+        parts.append(f"{example.line}:{example.column}")
+    return " ".join(part for part in (*parts, example.key or "") if part)
+
+
+def _costs(account: Account) -> Iterator[Text]:
+    for arm, attempts in account.attempts.items():
+        steps = ", ".join(f"{row.valid_by_then:.0%}" for row in attempts.by_attempt)
+        retries, share = attempts.retries, 0.0
+        if attempts.all.output_tokens:
+            share = retries.output_tokens / attempts.all.output_tokens
+        yield Text(
+            f"{plain(arm)}: valid after each attempt {steps}; {retries.attempts} retries took "
+            f"{retries.output_tokens:,} output tokens ({share:.0%}) and {retries.seconds:.1f} s"
+        )
+
+
+def _ranking(comparison: Comparison) -> Table:
+    numbers = ("mean", "ratio", "p", f"p, {CORRECTION}")
+    table = _table("Students by mean", "rank", "arm", right=numbers)
+    for ranked in comparison.ranking:
+        ratio = comparison.students[ranked.arm].ratio.value
+        values = (
+            _number(ranked.mean),
+            _number(ratio),
+            f"{ranked.p:.3f}",
+            f"{ranked.p_corrected:.3f}",
+        )
+        table.add_row(str(ranked.rank), Text(plain(ranked.arm)), *values)
+    return table
+
+
+def _interval(interval: Interval, form: str = ".3f") -> str:
+    if interval.value is None:
+        return f"unknown ({interval.reason})"
+    if interval.low is None or interval.high is None:
+        return f"{interval.value:{form}} ({interval.reason})"
+    ends = f"[{interval.low:{form}}, {interval.high:{form}}]"
+    return f"{interval.value:{form}} {ends} ({interval.confidence:g}, {interval.method})"
+
+
+def _p(test: Significance) -> str:
+    p = "p < 0.001" if test.p < 0.001 else f"p = {test.p:.3f}"
+    return f"{p} ({test.name})"
+
+
+def _table(title: str, *left: str, right: tuple[str, ...] | list[str]) -> Table:
+    table = Table(title=Text(plain(title)), title_justify="left", box=SIMPLE)
+    for column in left:
+        table.add_column(column)
+    for column in right:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
