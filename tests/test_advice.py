@@ -44,10 +44,11 @@ def test_an_earlier_engines_trouble_is_not_this_ones(output: OutputToFile) -> No
 
 
 def test_what_is_printed_meanwhile_goes_to_the_log_and_not_to_the_terminal(
-    capfd: pytest.CaptureFixture[str], output: OutputToFile
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    output = OutputToFile(tmp_path / "engine.log")
     os.write(1, b"from the engine")
     output.restore()
     os.write(1, b"from us")
-    assert "from the engine" in output.log.read_text()
+    assert output.log.read_text() == "from the engine"
     assert capfd.readouterr().out == "from us"
