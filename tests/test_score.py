@@ -296,6 +296,43 @@ def test_samples_of_a_case_are_told_apart_by_their_order(bench: Bench, answers: 
     assert score(bench, *files).code == 0
 
 
+def test_the_intervals_are_the_runs_own(bench: Bench, answers: Answers) -> None:
+    bench.dataset(12)
+    vision = answers.vision(non_goals=None)
+    lines = [{"arm": "pupil", "concept_id": f"K{n}", "text": answers.text(vision)} for n in (1, 5)]
+    bench.answers({"text": answers.text()}, *lines)
+    run = bench.run("--seed", "7")
+    (line,) = (line for line in run.out.splitlines() if line.startswith("over 12 pairs"))
+    assert line in score(bench, run.folder).out.splitlines()
+
+
+def test_different_tasks_are_not_scored_at_once(bench: Bench, answers: Answers) -> None:
+    bench.dataset(1)
+    paths = []
+    for task in ("product_owner", "poems"):
+        config = {"task": task, "engine": "vllm", "gate": {}, "dataset_path": "x"}
+        paths.append(bench.folder / f"{task}.json")
+        whole = {"config": config, "results": [old_row(answers)]}
+        paths[-1].write_text(json.dumps(whole), "utf-8")
+    scored = score(bench, *paths)
+    assert scored.code == 2
+    assert "config.task differs" in scored.err
+    assert score(bench, *paths, "--task", "product_owner").code == 0
+
+
+def test_the_known_answers_are_judged_as_known(bench: Bench, shared_data: Path) -> None:
+    lines = (shared_data / "po_known_answers.jsonl").read_text("utf-8").splitlines()
+    known = [json.loads(line) | {"concept_id": f"A{n}"} for n, line in enumerate(lines)]
+    bench.write(bench.cases, known)
+    rows = [{"concept_id": k["concept_id"], "raw_response": k["response"]} for k in known]
+    found = objects(score(bench, old_file(bench, rows), "--json"))
+    assert [(row["valid"], row["reason"]) for row in found] == [
+        (k["valid"], k["reason"]) for k in known
+    ]
+    for row, k in zip(found, known, strict=True):
+        assert row["score"] == (None if k["score"] is None else pytest.approx(k["score"], abs=1e-9))
+
+
 def test_a_data_set_of_other_content_than_the_runs_is_noted(good: Run, bench: Bench) -> None:
     bench.dataset(3, concept="Another tool library")
     assert "made with a data set of other content" in score(bench, good.folder).out

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 import tracemalloc
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +87,23 @@ def test_memory_does_not_grow_with_the_text_of_the_answers(bench: Bench, tmp_pat
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 12_000_000
+
+
+class Tty(io.StringIO):
+    """A terminal that keeps what it was sent."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_a_bar_on_a_terminal(
+    bench: Bench, many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", tty := Tty())
+    bench.call("score", str(many), "--dataset-path", str(bench.cases))
+    assert f"{COUNT}/{COUNT}" in tty.getvalue()
+    assert "\x1b[?25h" in tty.getvalue()  # the cursor is back
 
 
 def test_progress_is_a_line_on_standard_error(bench: Bench, many: Path) -> None:

@@ -16,7 +16,7 @@ from rich.text import Text
 from vllm_eval.compare import to_json
 from vllm_eval.console import PLAIN_INTERVAL_S, PLAIN_WIDTH
 from vllm_eval.stats import summarise
-from vllm_eval.tables import plain
+from vllm_eval.tables import doubt_lines, gate_table, plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

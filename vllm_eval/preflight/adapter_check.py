@@ -150,7 +150,7 @@ def _check_tensors(
     findings += _check_ranks(where, settings, whole)
     linear = linear_modules(base)
     if linear is None:
-        reason = "is not in the cache yet" if base.folder is None else "is of an unknown kind"
+        reason = "could not be fetched" if base.folder is None else "is of an unknown kind"
         what = f"names and shapes were not compared: the base {base.name} {reason}"
         return [*findings, warning(where, what, "the engine will do it, once it is loaded")]
     findings += _check_names(where, whole, linear, base)

@@ -69,7 +69,7 @@ class Base:
 
     name: str
     folder: Path | None = None
-    """None for a hub id that is not in the cache."""
+    """None for a hub id that cannot be reached."""
     architecture: Architecture | None = None
     """None where `config.json` does not describe a dense decoder."""
     quantization: Mapping[str, Any] | None = None
@@ -78,8 +78,12 @@ class Base:
     """Of all its weight files; None where they are not all here, or no safetensors."""
 
 
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+"""Configuration and tokenizer of a hub model, without its weights."""
+
+
 def read_base(name: str, revision: str | None = None, *, weights: bool = True) -> Base:
-    """What is known of a base model: a folder, or a hub id whose files are in the cache.
+    """What is known of a base model: a folder, or a hub id, whose small files are fetched.
 
     Args:
         name: folder or hub id.
@@ -153,16 +157,25 @@ def _find(name: str, revision: str | None) -> Path | None:
         msg = f"{name}: there is no such folder; give --base-model FOLDER or a hub id"
         raise InputError(msg)
     try:
-        from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub import snapshot_download, try_to_load_from_cache
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError:
         return None
     try:
         found = try_to_load_from_cache(name, "config.json", revision=revision)
+        if isinstance(found, str):
+            return Path(found).parent
+        # A few megabytes the engine is going to fetch anyway; without the hub nothing is known.
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=list(SMALL_FILES), etag_timeout=5
+            )
+        )
     except HFValidationError as error:
         msg = f"{name}: neither a folder nor a hub id; give --base-model FOLDER or a hub id"
         raise InputError(msg) from error
-    return Path(found).parent if isinstance(found, str) else None
+    except (OSError, HfHubHTTPError):
+        return None
 
 
 def _read_architecture(config: Mapping[str, Any]) -> Architecture | None:

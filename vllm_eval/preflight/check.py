@@ -133,7 +133,9 @@ def _check(parts: Parts, hardware: Machine, software: Software) -> list[Finding]
 def _check_base(base: Base, demand: memory.Demand) -> list[Finding]:
     where = f"base {base.name}"
     if base.folder is None:
-        what = "is not in the hub's cache, so its sizes, tokenizer and memory were not checked"
+        what = (
+            "could not be fetched from the hub, so its sizes, tokenizer and memory were not checked"
+        )
         return [warning(where, what, "download it, or give --base-model FOLDER")]
     architecture, findings = base.architecture, []
     if architecture is None:
