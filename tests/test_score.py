@@ -310,7 +310,7 @@ def test_different_tasks_are_not_scored_at_once(bench: Bench, answers: Answers) 
     bench.dataset(1)
     paths = []
     for task in ("product_owner", "poems"):
-        config = {"task": task, "engine": "vllm", "gate": {}, "dataset_path": "x"}
+        config: dict[str, Any] = {"task": task, "engine": "vllm", "gate": {}, "dataset_path": "x"}
         paths.append(bench.folder / f"{task}.json")
         whole = {"config": config, "results": [old_row(answers)]}
         paths[-1].write_text(json.dumps(whole), "utf-8")
