@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from vllm_eval import bootstrap as intervals
-from vllm_eval.bootstrap import Bootstrap, make_interval, widened
+from vllm_eval.stats import bootstrap as intervals
+from vllm_eval.stats.bootstrap import Bootstrap, make_interval, widened
 
 if TYPE_CHECKING:
-    from vllm_eval.bootstrap import Statistic
+    from vllm_eval.stats.bootstrap import Statistic
 
 SETTINGS = Bootstrap(resamples=999)
 STATISTICS: tuple[Statistic, ...] = ("difference", "ratio")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vllm_eval.failures import MAX_EXAMPLES, excerpt, take_account
 from vllm_eval.records import Attempt, Status
+from vllm_eval.stats.failures import MAX_EXAMPLES, excerpt, take_account
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vllm_eval.bootstrap import Bootstrap
 from vllm_eval.config import GateConfig
 from vllm_eval.gate import NO_NUMBER, judge_student
 from vllm_eval.records import Outcome, Status
-from vllm_eval.resample import resample
 from vllm_eval.stats import Comparison, compare
+from vllm_eval.stats.bootstrap import Bootstrap
+from vllm_eval.stats.resample import resample
 
 if TYPE_CHECKING:
     from tests.conftest import Answers, Bench, Run

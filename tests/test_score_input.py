@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vllm_eval.errors import InputError
-from vllm_eval.json_text import JsonText
-from vllm_eval.stored import arm_of, open_source, read_answers
+from vllm_eval.rescore.json_text import JsonText
+from vllm_eval.rescore.stored import arm_of, open_source, read_answers
 
 if TYPE_CHECKING:
     from tests.conftest import Answers, Bench, Run

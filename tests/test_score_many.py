@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vllm_eval import rejudge
 from vllm_eval.errors import DatasetError
-from vllm_eval.rejudge import index_cases, judge_all
-from vllm_eval.stored import open_source, read_answers
+from vllm_eval.rescore import rejudge
+from vllm_eval.rescore.rejudge import index_cases, judge_all
+from vllm_eval.rescore.stored import open_source, read_answers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from tests.conftest import Answers, Bench
-    from vllm_eval.rejudge import Judged, Place
-    from vllm_eval.stored import Answer
+    from vllm_eval.rescore.rejudge import Judged, Place
+    from vllm_eval.rescore.stored import Answer
 
 COUNT = 700
 

@@ -203,8 +203,8 @@ def score_command(
     and score is reproduced, 1 where not; 2 bad usage or input.
     """
     from vllm_eval.config import load_config
-    from vllm_eval.console_score import ScoreProgress, show_row, show_scored
-    from vllm_eval.score import score
+    from vllm_eval.rescore.console_score import ScoreProgress, show_row, show_scored
+    from vllm_eval.rescore.score import score
 
     flags = {key: given[key] for key in ("dataset_path", "task") if given[key] is not None}
     if given["confidence"] is not None:
@@ -228,8 +228,8 @@ def compare_command(first: Path, second: Path, as_json: bool) -> None:
 
     Exit codes: 0 compared, 2 bad usage or input, also two that must not be compared.
     """
-    from vllm_eval.compare import compare_runs
-    from vllm_eval.console_score import show_compared
+    from vllm_eval.rescore.compare import compare_runs
+    from vllm_eval.rescore.console_score import show_compared
 
     show_compared(compare_runs(first, second), as_json=as_json)
     sys.exit(PASS)

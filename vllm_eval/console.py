@@ -33,7 +33,7 @@ PLAIN_WIDTH = 110
 """Columns of a table where the output is no terminal."""
 
 
-class _UnbreakableConsole(Console):
+class UnbreakableConsole(Console):
     """Goes on in silence where whoever read the output has left: the run matters more."""
 
     def on_broken_pipe(self) -> None:
@@ -48,9 +48,7 @@ class Terminal:
         """Keep a private copy of standard output: the engine sends the shared one to its log."""
         self._out = _private(sys.stdout)
         width = None if self._out.isatty() else PLAIN_WIDTH
-        self.console = _UnbreakableConsole(
-            file=self._out, highlight=False, emoji=False, width=width
-        )
+        self.console = UnbreakableConsole(file=self._out, highlight=False, emoji=False, width=width)
         self._bar: Bar | None = None
         self._last_line = 0.0
 

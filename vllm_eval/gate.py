@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from vllm_eval.paired import cases_to_settle, pair_scores
 from vllm_eval.records import BASELINE
-from vllm_eval.resample import resample
+from vllm_eval.stats.paired import cases_to_settle, pair_scores
+from vllm_eval.stats.resample import resample
 
 if TYPE_CHECKING:
     from vllm_eval.config import GateConfig

@@ -11,26 +11,26 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vllm_eval import cases, gate, manifest, stats, store
-from vllm_eval.bootstrap import CONFIDENCE, Bootstrap
 from vllm_eval.config import dump_config, resolve_path
 from vllm_eval.engines import open_engine
 from vllm_eval.errors import EngineDiedError, EngineError, EvalError, InputError
 from vllm_eval.evaluate import Job, Progress, evaluate
-from vllm_eval.failures import take_account
 from vllm_eval.journal import Journal, check_complete, read_journal, read_ledger, read_outcomes
 from vllm_eval.plan import prepare
 from vllm_eval.preflight.check import check_plan, refuse
+from vllm_eval.stats.bootstrap import CONFIDENCE, Bootstrap
+from vllm_eval.stats.failures import take_account
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from vllm_eval.config import Config
-    from vllm_eval.failures import Account
     from vllm_eval.gate import Verdict
     from vllm_eval.plan import Plan
     from vllm_eval.records import Arm
     from vllm_eval.stats import Comparison
+    from vllm_eval.stats.failures import Account
 
 
 class Watcher(Protocol):

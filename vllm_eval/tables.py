@@ -14,12 +14,12 @@ from vllm_eval.stats import CORRECTION, NO_TIER
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vllm_eval.bootstrap import Interval
-    from vllm_eval.failures import Account, FailureGroup
     from vllm_eval.gate import Verdict
-    from vllm_eval.paired import Paired, Significance
     from vllm_eval.run import Finished
     from vllm_eval.stats import Comparison, Summary
+    from vllm_eval.stats.bootstrap import Interval
+    from vllm_eval.stats.failures import Account, FailureGroup
+    from vllm_eval.stats.paired import Paired, Significance
 
 MAX_FAILURES = 5
 """Kinds of failure shown; the file has all of them."""

@@ -5,21 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vllm_eval import gate, rejudge, stats, stored, stored_settings
+from vllm_eval import gate, stats
 from vllm_eval.errors import InputError
 from vllm_eval.records import BASELINE, Outcome
+from vllm_eval.rescore import rejudge, stored, stored_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from vllm_eval.bootstrap import Bootstrap
     from vllm_eval.config import Config, GateConfig
     from vllm_eval.gate import Verdict
     from vllm_eval.records import Status
-    from vllm_eval.rejudge import CaseIndex, Judged, Place
+    from vllm_eval.rescore.rejudge import CaseIndex, Judged, Place
+    from vllm_eval.rescore.stored import Answer, Source
     from vllm_eval.stats import Comparison
-    from vllm_eval.stored import Answer, Source
+    from vllm_eval.stats.bootstrap import Bootstrap
 
 TOLERANCE = 1e-9
 """A recorded score that differs by no more is reproduced."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vllm_eval.records import Case
-    from vllm_eval.stored import Answer
+    from vllm_eval.rescore.stored import Answer
     from vllm_eval.tasks import Task
 
 NO_TEXT = "no_raw_response"

@@ -10,18 +10,18 @@ import yaml
 from pydantic import ValidationError
 
 from vllm_eval import manifest
-from vllm_eval.bootstrap import CONFIDENCE, Bootstrap
 from vllm_eval.config import Config, GateConfig, resolve_path
 from vllm_eval.errors import InputError
-from vllm_eval.rejudge import index_cases
+from vllm_eval.rescore.rejudge import index_cases
+from vllm_eval.stats.bootstrap import CONFIDENCE, Bootstrap
 from vllm_eval.store import JOURNAL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from vllm_eval.rejudge import CaseIndex
-    from vllm_eval.stored import Source
+    from vllm_eval.rescore.rejudge import CaseIndex
+    from vllm_eval.rescore.stored import Source
 
 CONFIG_FILE = "config.yaml"
 OUR_KEYS = {"task", "engine", "gate", "dataset_path"}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from vllm_eval.paired import CaseScore
     from vllm_eval.stats import Comparison, Summary
+    from vllm_eval.stats.paired import CaseScore
 
 MAX_DRAWS = 10_000_000
 """Cases drawn in all resamples together; many cases get fewer resamples."""

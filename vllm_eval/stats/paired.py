@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from vllm_eval.bootstrap import Bootstrap, Interval, make_interval
+from vllm_eval.stats.bootstrap import Bootstrap, Interval, make_interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

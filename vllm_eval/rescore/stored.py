@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.errors import InputError
-from vllm_eval.json_text import TORN, JsonText
 from vllm_eval.records import BASELINE, Outcome
+from vllm_eval.rescore.json_text import TORN, JsonText
 from vllm_eval.store import JOURNAL
 
 if TYPE_CHECKING:

@@ -8,13 +8,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from vllm_eval.compare import to_json
-from vllm_eval.console import PLAIN_INTERVAL_S, PLAIN_WIDTH
+from vllm_eval.console import PLAIN_INTERVAL_S, PLAIN_WIDTH, UnbreakableConsole
+from vllm_eval.rescore.compare import to_json
 from vllm_eval.stats import summarise
 from vllm_eval.tables import doubt_lines, gate_table, plain
 
@@ -23,10 +22,10 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from vllm_eval.bootstrap import Interval
-    from vllm_eval.compare import ArmPair, Compared
     from vllm_eval.gate import Verdict
-    from vllm_eval.score import FileReport, Scored
+    from vllm_eval.rescore.compare import ArmPair, Compared
+    from vllm_eval.rescore.score import FileReport, Scored
+    from vllm_eval.stats.bootstrap import Interval
 
 BAR_INTERVAL_S = 0.1
 
@@ -36,7 +35,7 @@ class ScoreProgress:
 
     def __init__(self, *, silent: bool) -> None:
         self._silent = silent
-        self._console = Console(file=sys.stderr, highlight=False, emoji=False)
+        self._console = UnbreakableConsole(file=sys.stderr, highlight=False, emoji=False)
         self._bar: Progress | None = None
         self._last = time.monotonic()
 
@@ -109,16 +108,16 @@ def show_compared(compared: Compared, *, as_json: bool) -> None:
             _say(console, line)
 
 
-def _console() -> Console:
+def _console() -> UnbreakableConsole:
     width = None if sys.stdout.isatty() else PLAIN_WIDTH
-    return Console(highlight=False, emoji=False, width=width)
+    return UnbreakableConsole(highlight=False, emoji=False, width=width)
 
 
-def _say(console: Console, text: str, style: str = "") -> None:
+def _say(console: UnbreakableConsole, text: str, style: str = "") -> None:
     console.print(Text(plain(text), style=style), soft_wrap=True)
 
 
-def _show_report(console: Console, report: FileReport) -> None:
+def _show_report(console: UnbreakableConsole, report: FileReport) -> None:
     _say(console, f"{report.path}  {report.arm}, {report.answers} answers", style="bold")
     failing, valid = sum(report.newly_failing.values()), sum(report.newly_valid.values())
     if not report.recorded_statuses:
@@ -174,7 +173,7 @@ def _numbers(scored: Scored) -> Table:
     return table
 
 
-def _show_verdict(console: Console, scored: Scored, verdict: Verdict) -> None:
+def _show_verdict(console: UnbreakableConsole, scored: Scored, verdict: Verdict) -> None:
     console.print(gate_table(verdict))
     if scored.comparison is not None:
         for line in doubt_lines(verdict, scored.comparison.students[verdict.arm]):

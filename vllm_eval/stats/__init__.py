@@ -7,9 +7,9 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vllm_eval.bootstrap import Bootstrap
-from vllm_eval.paired import CaseScore, Paired, compare_cases, holm
 from vllm_eval.records import BASELINE
+from vllm_eval.stats.bootstrap import Bootstrap
+from vllm_eval.stats.paired import CaseScore, Paired, compare_cases, holm
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from vllm_eval import manifest, stats, store, stored, stored_settings
+from vllm_eval import manifest, stats, store
 from vllm_eval.errors import InputError
 from vllm_eval.records import BASELINE
+from vllm_eval.rescore import stored, stored_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from vllm_eval.records import Outcome
+    from vllm_eval.rescore.stored import Source
     from vllm_eval.stats import Comparison
-    from vllm_eval.stored import Source
 
 REFUSED = {
     "task": "the task, or its rules, are others; judge both again with `score`",
