@@ -299,3 +299,11 @@ def test_a_path_with_a_nul_is_bad_input(good: Bench) -> None:
     arguments = [a for a in good.arguments() if a not in ("--dataset-path", str(good.cases))]
     run = good.call(*arguments, "-c", 'dataset_path="a\\0b"')
     assert run.code == 2
+
+
+def test_a_check_whose_reader_has_left_keeps_its_own_exit_code(bench: Bench) -> None:
+    command = [sys.executable, "-m", "vllm_eval", "check", "--json", *bench.arguments()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=30) == 2

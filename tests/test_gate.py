@@ -91,7 +91,7 @@ def test_a_rule_says_value_threshold_and_margin() -> None:
     assert ratio.value == pytest.approx(0.75)
     assert ratio.threshold == 0.9
     assert ratio.margin == pytest.approx(-0.15)
-    assert ratio.reason == "0.7500 is below 0.9000"
+    assert ratio.reason == "0.75 is below 0.9"
 
 
 def test_a_rule_that_holds_has_no_reason() -> None:
@@ -198,7 +198,7 @@ def test_each_optional_rule_holds_on_its_threshold_and_fails_beyond(
 
 def test_a_rule_of_at_most_has_its_margin_below_the_threshold() -> None:
     rule = judge(GOOD, outcomes("pupil", [0.7, 0.9] * 5), max_student_std=0.08).rules[-1]
-    assert (rule.bound, rule.reason) == ("at most", "0.1000 is above 0.0800")
+    assert (rule.bound, rule.reason) == ("at most", "0.1 is above 0.08")
     assert rule.margin == pytest.approx(-0.02)
 
 
@@ -311,12 +311,21 @@ def test_one_student_that_fails_fails_the_run(bench: Bench, weak: None) -> None:
 
 
 def test_confidence_is_a_flag(bench: Bench, answers: Answers) -> None:
-    bench.dataset(3)
+    bench.dataset(10)
     bench.answers({"text": answers.text()})
     run = bench.run("--confidence", "0.9")
     names = [rule["name"] for rule in verdicts(run)[0]["rules"]]
     assert (run.code, names[-1]) == (0, "ratio of means of pupil, lower end at 0.9")
     assert "lower end at 0.9" in run.out
+
+
+def test_confidence_cannot_be_had_from_one_case(bench: Bench, answers: Answers) -> None:
+    bench.dataset(1)
+    bench.answers({"text": answers.text()})
+    run = bench.run("--confidence", "0.9")
+    (verdict,) = verdicts(run)
+    assert (run.code, verdict["pass_chance"]) == (1, 0.0)
+    assert "no spread" in verdict["rules"][-1]["reason"]
 
 
 @pytest.mark.parametrize("level", ["0", "1", "95"])

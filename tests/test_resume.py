@@ -138,6 +138,8 @@ def test_thresholds_may_differ_when_resuming(bench: Bench, whole: Run) -> None:
     cut(whole, 2)
     run = bench.call("--resume", str(whole.folder), "-c", "gate.min_ratio=2.0")
     assert run.code == 1
+    assert "resumed with another gate" in run.out
+    assert "min_ratio: 2.0" in (whole.folder / "config.yaml").read_text("utf-8")
 
 
 def test_an_unfinished_run_like_this_one_is_offered_by_name(bench: Bench, whole: Run) -> None:

@@ -147,13 +147,13 @@ def run_command(
     from vllm_eval.config import load_config
     from vllm_eval.console import Terminal
     from vllm_eval.run import run
-    from vllm_eval.store import find_run
+    from vllm_eval.store import CONFIG, find_run
 
     flags = _layer(given)
     config, folder = load_config(files, settings, flags), None
     if resume:
         folder = find_run(resume, config.output_dir)
-        config = load_config([str(folder / "config.yaml"), *files], settings, flags)
+        config = load_config([str(folder / CONFIG), *files], settings, flags)
     with Terminal() as terminal:
         finished = run(config, terminal, folder)
         terminal.finished(finished)
@@ -247,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; what had finished is in the run folder's journal", INTERRUPTED)
+        _fail("interrupted; what a run had finished is in its journal", INTERRUPTED)
     except EvalError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:  # a full disk, a folder taken away: no defect of ours

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import orjson
@@ -129,6 +130,19 @@ class Terminal:
             self._bar = None
 
 
+def write_out(text: str) -> None:
+    """Plain text to standard output; where its reader has left, to nowhere.
+
+    Click would end the program with exit code 1, which is our word for FAIL.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
 def show_error(text: str) -> None:
     """An error, on standard error."""
     lines = "\n".join(plain(line) for line in text.split("\n"))
@@ -140,9 +154,9 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
     """What the preflight found: a line each, or one JSON array."""
     if as_json:
         data = [asdict(finding) for finding in findings]
-        sys.stdout.write(orjson.dumps(data, option=orjson.OPT_INDENT_2).decode() + "\n")
+        write_out(orjson.dumps(data, option=orjson.OPT_INDENT_2).decode() + "\n")
         return
-    console = Console(highlight=False, emoji=False)
+    console = UnbreakableConsole(highlight=False, emoji=False)
     styles = {"error": "red", "warning": "yellow", "ok": ""}
     for finding in findings:
         console.print(Text(finding.line, style=styles[finding.level]), soft_wrap=True)

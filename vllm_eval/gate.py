@@ -74,7 +74,8 @@ def judge_student(
     unsettled = "an arm is missing"
     if baseline in comparison.cases and arm in comparison.cases:
         level = gate.confidence or comparison.bootstrap.confidence
-        chance = _pass_chance(terms, comparison, level)
+        lacking = gate.confidence is not None and low is None
+        chance = 0.0 if lacking else _pass_chance(terms, comparison, level)
         one, two = pair_scores(comparison.cases[arm], comparison.cases[baseline])
         settle, unsettled = cases_to_settle(one, two, gate.min_ratio, level)
     passed = all(rule.passed for rule in rules)
@@ -162,7 +163,7 @@ def _at_least(name: str, value: float | None, threshold: float) -> Rule:
     if value is None:
         return Rule(name, None, threshold, None, False, NO_NUMBER)
     passed = value >= threshold - TOLERANCE
-    reason = "" if passed else f"{value:.4f} is below {threshold:.4f}"
+    reason = "" if passed else f"{value:.6g} is below {threshold:.6g}"
     return Rule(name, value, threshold, value - threshold, passed, reason)
 
 
@@ -170,7 +171,7 @@ def _at_most(name: str, value: float | None, threshold: float) -> Rule:
     if value is None:
         return Rule(name, None, threshold, None, False, NO_NUMBER, "at most")
     passed = value <= threshold + TOLERANCE
-    reason = "" if passed else f"{value:.4f} is above {threshold:.4f}"
+    reason = "" if passed else f"{value:.6g} is above {threshold:.6g}"
     return Rule(name, value, threshold, threshold - value, passed, reason, "at most")
 
 

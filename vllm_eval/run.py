@@ -121,13 +121,16 @@ def _open_folder(plan: Plan, resume: Path | None, watcher: Watcher) -> store.Run
         if changed := manifest.differences(recorded["identity"], identity):
             msg = f"{resume}: cannot be resumed, it is another run: {'; '.join(changed)}"
             raise InputError(msg)
+        changed = store.note_config(resume, dump_config(plan.config))
+        if changed:
+            watcher.stage(f"resumed with another {', '.join(changed)}")
         return store.RunFolder(resume, store.timestamp_of(resume, recorded))
     output_dir = resolve_path(plan.config.output_dir)
     if unfinished := store.find_unfinished(output_dir, identity):
         watcher.stage(f"an unfinished run like this one: continue it with --resume {unfinished}")
     now = datetime.now().astimezone()
     folder = store.create_run(output_dir, plan.config.tag or plan.arms[1].name, now)
-    store.write_text(folder.path / "config.yaml", dump_config(plan.config))
+    store.write_text(folder.path / store.CONFIG, dump_config(plan.config))
     store.write_json(folder.path / manifest.FILE, manifest.describe(plan, now))
     return folder
 
@@ -231,7 +234,7 @@ def conclude(
     attempts = (attempt for _, attempt in read_journal(folder.journal))
     account = take_account(attempts, plan.task.blocks)
     finished = Finished(folder.path, comparison, verdicts, account, timing, owed)
-    files = [folder.path / "config.yaml", folder.path / manifest.FILE, folder.journal]
+    files = [folder.path / store.CONFIG, folder.path / manifest.FILE, folder.journal]
     for arm in plan.arms:
         head = {
             "arm": arm.name,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import yaml
 
 from vllm_eval import manifest
 from vllm_eval.errors import InputError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from vllm_eval.stats import Summary
 
 COMPARISON = "comparison.json"
+CONFIG = "config.yaml"
 JOURNAL = "attempts.jsonl"
 TIME_FORMAT = "%Y%m%d-%H%M%S"
 ENGINE_LOG = "engine.log"
@@ -80,6 +82,23 @@ def timestamp_of(folder: Path, recorded: Mapping[str, Any]) -> str:
     except (KeyError, TypeError, ValueError) as error:
         msg = f"{folder}: its manifest does not say when it was started"
         raise InputError(msg) from error
+
+
+def note_config(folder: Path, text: str) -> list[str]:
+    """Store the configuration a run is resumed with; the keys that were others before.
+
+    Raises:
+        InputError: the stored one cannot be read.
+    """
+    path = folder / CONFIG
+    try:
+        before, now = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(text)
+        changed = [key for key in now if now[key] != before.get(key)]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+        msg = f"{path}: cannot be read as the configuration of this run: {error}"
+        raise InputError(msg) from error
+    write_text(path, text)
+    return changed
 
 
 def find_run(name: str, output_dir: str) -> Path:

@@ -58,6 +58,9 @@ def prove(alone: Sequence[Distribution], mixed: Mapping[str, Sequence[Distributi
         EngineError: the base does not answer as itself, an adapter changes nothing, or two
             adapters are the same.
     """
+    for arm, rows in (("the base alone", alone), *mixed.items()):
+        if not all(math.isfinite(p) for row in rows for p in row.values()):
+            _fail(f"{arm!r} answers with probabilities that are no numbers")
     base = mixed[BASELINE]
     moved = _apart(alone, base)
     students = {arm: rows for arm, rows in mixed.items() if arm != BASELINE}

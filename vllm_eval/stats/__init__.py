@@ -45,7 +45,7 @@ class Summary:
     min: float | None
     max: float | None
     mean_all: float | None
-    """Over all cases, a failed answer counted as 0."""
+    """Over all cases, a failed answer counted as 0, one of unknown score left out."""
     attempts: int
     cases: int
     within_std: float | None
@@ -146,7 +146,7 @@ def summarise(outcomes: Sequence[Outcome]) -> Summary:
         std=statistics.pstdev(scores) if scores else None,
         min=min(scores, default=None),
         max=max(scores, default=None),
-        mean_all=_mean([case.score_all for case in cases.values()]),
+        mean_all=_mean([case.score_all for case in cases.values() if case.scored]),
         attempts=sum(o.attempts for o in outcomes),
         cases=len(cases),
         within_std=within,
@@ -182,11 +182,14 @@ def _by_case(outcomes: Iterable[Outcome]) -> dict[str, CaseScore]:
 
 
 def _aggregate(rows: Sequence[Outcome]) -> CaseScore:
-    scores = [o.score for o in rows if o.status == "success" and o.score is not None]
+    """A case with a valid sample whose score is not known has no score."""
+    valid = [o.score for o in rows if o.status == "success"]
+    known = [score for score in valid if score is not None]
+    scores = known if len(known) == len(valid) else []
     mean = _mean(scores)
     return CaseScore(
         samples=len(rows),
-        valid=len(scores),
+        valid=len(valid),
         errors=sum(o.status == "error" for o in rows),
         score=mean,
         squares=math.fsum((score - (mean or 0.0)) ** 2 for score in scores),

@@ -27,7 +27,7 @@ class CaseScore:
     errors: int
     """Samples without an answer: our failure, not the model's."""
     score: float | None
-    """Mean score of the valid samples; None where there is none."""
+    """Mean score of the valid samples; None where there is none, or one's is not known."""
     squares: float
     """Sum of squared distances of the valid samples' scores from their mean."""
 
@@ -35,6 +35,11 @@ class CaseScore:
     def share(self) -> float:
         """Share of the samples that kept the contract: the case's validity."""
         return self.valid / self.samples
+
+    @property
+    def scored(self) -> bool:
+        """Whether all is known that a score takes; a case without a valid sample has 0."""
+        return self.score is not None or self.valid == 0
 
     @property
     def score_all(self) -> float:
@@ -115,7 +120,8 @@ def compare_cases(
     answered = [c for c in common if not student[c].errors and not base[c].errors]
     shares = [student[case].share - base[case].share for case in answered]
     gained, lost = sum(s > SAME for s in shares), sum(s < -SAME for s in shares)
-    everything = [student[c].score_all for c in common], [base[c].score_all for c in common]
+    scored = [c for c in common if student[c].scored and base[c].scored]
+    everything = [student[c].score_all for c in scored], [base[c].score_all for c in scored]
     return Paired(
         baseline=baseline,
         cases=len(common),

@@ -30,7 +30,6 @@ def resample(
     Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 6.
     """
     import numpy as np
-    from scipy.stats import t
 
     summaries = comparison.arms[baseline], comparison.arms[arm]
     sides = comparison.cases[baseline], comparison.cases[arm]
@@ -41,11 +40,10 @@ def resample(
     count = max(1, min(RESAMPLES, MAX_DRAWS // len(ids)))
     batch = max(1, BATCH_DRAWS // len(ids))
     generator = np.random.default_rng(comparison.bootstrap.seed)
-    quantile = float(t.ppf((1 + confidence) / 2, max(1, len(ids) - 1)))
     for start in range(0, count, batch):
         draws = generator.integers(0, len(ids), (min(batch, count - start), len(ids)))
         rows = [_summaries(table, draws) for table in tables]
-        bounds = _bounds(tables, draws, quantile)
+        bounds = _bounds(tables, draws, confidence)
         for base, student, bound in zip(*rows, bounds, strict=True):
             yield (
                 replace(summaries[0], **base),
@@ -90,9 +88,12 @@ def _summaries(table: Mapping[str, Any], draws: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _bounds(tables: Sequence[Mapping[str, Any]], draws: Any, quantile: float) -> list[float | None]:
-    """Of each draw the approximate lower end of the ratio of means over its pairs."""
+def _bounds(
+    tables: Sequence[Mapping[str, Any]], draws: Any, confidence: float
+) -> list[float | None]:
+    """Of each draw the approximate lower end of the ratio of means over its pairs, if two."""
     import numpy as np
+    from scipy.stats import t
 
     base, student = (table["score"][draws] for table in tables)
     there = ~(np.isnan(base) | np.isnan(student))
@@ -102,5 +103,5 @@ def _bounds(tables: Sequence[Mapping[str, Any]], draws: Any, quantile: float) ->
         ratio = means[1] / means[0]
         rests = np.where(there, student - ratio[:, None] * base, 0)
         error = np.sqrt((rests**2).sum(axis=1) / np.maximum(count - 1, 1) / count) / means[0]
-        low = ratio - quantile * error
+        low = ratio - t.ppf((1 + confidence) / 2, count - 1) * error
     return [float(bound) if np.isfinite(bound) else None for bound in low]
