@@ -135,7 +135,8 @@ def test_the_interval_of_few_differences_is_students_t() -> None:
     apart = np.subtract(student, base)
     low, high = scipy_stats.t.interval(0.95, 3, apart.mean(), apart.std(ddof=1) / 2)
     found = make_interval(student, base, "difference", SETTINGS)
-    assert (found.low, found.high, found.method) == (pytest.approx(low), pytest.approx(high), "t")
+    assert found.method == "t"
+    assert (found.low, found.high) == pytest.approx((low, high))
 
 
 @pytest.mark.parametrize("count", [3, 5, 8])
@@ -144,7 +145,8 @@ def test_intervals_of_few_pairs_cover_what_they_say(count: int) -> None:
     for seed in range(600):
         draw = np.random.default_rng(seed)
         base = draw.normal(0.8, 0.05, count)
-        found = make_interval(base * draw.normal(1, 0.05, count), base, "ratio", SETTINGS)
+        student = base * draw.normal(1, 0.05, count)
+        found = make_interval(student.tolist(), base.tolist(), "ratio", SETTINGS)
         assert found.low is not None
         assert found.high is not None
         hits += found.low <= 1 <= found.high

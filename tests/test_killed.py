@@ -113,8 +113,10 @@ def survive(
 ) -> tuple[Path, int]:
     """Start, kill after a random time, resume; until a session ends by itself."""
     kills = 0
+    said = output_dir.with_name("said.txt")
     for _ in range(SESSIONS):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with said.open("w") as errors:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
         if kills < most:
             if wait_lines:
                 wait_for_work(output_dir, pattern)
@@ -128,7 +130,9 @@ def survive(
         if code in (0, 1):
             return resumable[0], kills
         # As the interpreter starts or ends, nobody is there to turn SIGINT into 130; a shell does.
-        assert code in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 130), code
+        assert code in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 130), (
+            f"exit code {code}: {said.read_text('utf-8')}"
+        )
         if resumable:
             command = arguments(["--resume", str(resumable[0])])
     pytest.fail("no session came to an end")

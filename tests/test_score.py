@@ -7,6 +7,8 @@ files are taken and refused is in `test_score_input.py`; many answers in `test_s
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -191,7 +193,7 @@ def test_an_empty_answer_misses_its_blocks(bench: Bench, answers: Answers) -> No
 def test_json_prints_one_object_with_these_keys_for_each_answer(run: Run, bench: Bench) -> None:
     scored = score(bench, run.folder, "--json")
     assert [list(row) for row in objects(scored)] == [KEYS] * 8
-    assert scored.err == ""
+    assert scored.err == "  8/8 answers judged\n"
 
 
 def test_json_keeps_the_order_of_files_and_answers(bench: Bench, answers: Answers) -> None:
@@ -336,3 +338,13 @@ def test_the_known_answers_are_judged_as_known(bench: Bench, shared_data: Path) 
 def test_a_data_set_of_other_content_than_the_runs_is_noted(good: Run, bench: Bench) -> None:
     bench.dataset(3, concept="Another tool library")
     assert "made with a data set of other content" in score(bench, good.folder).out
+
+
+def test_a_reader_that_leaves_does_not_change_the_exit_code(bench: Bench, answers: Answers) -> None:
+    bench.dataset(3)
+    bench.answers({"text": answers.text()})
+    command = [sys.executable, "-m", "vllm_eval", "score", "--json", str(bench.run().folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=30) == 0

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
+_BOM = b"\xef\xbb\xbf"
+"""Byte order mark: some editors put it at the start of a file; it belongs to no record."""
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -51,12 +54,8 @@ def open_dataset(path: Path, max_samples: int | None, seed: int) -> Dataset:
             version = _version(file)
             for number, line in enumerate(file, start=1):
                 digest.update(line)
-                if line.strip():
-                    case = _parse_line(path, number, line)
-                    if case.id in seen:
-                        first = seen[case.id]
-                        raise _bad_line(path, number, f"id {case.id!r} is taken by line {first}")
-                    seen[case.id] = number
+                if holds_record(number, line):
+                    add_id(path, number, _parse_line(path, number, line).id, seen)
                     records.append((number, offset))
                 offset += len(line)
     except OSError as error:
@@ -103,15 +102,46 @@ def _version(file: BinaryIO) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _parse_line(path: Path, number: int, line: bytes) -> Case:
+def holds_record(number: int, line: bytes) -> bool:
+    """Whether line `number` of a data set is more than white space."""
+    return bool(_without_mark(number, line).strip())
+
+
+def read_record(path: Path, number: int, line: bytes) -> tuple[dict[str, Any], str]:
+    """The fields of a record, flat or under `input`, and its concept id.
+
+    Raises:
+        DatasetError: the line is no JSON object.
+    """
     try:
-        record = orjson.loads(line)
+        record = orjson.loads(_without_mark(number, line))
     except orjson.JSONDecodeError as error:
         raise _bad_line(path, number, f"not valid JSON: {error}") from error
     if not isinstance(record, dict):
         raise _bad_line(path, number, "must be a JSON object")
     fields = record["input"] if isinstance(record.get("input"), dict) else record
-    texts: dict[str, Any] = {"prompt": record.get("prompt")} | fields
+    identifier = fields.get("concept_id")
+    known = f"sample-{number}" if identifier in (None, "") else str(identifier)
+    return {"prompt": record.get("prompt")} | fields, known
+
+
+def add_id(path: Path, number: int, identifier: str, seen: dict[str, int]) -> None:
+    """Note in `seen` the line of an id.
+
+    Raises:
+        DatasetError: another line has it.
+    """
+    if identifier in seen:
+        raise _bad_line(path, number, f"id {identifier!r} is taken by line {seen[identifier]}")
+    seen[identifier] = number
+
+
+def _without_mark(number: int, line: bytes) -> bytes:
+    return line.removeprefix(_BOM) if number == 1 else line
+
+
+def _parse_line(path: Path, number: int, line: bytes) -> Case:
+    texts, identifier = read_record(path, number, line)
     for key in ("concept", "requirements_yaml"):
         if texts.get(key) is None:
             raise _bad_line(path, number, f"lacks {key!r}")
@@ -123,9 +153,8 @@ def _parse_line(path: Path, number: int, line: bytes) -> Case:
         place = f" at its line {requirements.line}" if requirements.line else ""
         message = f"requirements_yaml is not valid YAML{place}: {requirements.error}"
         raise _bad_line(path, number, message)
-    identifier = texts.get("concept_id")
     return Case(
-        id=f"sample-{number}" if identifier in (None, "") else str(identifier),
+        id=identifier,
         line=number,
         tier=texts.get("tier"),
         concept=texts["concept"],

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
-from vllm_eval import manifest, stats, store
+from vllm_eval import manifest, stats
 from vllm_eval.errors import InputError
 from vllm_eval.records import BASELINE
-from vllm_eval.rescore import stored, stored_settings
+from vllm_eval.rescore import folders, stored, stored_settings
+from vllm_eval.rescore.recorded import recorded_outcome
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,6 +40,8 @@ class Side:
     config: Mapping[str, Any]
     whole: bool
     """False for a run folder that holds no finished run."""
+    flags: tuple[str, ...]
+    """What was met in its files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def compare_runs(first: Path, second: Path) -> Compared:
         InputError: a file that cannot be used, or two that must not be compared.
     """
     one, two = _open_side(first), _open_side(second)
-    flags = [*_check_identity(one, two), *_unfinished(one, two)]
+    flags = [*_check_identity(one, two), *_unfinished(one, two), *one.flags, *two.flags]
     names = _pair_names(list(one.outcomes), list(two.outcomes))
     if not names:
         have = f"{', '.join(one.outcomes)} and {', '.join(two.outcomes)}"
@@ -107,38 +108,49 @@ def to_json(compared: Compared) -> dict[str, Any]:
 
 def _open_side(path: Path) -> Side:
     outcomes: dict[str, list[Outcome]] = {}
-    sources = [stored.open_source(file) for file in stored.find_files([path])]
+    flags: list[str] = []
+    sources = [stored.open_source(file) for file in folders.find_files([path])]
     for source in sources:
-        _read_outcomes(source, outcomes)
+        flags += [*source.notes, *_read_outcomes(source, outcomes)]
     return Side(
         path,
         outcomes,
         stored_settings.identity_of(sources[0]),
         stored_settings.config_of(sources[0]),
-        whole=_is_whole(path),
+        whole=_is_whole(path) and not any(source.partial for source in sources),
+        flags=tuple(flags),
     )
 
 
-def _read_outcomes(source: Source, outcomes: dict[str, list[Outcome]]) -> None:
+def _read_outcomes(source: Source, outcomes: dict[str, list[Outcome]]) -> list[str]:
+    """Add what was recorded in a file, and say what of it is not compared."""
     if taken := [arm for arm in source.arms if arm in outcomes]:
         msg = f"{source.path}: {taken[0]} is in another file beside it too; name one file"
         raise InputError(msg)
+    unscored, unusable = 0, ""
     for answer in stored.read_answers(source):
         if answer.status is None:
-            msg = f"{source.path}, {answer.place}: lacks `status`; judge it with `score` instead"
+            what = f"has the unknown status {answer.unknown_status}"
+            what = what if answer.unknown_status else "lacks `status`"
+            msg = f"{source.path}, {answer.place}: {what}; judge it with `score` instead"
             raise InputError(msg)
         if answer.final:
-            outcomes.setdefault(answer.arm, []).append(stored.recorded_outcome(answer))
+            outcomes.setdefault(answer.arm, []).append(recorded_outcome(answer))
+            unscored += answer.status == "success" and answer.score is None
+            if answer.unusable_score and not unusable:
+                unusable = f"{answer.place}: score {answer.unusable_score}"
+    flags = []
+    if unusable:
+        flags.append(f"{source.path}, {unusable} is no number from 0 to 1, so it is not compared")
+    if unscored:
+        words = "recorded as success without a usable score count as valid, in no pair of scores"
+        flags.append(f"{source.path}: {unscored} answers {words}")
+    return flags
 
 
 def _is_whole(path: Path) -> bool:
     """Whether a folder's run came to its end; a file by itself is not asked."""
-    if not path.is_dir() or not (path / manifest.FILE).is_file():
-        return True
-    try:
-        return not orjson.loads((path / store.COMPARISON).read_bytes())["partial"]
-    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
-        return False
+    return not (path / manifest.FILE).is_file() or folders.is_whole(path)
 
 
 def _unfinished(*sides: Side) -> list[str]:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from vllm_eval.console import PLAIN_INTERVAL_S, PLAIN_WIDTH, UnbreakableConsole
+from vllm_eval.console import PLAIN_INTERVAL_S, PLAIN_WIDTH, UnbreakableConsole, write_out
 from vllm_eval.rescore.compare import to_json
 from vllm_eval.stats import summarise
 from vllm_eval.tables import doubt_lines, gate_table, plain
@@ -24,17 +24,21 @@ if TYPE_CHECKING:
 
     from vllm_eval.gate import Verdict
     from vllm_eval.rescore.compare import ArmPair, Compared
-    from vllm_eval.rescore.score import FileReport, Scored
+    from vllm_eval.rescore.report import FileReport
+    from vllm_eval.rescore.score import Scored
     from vllm_eval.stats.bootstrap import Interval
 
 BAR_INTERVAL_S = 0.1
 
 
 class ScoreProgress:
-    """How far scoring has come: a bar on a terminal, else a line now and then, or nothing."""
+    """How far scoring has come, on standard error: a bar on a terminal, else lines.
+
+    Where standard output is `silent` but for JSON, notes are said here too.
+    """
 
     def __init__(self, *, silent: bool) -> None:
-        self._silent = silent
+        self._says_notes = silent
         self._console = UnbreakableConsole(file=sys.stderr, highlight=False, emoji=False)
         self._bar: Progress | None = None
         self._last = time.monotonic()
@@ -53,10 +57,15 @@ class ScoreProgress:
         if self._bar is not None:
             self._bar.stop()
 
+    def note(self, text: str) -> None:
+        """Something about the files that their reader should know."""
+        if self._says_notes:
+            _say(self._console, f"note: {text}", style="yellow")
+
     def scored(self, done: int, total: int) -> None:
         """`done` of `total` answers have been judged."""
         wait = BAR_INTERVAL_S if self._console.is_terminal else PLAIN_INTERVAL_S
-        if self._silent or (done < total and time.monotonic() - self._last < wait):
+        if done < total and time.monotonic() - self._last < wait:
             return
         self._last = time.monotonic()
         if not self._console.is_terminal:
@@ -89,13 +98,13 @@ def show_scored(scored: Scored) -> None:
 
 def show_row(row: Mapping[str, Any]) -> None:
     """One answer as one line of JSON, whatever characters are in it."""
-    sys.stdout.write(json.dumps(row) + "\n")
+    write_out(json.dumps(row) + "\n")
 
 
 def show_compared(compared: Compared, *, as_json: bool) -> None:
     """How B differs from A, arm by arm."""
     if as_json:
-        sys.stdout.write(json.dumps(to_json(compared), indent=2) + "\n")
+        write_out(json.dumps(to_json(compared), indent=2) + "\n")
         return
     console = _console()
     _say(console, f"A  {compared.first}")
@@ -121,7 +130,7 @@ def _show_report(console: UnbreakableConsole, report: FileReport) -> None:
     _say(console, f"{report.path}  {report.arm}, {report.answers} answers", style="bold")
     failing, valid = sum(report.newly_failing.values()), sum(report.newly_valid.values())
     if not report.recorded_statuses:
-        _say(console, "  no status was recorded")
+        _say(console, "  no known status was recorded")
     elif not failing and not valid:
         _say(console, "  validity as recorded")
     if failing:
@@ -138,6 +147,9 @@ def _show_report(console: UnbreakableConsole, report: FileReport) -> None:
     if report.reasons:
         _say(console, f"  all that fail now: {_counts(report.reasons)}")
     _say(console, f"  {_score_words(report)}")
+    if report.unusable_scores:
+        words = "recorded scores are no numbers from 0 to 1, not reproduced"
+        _say(console, f"  {report.unusable_scores} {words}", style="red")
     for change in report.changes:
         message = f"  ({change.message})" if change.message else ""
         _say(console, f"    {change.concept_id}: {change.was} -> {change.now}{message}")

@@ -71,6 +71,8 @@ class JsonText:
                     long = rest > self._longest
                     what = f"longer than {self._longest} characters, or " if long else ""
                     raise self.wrong(f"{what}not valid JSON: {error.msg}") from error
+            except ValueError as error:  # Python takes no integer of more than 4,300 digits
+                raise self.wrong("holds a number of too many digits") from error
             except RecursionError as error:
                 raise self.wrong("nested too deep") from error
 

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
-from vllm_eval.cases import read_case
+from vllm_eval.cases import add_id, holds_record, read_case, read_record
 from vllm_eval.errors import DatasetError, EvalError
 from vllm_eval.records import Problem
 from vllm_eval.tasks import open_task
@@ -67,17 +65,15 @@ def index_cases(path: Path) -> CaseIndex:
     """
     digest = hashlib.sha256()
     places: dict[str, Place] = {}
+    seen: dict[str, int] = {}
     offset = 0
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 digest.update(line)
-                if line.strip():
-                    identifier = _identify(path, number, line)
-                    if identifier in places:
-                        first = places[identifier][1]
-                        msg = f"{path}, line {number}: id {identifier!r} is taken by line {first}"
-                        raise DatasetError(msg)
+                if holds_record(number, line):
+                    _, identifier = read_record(path, number, line)
+                    add_id(path, number, identifier, seen)
                     places[identifier] = (path, number, offset)
                 offset += len(line)
     except OSError as error:
@@ -171,21 +167,6 @@ def _open_task(name: str) -> Task:
 def _read_case(path: Path, line: int, offset: int) -> Case:
     with path.open("rb") as file:
         return read_case(path, file, line, offset)
-
-
-def _identify(path: Path, number: int, line: bytes) -> str:
-    """The concept id of a record, as `cases` reads it."""
-    try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        msg = f"{path}, line {number}: not valid JSON: {error}"
-        raise DatasetError(msg) from error
-    if not isinstance(record, dict):
-        msg = f"{path}, line {number}: must be a JSON object"
-        raise DatasetError(msg)
-    fields = record["input"] if isinstance(record.get("input"), dict) else record
-    identifier = fields.get("concept_id")
-    return f"sample-{number}" if identifier in (None, "") else str(identifier)
 
 
 def _cores() -> int:

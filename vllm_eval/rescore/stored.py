@@ -6,22 +6,24 @@ or results one after the other (JSON lines); which of them is seen from what it 
 
 from __future__ import annotations
 
-import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.errors import InputError
-from vllm_eval.records import BASELINE, Outcome
+from vllm_eval.records import BASELINE
+from vllm_eval.rescore import recorded
 from vllm_eval.rescore.json_text import TORN, JsonText
-from vllm_eval.store import JOURNAL
+from vllm_eval.rescore.recorded import text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from vllm_eval.records import Key, Status
 
+MAX_WORDS = 5
+"""Different unknown words for a status that are told apart."""
 _TIMESTAMP = re.compile(r"[_.-]*(?<!\d)20\d\d-?\d\d-?\d\d.*$", re.DOTALL)
 
 
@@ -41,11 +43,21 @@ class Answer:
     """How many were made up to this one."""
     final: bool
     """Whether it is the outcome of its case; false for a failed attempt in a journal."""
-    status: str | None
+    status: Status | None
+    """As recorded; None where nothing was, or a word we do not know."""
+    unknown_status: str
+    """That word; empty where there is none."""
+    recorded_status: str | None
+    """The status in the file's own word."""
     reason: str | None
     score: float | None
+    """As recorded; None where nothing was, or no number from 0 to 1."""
+    unusable_score: str
+    """What was recorded instead of such a number; empty where nothing was."""
     text: str | None
     """The raw response; None where there is none to judge."""
+    counted_sample: bool
+    """Whether `sample` is not the file's but counted by us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,27 +72,69 @@ class Source:
     arms: tuple[str, ...]
     ids: Mapping[str, str]
     """Each concept id with the place of its first answer."""
+    keys: Mapping[Key, str]
+    """Every arm, case and sample with the place of its outcome; empty where that is missing."""
+    partial: bool
+    """Whether the file says that its run did not end."""
+    stated: int | None
+    """How many outcomes the file says it holds."""
+    notes: tuple[str, ...]
+    """What was met in it that its reader should know."""
+
+    @property
+    def outcomes(self) -> int:
+        """Outcomes in it: its answers without the failed attempts of a journal."""
+        return sum(1 for place in self.keys.values() if place)
 
 
-def find_files(paths: Sequence[Path]) -> list[Path]:
-    """The files of answers behind `paths`, each of which is a file or a run folder.
+@dataclass(slots=True)
+class _Reading:
+    """What is met beside the answers while a file is read."""
 
-    Raises:
-        InputError: there is no such file, or a folder without answers.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if not path.is_dir():
-            found.append(path)
-            continue
-        inside = [*sorted(path.glob(f"{BASELINE}*.json")), *sorted(path.glob("student*.json"))]
-        if not inside and (path / JOURNAL).is_file():
-            inside = [path / JOURNAL]
-        if not inside:
-            msg = f"{path}: holds no {BASELINE}_*.json, student_*.json or {JOURNAL}"
+    head: dict[str, Any] = field(default_factory=dict)
+    """The other keys of the file."""
+    torn: str = ""
+    """Place of a last line that was cut off."""
+    counted: int = 0
+    """Answers that repeat a case and do not say which sample they are."""
+    statuses: dict[str, int] = field(default_factory=dict)
+    """Unknown words for a status, with counts."""
+    keys: dict[Key, str] = field(default_factory=dict)
+
+    def meet(self, answer: Answer) -> None:
+        """Take note of an answer.
+
+        Raises:
+            InputError: its case and sample had an outcome before.
+        """
+        key = (answer.arm, answer.concept_id, answer.sample)
+        if answer.final and self.keys.get(key):
+            msg = (
+                f"{answer.path}, {answer.place}: case and sample of {answer.arm} are there twice, "
+                f"concept_id {answer.concept_id!r}, sample {answer.sample}, first at "
+                f"{self.keys[key]}; remove one of them"
+            )
             raise InputError(msg)
-        found += inside
-    return list(dict.fromkeys(found))
+        self.keys[key] = answer.place if answer.final else self.keys.get(key, "")
+        self.counted += answer.counted_sample and answer.sample > 0 and answer.final
+        if answer.unknown_status:
+            name = answer.unknown_status
+            name = name if name in self.statuses or len(self.statuses) < MAX_WORDS else "others"
+            self.statuses[name] = self.statuses.get(name, 0) + 1
+
+    def notes(self, path: Path) -> tuple[str, ...]:
+        """What a reader of the numbers should know."""
+        found = []
+        if self.torn:
+            found.append(f"{path}, {self.torn}: is cut off and was passed over")
+        if self.counted:
+            words = "repeat a concept_id without a `sample`, and count as its further samples"
+            found.append(f"{path}: {self.counted} answers {words}")
+        if self.statuses:
+            words = ", ".join(f"{name} ({count})" for name, count in self.statuses.items())
+            known = ", ".join(recorded.STATUSES)
+            found.append(f"{path}: unknown status {words}, not compared; known are {known}")
+        return tuple(found)
 
 
 def open_source(path: Path) -> Source:
@@ -89,41 +143,35 @@ def open_source(path: Path) -> Source:
     Raises:
         InputError: file, line and key that cannot be used.
     """
-    head: dict[str, Any] = {}
+    reading = _Reading()
     count = 0
     arms: dict[str, None] = {}
     ids: dict[str, str] = {}
-    for answer in _read(path, head):
+    for answer in _read(path, reading):
         count += 1
         arms[answer.arm] = None
         ids.setdefault(answer.concept_id, answer.place)
+        reading.meet(answer)
     if not count:
         msg = f"{path}: holds no answer"
         raise InputError(msg)
-    config = head.get("config")
-    return Source(path, config if isinstance(config, dict) else {}, count, tuple(arms), ids)
+    config, stated = reading.head.get("config"), reading.head.get("total_samples")
+    return Source(
+        path=path,
+        config=config if isinstance(config, dict) else {},
+        count=count,
+        arms=tuple(arms),
+        ids=ids,
+        keys=reading.keys,
+        partial=reading.head.get("partial") is True,
+        stated=stated if isinstance(stated, int) and not isinstance(stated, bool) else None,
+        notes=reading.notes(path),
+    )
 
 
 def read_answers(source: Source) -> Iterator[Answer]:
     """The answers of a checked file, in its order, one in memory at a time."""
-    return _read(source.path, {})
-
-
-def recorded_outcome(answer: Answer) -> Outcome:
-    """What was recorded of an answer, as an outcome; no status counts as not valid."""
-    valid = answer.status == "success"
-    failed: Status = "error" if answer.text is None else "format_error"
-    return Outcome(
-        arm=answer.arm,
-        concept_id=answer.concept_id,
-        tier=answer.tier,
-        sample=answer.sample,
-        status="success" if valid else failed,
-        reason=None if valid else answer.reason or failed,
-        score=answer.score,
-        attempts=answer.attempts,
-        first_valid=valid and answer.attempts == 1,
-    )
+    return _read(source.path, _Reading())
 
 
 def arm_of(path: Path) -> str:
@@ -133,16 +181,17 @@ def arm_of(path: Path) -> str:
     return _TIMESTAMP.sub("", path.stem) or path.stem
 
 
-def _read(path: Path, head: dict[str, Any]) -> Iterator[Answer]:
-    """Every answer; `head` is filled with the other keys of the file as they are met."""
+def _read(path: Path, reading: _Reading) -> Iterator[Answer]:
+    """Every answer; what else is met in the file is put into `reading`."""
     before: dict[tuple[str, str], int] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for place, value in _rows(JsonText(path, file), head):
-                row, arm, concept_id = _identify(path, place, value, head)
+            for place, value in _rows(JsonText(path, file), reading):
+                row, arm, concept_id = _identify(path, place, value, reading.head)
                 nth = before.get((arm, concept_id), 0)
-                before[arm, concept_id] = nth + 1
-                yield _answer(path, place, row, (arm, concept_id, nth))
+                answer = _answer(path, place, row, (arm, concept_id, nth))
+                before[arm, concept_id] = nth + answer.final
+                yield answer
     except UnicodeDecodeError as error:
         msg = f"{path}: is not UTF-8 text: {error.reason}"
         raise InputError(msg) from error
@@ -151,7 +200,7 @@ def _read(path: Path, head: dict[str, Any]) -> Iterator[Answer]:
         raise InputError(msg) from error
 
 
-def _rows(text: JsonText, head: dict[str, Any]) -> Iterator[tuple[str, object]]:
+def _rows(text: JsonText, reading: _Reading) -> Iterator[tuple[str, object]]:
     first = text.peek()
     if first == "[":
         yield from text.items("")
@@ -163,14 +212,15 @@ def _rows(text: JsonText, head: dict[str, Any]) -> Iterator[tuple[str, object]]:
                 listed = True
                 yield from text.items("results")
             else:
-                own[key] = head[key] = text.value()
+                own[key] = reading.head[key] = text.value()
         if not listed and "concept_id" in own:
-            head.clear()  # what was read is no head but the first of many
+            reading.head.clear()  # what was read is no head but the first of many
             yield "line 1", own
             while text.peek():
                 place = f"line {text.line()}"
                 row = text.value(may_be_torn=True)
                 if row is TORN:
+                    reading.torn = place
                     return
                 yield place, row
         elif not listed:
@@ -191,35 +241,29 @@ def _identify(
     if concept_id in (None, "") or isinstance(concept_id, dict | list):
         msg = f"{path}, {place}: lacks `concept_id`, so its requirements cannot be found"
         raise InputError(msg)
-    return row, _text(row, "arm") or _text(head, "arm") or arm_of(path), str(concept_id)
+    return row, text_of(row, "arm") or text_of(head, "arm") or arm_of(path), str(concept_id)
 
 
 def _answer(path: Path, place: str, row: dict[str, Any], key: Key) -> Answer:
-    status, text = _text(row, "status"), _text(row, "raw_response")
-    attempts = row.get("attempt", row.get("attempts"))
-    sample = row.get("sample")
+    status, unknown = recorded.status_of(row)
+    score, unusable = recorded.score_of(row)
+    text, sample = text_of(row, "raw_response"), row.get("sample")
+    counted = not isinstance(sample, int) or isinstance(sample, bool)
     return Answer(
         path=path,
         place=place,
         arm=key[0],
         concept_id=key[1],
-        tier=_text(row, "tier"),
-        sample=sample if isinstance(sample, int) else key[2],
-        attempts=attempts if isinstance(attempts, int) else 1,
+        tier=text_of(row, "tier"),
+        sample=key[2] if counted else row["sample"],
+        attempts=recorded.attempts_of(row),
         final=row.get("final") is not False,
         status=status,
-        reason=_text(row, "reason"),
-        score=_number(row.get("score")),
+        unknown_status=unknown,
+        recorded_status=text_of(row, "status"),
+        reason=recorded.reason_of(row),
+        score=score,
+        unusable_score=unusable,
         text=None if status == "error" and not text else text,
+        counted_sample=counted,
     )
-
-
-def _text(row: Mapping[str, Any], key: str) -> str | None:
-    value = row.get(key)
-    return value if isinstance(value, str) else None
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None

@@ -42,14 +42,25 @@ def config_of(source: Source) -> Mapping[str, Any]:
 
 def identity_of(source: Source) -> Mapping[str, Any] | None:
     """What the run of a file was made of, from the manifest beside it; None where unknown."""
-    if not config_of(source).keys() >= OUR_KEYS:
-        return None
+    identity = _manifest_of(source).get("identity")
+    return identity if isinstance(identity, dict) else None
+
+
+def records_of(source: Source) -> int | None:
+    """How many records the data set of a file's run had; None where unknown."""
+    dataset = _manifest_of(source).get("dataset")
+    records = dataset.get("records") if isinstance(dataset, dict) else None
+    return records if isinstance(records, int) else None
+
+
+def _manifest_of(source: Source) -> Mapping[str, Any]:
+    if source.path.name != JOURNAL and not config_of(source).keys() >= OUR_KEYS:
+        return {}
     try:
         recorded = orjson.loads(source.path.with_name(manifest.FILE).read_bytes())
-        identity = recorded["identity"]
-    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
-        return None  # a result file away from its folder
-    return identity if isinstance(identity, dict) else None
+    except (OSError, orjson.JSONDecodeError):
+        return {}  # a result file away from its folder
+    return recorded if isinstance(recorded, dict) else {}
 
 
 def task_of(sources: Sequence[Source], config: Config) -> str:
@@ -69,35 +80,62 @@ def task_of(sources: Sequence[Source], config: Config) -> str:
     return next(iter(named), config.task)
 
 
-def thresholds_of(sources: Sequence[Source], config: Config) -> GateConfig:
+def thresholds_of(sources: Sequence[Source], config: Config, *, judged: bool) -> GateConfig:
     """The thresholds stored with the files, those that `config` sets laid over them.
 
     Raises:
-        InputError: stored thresholds that cannot be used.
+        InputError: stored thresholds that cannot be used, or, where a verdict is `judged` by
+            them, that differ between files.
     """
     given = config.gate.model_dump(exclude_unset=True) if "gate" in config.model_fields_set else {}
     merged: dict[str, Any] = {}
+    taken: dict[str, Path] = {}
     for source in sources:
-        own = config_of(source)
-        if own.keys() >= OUR_KEYS:
-            thresholds = own["gate"]
-            try:
-                GateConfig.model_validate_json(json.dumps(thresholds))
-            except ValidationError as error:
-                first = error.errors(include_url=False)[0]
-                key = ".".join(["config", "gate", *map(str, first["loc"])])
-                msg = f"{source.path}: {key}: {first['msg'].lower()}"
-                raise InputError(msg) from error
-            merged |= thresholds
+        for key, value in _thresholds(source).items():
+            if judged and key not in given and merged.get(key, value) != value:
+                places = f"{taken[key]}: {merged[key]!r}, {source.path}: {value!r}"
+                raise _differ(f"gate.{key}", places)
+            merged[key] = value
+            taken.setdefault(key, source.path)
     return GateConfig.model_validate_json(json.dumps(merged | given))
 
 
+def _thresholds(source: Source) -> Mapping[str, Any]:
+    """All that a file's own configuration sets, or leaves at its default."""
+    own = config_of(source)
+    if not own.keys() >= OUR_KEYS:
+        return {}
+    try:
+        return GateConfig.model_validate_json(json.dumps(own["gate"])).model_dump(mode="json")
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(["config", "gate", *map(str, first["loc"])])
+        msg = f"{source.path}: {key}: {first['msg'].lower()}"
+        raise InputError(msg) from error
+
+
 def bootstrap_of(sources: Sequence[Source], config: Config, thresholds: GateConfig) -> Bootstrap:
-    """Intervals as the run made them: with its seed, unless `config` sets one."""
-    seeds = [c["seed"] for c in map(config_of, sources) if c.keys() >= {*OUR_KEYS, "seed"}]
-    stored = next((seed for seed in seeds if isinstance(seed, int)), config.seed)
-    seed = config.seed if "seed" in config.model_fields_set else stored
+    """Intervals as the run made them: with its seed, unless `config` sets one.
+
+    Raises:
+        InputError: the files were made with different seeds.
+    """
+    stored: dict[int, Path] = {}
+    for source in sources:
+        seed = config_of(source).get("seed")
+        if config_of(source).keys() >= OUR_KEYS and isinstance(seed, int) and seed >= 0:
+            stored.setdefault(seed, source.path)
+    seed = config.seed
+    if "seed" not in config.model_fields_set:
+        if len(stored) > 1:
+            raise _differ("seed", ", ".join(f"{path}: {seed}" for seed, path in stored.items()))
+        seed = next(iter(stored), seed)
     return Bootstrap(thresholds.confidence or CONFIDENCE, seed=seed)
+
+
+def _differ(key: str, places: str) -> InputError:
+    give = f"set it with --config or -c {key}=..., or score them one by one"
+    return InputError(f"config.{key} differs, and would decide the verdict: {places}; {give}")
 
 
 def index_all(sources: Sequence[Source], config: Config) -> dict[Path, CaseIndex]:

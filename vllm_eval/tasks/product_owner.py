@@ -30,6 +30,19 @@ ALIGNMENT = "requirements_alignment"
 REVIEW_KEYS = ("status", "summary", ALIGNMENT, "recommended_actions", "narrative")
 MIN_ACTIONS = 2
 MAX_NARRATIVE_WORDS = 120
+REASONS = frozenset(
+    (
+        *("missing_yaml_blocks", "no_requirement_ids", "alignment_not_dict"),
+        *("insufficient_recommended_actions", "narrative_length_exceeded"),
+        *(f"invalid_{label.lower()}_yaml" for label in LABELS),
+        *(f"{label.lower()}_not_mapping" for label in LABELS),
+        *("vision_missing_product_name", "vision_missing_product_summary"),
+        *(f"review_missing_{key}" for key in REVIEW_KEYS),
+        *(f"alignment_missing_{bucket}" for bucket in BUCKETS),
+        *(f"alignment_{bucket}_not_list" for bucket in BUCKETS),
+    )
+)
+"""Every reason for which an answer breaks the contract."""
 
 TEMPLATE_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What an expression in a template can raise besides Jinja2's own."""

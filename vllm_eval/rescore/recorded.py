@@ -1,0 +1,79 @@
+"""What was recorded of a stored answer: its status, reason, score and attempts, as far as usable.
+
+Nothing here looks at the answer's text: a record is taken at its word, or said to be unusable.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, get_args
+
+from vllm_eval.records import Outcome, Status
+from vllm_eval.tasks.product_owner import REASONS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vllm_eval.rescore.stored import Answer
+
+STATUSES: tuple[Status, ...] = get_args(Status)
+MAX_SHOWN = 40
+"""Characters shown of a recorded value that cannot be used."""
+
+
+def text_of(row: Mapping[str, Any], key: str) -> str | None:
+    """The text under `key`; None where there is none."""
+    value = row.get(key)
+    return value if isinstance(value, str) else None
+
+
+def status_of(row: Mapping[str, Any]) -> tuple[Status | None, str]:
+    """The recorded status, and the word in its place where that is none we know."""
+    value = row.get("status")
+    known = next((status for status in STATUSES if status == value), None)
+    return known, "" if known or value is None else shown(value)
+
+
+def reason_of(row: Mapping[str, Any]) -> str | None:
+    """The recorded reason; the predecessor wrote it as the `error`."""
+    error = text_of(row, "error")
+    return text_of(row, "reason") or (error if error in REASONS else None)
+
+
+def score_of(row: Mapping[str, Any]) -> tuple[float | None, str]:
+    """The recorded score, and what is in its place where that is no number from 0 to 1."""
+    value = row.get("score")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is None or (number and 0 <= value <= 1):  # without NaN, and without overflow
+        return None if value is None else float(value), ""
+    return None, shown(value)
+
+
+def attempts_of(row: Mapping[str, Any]) -> int:
+    """How many attempts were made, given as a number or as their list; 1 where not said."""
+    value = row.get("attempt", row.get("attempts"))
+    if isinstance(value, list):
+        value = len(value)
+    return value if isinstance(value, int) and value > 0 else 1
+
+
+def shown(value: object) -> str:
+    """A value as it can be put into a message."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+
+
+def recorded_outcome(answer: Answer) -> Outcome:
+    """What was recorded of an answer, as an outcome; without a known status it is not valid."""
+    status = answer.status or "format_error"
+    valid = status == "success"
+    return Outcome(
+        arm=answer.arm,
+        concept_id=answer.concept_id,
+        tier=answer.tier,
+        sample=answer.sample,
+        status=status,
+        reason=None if valid else answer.reason or status,
+        score=answer.score,
+        attempts=answer.attempts,
+        first_valid=valid and answer.attempts == 1,
+    )
