@@ -85,6 +85,8 @@ def run(config: Config, watcher: Watcher, resume: Path | None = None) -> Finishe
     refuse(findings)
     folder = _open_folder(plan, resume, watcher)
     with Journal(folder.journal) as journal:
+        if changed := store.note_config(folder.path, dump_config(config)):
+            watcher.stage(f"resumed with another {', '.join(changed)}")
         ledger = read_ledger(folder.journal)
         progress = Progress(
             total=len(plan.dataset.drawn) * len(plan.arms) * config.samples_per_case,
@@ -121,9 +123,6 @@ def _open_folder(plan: Plan, resume: Path | None, watcher: Watcher) -> store.Run
         if changed := manifest.differences(recorded["identity"], identity):
             msg = f"{resume}: cannot be resumed, it is another run: {'; '.join(changed)}"
             raise InputError(msg)
-        changed = store.note_config(resume, dump_config(plan.config))
-        if changed:
-            watcher.stage(f"resumed with another {', '.join(changed)}")
         return store.RunFolder(resume, store.timestamp_of(resume, recorded))
     output_dir = resolve_path(plan.config.output_dir)
     if unfinished := store.find_unfinished(output_dir, identity):
