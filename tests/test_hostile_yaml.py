@@ -187,8 +187,8 @@ FRAGMENTS = st.sampled_from(
     ]
 )
 TEXTS = st.lists(FRAGMENTS | st.text(max_size=5), max_size=25).map("".join)
-GENERATED = 5_000
-"""Examples drawn; each is judged in four arrangements, so 20,000 answers."""
+GENERATED = 2_500
+"""Examples drawn; each is judged in eight arrangements, so 20,000 answers."""
 
 
 @settings(
@@ -202,10 +202,13 @@ def test_no_answer_makes_the_judge_raise_take_long_or_leave_its_range(
     task: Task, one: str, other: str
 ) -> None:
     for vision, review, around in (
-        (one, other, ""),
-        (other, one, one),
-        (one, one, other),
-        ("a: b", one, other),
+        *((one, other, ""), (other, one, one), (one, one, other), (other, other, one)),
+        *(
+            ("a: b", one, other),
+            (other, "a: b", one),
+            (one + other, other, ""),
+            (other, one, other),
+        ),
     ):
         text = f"{around}```yaml VISION\n{vision}\n```{around}```yaml REVIEW\n{review}\n```"
         begin = time.process_time()
