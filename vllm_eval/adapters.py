@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_eval.config import PACKAGE, resolve_path
+from vllm_eval.config import PACKAGE, file_name, resolve_path
 from vllm_eval.errors import AdapterError, InputError
 from vllm_eval.records import BASELINE, Adapter, Arm
 from vllm_eval.safetensors_header import read_json
@@ -25,7 +25,6 @@ PICKLES = ("adapter_model.bin", "adapter_model.pt")
 MAX_NAME = 100
 """Characters; an arm's name becomes part of file names."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def open_arms(config: Config) -> tuple[Arm, ...]:
@@ -42,7 +41,7 @@ def open_arms(config: Config) -> tuple[Arm, ...]:
         if not given.strip("/ ").removeprefix(PACKAGE):
             msg = f"adapters: {given!r} names none; give --adapter NAME"
             raise AdapterError(msg)
-        name = _UNSAFE.sub("_", given.rstrip("/").rpartition("/")[2].rpartition(":")[2])
+        name = file_name(given.rstrip("/").rpartition("/")[2].rpartition(":")[2])
         if not name.strip(".") or len(name) > MAX_NAME:
             msg = f"adapters: {given!r} gives no name for files (1 to {MAX_NAME} characters)"
             raise AdapterError(msg)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -140,6 +141,11 @@ def resolve_path(text: str) -> Path:
     if text.startswith(PACKAGE):
         return _HERE / text.removeprefix(PACKAGE)
     return Path(text).expanduser()
+
+
+def file_name(text: str) -> str:
+    """`text` as part of a file's name: whatever could lead elsewhere becomes an underscore."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text)
 
 
 def profile_names() -> list[str]:

@@ -218,9 +218,7 @@ def _check_gpus(machine: Machine, software: Software, needs: Needs) -> list[Find
         findings.append(error(where, what, "use a newer GPU"))
     elif capability < (8, 0) and needs.dtype == "bfloat16":
         findings.append(error(where, f"{has} and no bfloat16", "give --dtype half"))
-    elif (
-        capability < (8, 0) and (0, 0) < software.release < (0, 24) and not needs.attention_backend
-    ):
+    elif capability < (8, 0) and software.has_flashinfer_trap and not needs.attention_backend:
         what = f"{has}, and vLLM {software.vllm} chooses FlashInfer, which does not run on it"
         todo = "-c engine_args.attention_backend=TRITON_ATTN"
         findings.append(warning(where, what, todo))

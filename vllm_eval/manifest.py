@@ -41,13 +41,13 @@ CAPACITY_ARGS = frozenset(
 _SAMPLE_BYTES = 2**20
 
 
-def describe(plan: Plan, now: datetime) -> dict[str, Any]:
-    """The manifest, before an engine is started."""
+def describe(plan: Plan, identity: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+    """The manifest of a plan with its `identity`, before an engine is started."""
     return {
         "schema_version": SCHEMA_VERSION,
         "vllm_eval": __version__,
         "started_at": now.isoformat(),
-        "identity": identify(plan),
+        "identity": dict(identity),
         "base_model": plan.base_model,
         "dataset": {"path": str(plan.dataset.path), "records": plan.dataset.total},
         "adapters": {

@@ -130,7 +130,7 @@ def _open_folder(plan: Plan, resume: Path | None, watcher: Watcher) -> store.Run
     now = datetime.now().astimezone()
     folder = store.create_run(output_dir, plan.config.tag or plan.arms[1].name, now)
     store.write_text(folder.path / store.CONFIG, dump_config(plan.config))
-    store.write_json(folder.path / manifest.FILE, manifest.describe(plan, now))
+    store.write_json(folder.path / manifest.FILE, manifest.describe(plan, identity, now))
     return folder
 
 

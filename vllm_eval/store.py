@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import orjson
 import yaml
 
 from vllm_eval import manifest
+from vllm_eval.config import file_name
 from vllm_eval.errors import InputError
 from vllm_eval.journal import read_journal
 
@@ -31,7 +31,6 @@ ENGINE_LOG = "engine.log"
 METRICS = ("mean", "std", "min", "max", "mean_all")
 CASE_KEYS = ("arm", "concept_id", "tier")
 """Keys of an attempt that its case states once."""
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ def create_run(output_dir: Path, tag: str, now: datetime) -> RunFolder:
         InputError: the output folder cannot be written.
     """
     timestamp = now.strftime(TIME_FORMAT)
-    name = f"{_UNSAFE.sub('_', tag)}_{timestamp}"
+    name = f"{file_name(tag)}_{timestamp}"
     for suffix in ("", *(f"-{number}" for number in range(2, 100))):
         path = output_dir / (name + suffix)
         try:
