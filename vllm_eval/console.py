@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from vllm_eval.conclude import Finished
     from vllm_eval.evaluate import Progress
     from vllm_eval.findings import Finding
-    from vllm_eval.run import Finished
 
 PLAIN_INTERVAL_S = 10.0
 """Seconds between two progress lines where the output is no terminal."""

@@ -40,6 +40,8 @@ class Progress:
     output_tokens: int = 0
     seconds: float = 0.0
     first_answer_s: float | None = None
+    judging_s: float = 0.0
+    """Spent on parsing, checking and scoring in this session."""
     stopping: bool = False
     """Set by whoever wants the evaluation to end early; nothing more is then submitted."""
 
@@ -112,6 +114,7 @@ def evaluate(
             attempts.append(attempt)
             if retry is not None:
                 retries.append((case, retry))
+        progress.judging_s += time.monotonic() - start - progress.seconds
         record(attempts)
         _count(progress, attempts)
         progress.in_flight = len(in_flight) + len(retries)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -89,13 +90,12 @@ class Journal:
 
 def read_journal(path: Path) -> Iterator[tuple[int, Attempt]]:
     """Every whole line's byte offset and attempt; a torn last line is passed over."""
-    reader = TypeAdapter(Attempt)
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.endswith(b"\n"):
                 try:
-                    attempt = reader.validate_json(line, strict=True)
+                    attempt = parse_attempt(line)
                 except ValidationError as error:
                     first = error.errors(include_url=False, include_input=False)[0]
                     what = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
@@ -103,6 +103,20 @@ def read_journal(path: Path) -> Iterator[tuple[int, Attempt]]:
                     raise EvalError(msg) from error
                 yield offset, attempt
             offset += len(line)
+
+
+def parse_attempt(line: bytes) -> Attempt:
+    """One line of a journal.
+
+    Raises:
+        ValidationError: it is no attempt.
+    """
+    return _reader().validate_json(line, strict=True)
+
+
+@functools.cache
+def _reader() -> TypeAdapter[Attempt]:
+    return TypeAdapter(Attempt)
 
 
 def read_outcomes(path: Path) -> list[Outcome]:

@@ -6,31 +6,27 @@ import signal
 import threading
 import time
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vllm_eval import cases, gate, manifest, stats, store
+from vllm_eval import cases, manifest, store
+from vllm_eval.conclude import Evaluated, conclude, refuse_unanswered
 from vllm_eval.config import dump_config, resolve_path
 from vllm_eval.engines import open_engine
-from vllm_eval.errors import EngineDiedError, EngineError, EvalError, InputError
+from vllm_eval.errors import EngineDiedError, EngineError, InputError
 from vllm_eval.evaluate import Job, Progress, evaluate
-from vllm_eval.journal import Journal, check_complete, read_journal, read_ledger, read_outcomes
+from vllm_eval.journal import Journal, read_ledger
 from vllm_eval.plan import prepare
 from vllm_eval.preflight.check import check_plan, refuse
-from vllm_eval.stats.bootstrap import CONFIDENCE, Bootstrap
-from vllm_eval.stats.failures import take_account
+from vllm_eval.report.write import write_reports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from vllm_eval.conclude import Finished
     from vllm_eval.config import Config
-    from vllm_eval.gate import Verdict
     from vllm_eval.plan import Plan
-    from vllm_eval.records import Arm
-    from vllm_eval.stats import Comparison
-    from vllm_eval.stats.failures import Account
 
 
 class Watcher(Protocol):
@@ -41,25 +37,6 @@ class Watcher(Protocol):
 
     def progress(self, progress: Progress) -> None:
         """The evaluation has come further."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A concluded run, or what there is of an interrupted one."""
-
-    folder: Path
-    comparison: Comparison
-    verdicts: tuple[Verdict, ...]
-    account: Account
-    """Failures and costs."""
-    timing: Mapping[str, Any]
-    owed: int
-    """Outcomes an interrupted run still owes; 0 for a whole one."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether the run is whole and every student passed the gate."""
-        return self.owed == 0 and all(verdict.passed for verdict in self.verdicts)
 
 
 def run(config: Config, watcher: Watcher, resume: Path | None = None) -> Finished:
@@ -103,16 +80,24 @@ def run(config: Config, watcher: Watcher, resume: Path | None = None) -> Finishe
         # Without a stop nothing may be owed: `conclude` then finds what was lost.
         owed = progress.total - progress.done if progress.stopping else 0
         watcher.stage("scoring and writing results")
-        timing = {
+        session = {
             "engine_load_s": engine_load_s,
             "first_answer_s": progress.first_answer_s,
-            "generation_s": progress.seconds,
-            "output_tokens": progress.output_tokens,
-            "output_tokens_per_s": progress.output_tokens / max(progress.seconds, 1e-9),
-            "attempts": progress.attempts,
+            "judging_s": progress.judging_s,
             "total_s": time.monotonic() - start,
         }
-        return conclude(plan, folder, timing, owed=owed)
+        finished = conclude(_evaluated(plan, folder, owed, session))
+    write_reports(folder.path)
+    refuse_unanswered(finished)
+    return finished
+
+
+def _evaluated(
+    plan: Plan, folder: store.RunFolder, owed: int, session: Mapping[str, Any]
+) -> Evaluated:
+    paths = {arm.name: str(arm.adapter.path) if arm.adapter else None for arm in plan.arms}
+    order = {case.id: place for place, case in enumerate(cases.read_cases(plan.dataset))}
+    return Evaluated(folder, plan.config, paths, order, plan.task.blocks, owed, session)
 
 
 def _open_folder(plan: Plan, resume: Path | None, watcher: Watcher) -> store.RunFolder:
@@ -130,6 +115,8 @@ def _open_folder(plan: Plan, resume: Path | None, watcher: Watcher) -> store.Run
     now = datetime.now().astimezone()
     folder = store.create_run(output_dir, plan.config.tag or plan.arms[1].name, now)
     store.write_text(folder.path / store.CONFIG, dump_config(plan.config))
+    drawn = cases.read_cases(plan.dataset)
+    store.write_cases(folder, ((case, plan.task.prompt(case)) for case in drawn))
     store.write_json(folder.path / manifest.FILE, manifest.describe(plan, identity, now))
     return folder
 
@@ -208,66 +195,3 @@ def _stop_on_signal(progress: Progress) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def conclude(
-    plan: Plan, folder: store.RunFolder, timing: Mapping[str, Any], owed: int = 0
-) -> Finished:
-    """From the journal to verdicts and files; with outcomes still `owed` they are partial.
-
-    Raises:
-        EvalError: the journal does not hold exactly one outcome per arm and case, or an arm
-            has no answer at all.
-    """
-    order = {case.id: n for n, case in enumerate(cases.read_cases(plan.dataset))}
-    names = [arm.name for arm in plan.arms]
-    samples = plan.config.samples_per_case
-    outcomes = read_outcomes(folder.journal)
-    expected = ((a, c, s) for a in names for c in order for s in range(samples))
-    check_complete(outcomes, expected, partial=owed > 0)
-    rules = plan.config.gate
-    bootstrap = Bootstrap(rules.confidence or CONFIDENCE, seed=plan.config.seed)
-    comparison = stats.compare(outcomes, names, bootstrap=bootstrap)
-    each = len(order) * samples
-    verdicts = tuple(gate.judge_student(comparison, name, each, rules) for name in names[1:])
-    attempts = (attempt for _, attempt in read_journal(folder.journal))
-    account = take_account(attempts, plan.task.blocks)
-    finished = Finished(folder.path, comparison, verdicts, account, timing, owed)
-    files = [folder.path / store.CONFIG, folder.path / manifest.FILE, folder.journal]
-    for arm in plan.arms:
-        head = {
-            "arm": arm.name,
-            "adapter": str(arm.adapter.path) if arm.adapter else None,
-            "timestamp": folder.timestamp,
-            "partial": owed > 0,
-            "config": plan.config.model_dump(mode="json"),
-            "timing": dict(timing),
-        }
-        path = folder.path / f"{_file_stem(arm, plan.arms)}_{folder.timestamp}.json"
-        summary = comparison.arms[arm.name]
-        store.write_results(path, folder.journal, order, head, summary, plan.task.blocks)
-        files.append(path)
-    whole = {
-        "schema_version": manifest.SCHEMA_VERSION,
-        "partial": owed > 0,
-        "owed": owed,
-        "passed": finished.passed,
-        "verdicts": [asdict(verdict) | {"verdict": verdict.word} for verdict in verdicts],
-        **stats.to_json(comparison),
-        **asdict(account),
-        "timing": dict(timing),
-    }
-    files.append(store.write_json(folder.path / store.COMPARISON, whole))
-    store.write_zip(folder, files)
-    for name, summary in comparison.arms.items():
-        if not owed and summary.errors == summary.total:
-            first = next(outcome for outcome in outcomes if outcome.arm == name)
-            msg = f"no case of {name} has an answer ({first.reason}); see {folder.path}"
-            raise EvalError(msg)
-    return finished
-
-
-def _file_stem(arm: Arm, arms: tuple[Arm, ...]) -> str:
-    if arm is arms[0]:
-        return arm.name
-    return "student" if len(arms) == 2 else f"student_{arm.name}"

@@ -15,20 +15,23 @@ import yaml
 from vllm_eval import manifest
 from vllm_eval.config import file_name
 from vllm_eval.errors import InputError
-from vllm_eval.journal import read_journal
+from vllm_eval.journal import LOCK, read_journal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import BinaryIO
 
+    from vllm_eval.records import Case
     from vllm_eval.stats import Summary
 
+CASES = "cases.jsonl"
 COMPARISON = "comparison.json"
 CONFIG = "config.yaml"
 JOURNAL = "attempts.jsonl"
 TIME_FORMAT = "%Y%m%d-%H%M%S"
 ENGINE_LOG = "engine.log"
 METRICS = ("mean", "std", "min", "max", "mean_all")
+NOT_ARCHIVED = frozenset((ENGINE_LOG, LOCK))
 CASE_KEYS = ("arm", "concept_id", "tier")
 """Keys of an attempt that its case states once."""
 
@@ -200,12 +203,51 @@ def write_results(
     return path
 
 
-def write_zip(folder: RunFolder, files: Sequence[Path]) -> Path:
-    """Everything needed to read and judge the run again, in one archive."""
+def write_cases(folder: RunFolder, rows: Iterable[tuple[Case, str]]) -> Path:
+    """The drawn cases, as a data set of their own, each with the prompt of its first attempt.
+
+    With it the folder alone is enough to judge the answers again, and to show what was asked.
+    """
+    path = folder.path / CASES
+    with _written_whole(path) as out:
+        for case, asked in rows:
+            row = {
+                "concept_id": case.id,
+                "tier": case.tier,
+                "concept": case.concept,
+                "requirements_yaml": case.requirements_yaml,
+                "prompt": case.prompt,
+                "asked": asked,
+            }
+            out.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+    return path
+
+
+def read_cases(folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of `write_cases`, in the order drawn.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    path = folder / CASES
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                row: dict[str, Any] = orjson.loads(line)
+                yield row
+    except (OSError, orjson.JSONDecodeError) as error:
+        msg = f"{path}: missing or damaged ({error}); the run's other files are needed whole"
+        raise InputError(msg) from error
+
+
+def write_zip(folder: RunFolder) -> Path:
+    """Everything needed to read and judge the run again, in one archive: all but engine logs."""
     path = folder.path / f"eval_results_{folder.timestamp}.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    files = [file for file in sorted(folder.path.rglob("*")) if file.is_file()]
+    with _written_whole(path) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in files:
-            archive.write(file, f"{folder.path.name}/{file.name}")
+            if file.name not in NOT_ARCHIVED and file.suffix not in (".zip", ".part"):
+                archive.write(file, folder.path.name / file.relative_to(folder.path))
     return path
 
 

@@ -14,8 +14,8 @@ from vllm_eval.stats import CORRECTION, NO_TIER
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vllm_eval.conclude import Finished
     from vllm_eval.gate import Verdict
-    from vllm_eval.run import Finished
     from vllm_eval.stats import Comparison, Summary
     from vllm_eval.stats.bootstrap import Interval
     from vllm_eval.stats.failures import Account, FailureGroup

@@ -1,0 +1,177 @@
+"""From the journal to verdicts and files; for a run that ends now, and for one that was cut off."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vllm_eval import gate, manifest, stats, store
+from vllm_eval.config import load_config
+from vllm_eval.errors import EvalError
+from vllm_eval.journal import check_complete, read_journal, read_outcomes
+from vllm_eval.records import BASELINE
+from vllm_eval.stats.bootstrap import CONFIDENCE, Bootstrap
+from vllm_eval.stats.case_rows import case_rows, distributions
+from vllm_eval.stats.failures import take_account
+from vllm_eval.stats.timing import take_timing
+from vllm_eval.tasks import open_task
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from vllm_eval.config import Config
+    from vllm_eval.gate import Verdict
+    from vllm_eval.records import Outcome
+    from vllm_eval.stats import Comparison
+    from vllm_eval.stats.failures import Account, Blocks
+    from vllm_eval.stats.timing import Timing
+
+SCHEMA_VERSION = 2
+"""Of `comparison.json`; 2 added cases, distributions, environment and the timing's details."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A run folder whose journal can be concluded."""
+
+    folder: store.RunFolder
+    config: Config
+    adapters: Mapping[str, str | None]
+    """Path of the adapter of each arm, the baseline first; None where it has none."""
+    order: Mapping[str, int]
+    """Place of each case drawn."""
+    blocks: Blocks
+    owed: int = 0
+    """Outcomes that a run that did not end still owes; 0 for a whole one."""
+    session: Mapping[str, Any] = field(default_factory=dict)
+    """What only the process that ran it knows: times of start and judging, peak memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A concluded run, or what there is of an interrupted one."""
+
+    folder: Path
+    comparison: Comparison
+    verdicts: tuple[Verdict, ...]
+    account: Account
+    """Failures and costs."""
+    timing: Mapping[str, Any]
+    owed: int
+    """Outcomes an interrupted run still owes; 0 for a whole one."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the run is whole and every student passed the gate."""
+        return self.owed == 0 and all(verdict.passed for verdict in self.verdicts)
+
+
+def reopen(path: Path) -> Evaluated:
+    """A stored run that did not end, as its folder alone tells of it.
+
+    Raises:
+        InputError: the folder holds no run of ours, or not all that is needed.
+    """
+    recorded = manifest.read(path)
+    config = load_config([str(path / store.CONFIG)])
+    folder = store.RunFolder(path, store.timestamp_of(path, recorded))
+    paths = {name: about["path"] for name, about in recorded["adapters"].items()}
+    names = (BASELINE, *recorded["identity"]["adapters"])
+    rows = (row["concept_id"] for row in store.read_cases(path))
+    order = {case: place for place, case in enumerate(rows)}
+    done = sum(attempt.final for _, attempt in read_journal(folder.journal))
+    return Evaluated(
+        folder=folder,
+        config=config,
+        adapters={name: paths.get(name) for name in names},
+        order=order,
+        blocks=open_task(config.task).blocks,
+        owed=len(order) * len(names) * config.samples_per_case - done,
+    )
+
+
+def conclude(run: Evaluated) -> Finished:
+    """Judge what the journal holds and write the result files; with outcomes owed they are partial.
+
+    Raises:
+        EvalError: the journal does not hold exactly one outcome per arm and case.
+    """
+    names, samples = list(run.adapters), run.config.samples_per_case
+    outcomes = read_outcomes(run.folder.journal)
+    expected = ((a, c, s) for a in names for c in run.order for s in range(samples))
+    check_complete(outcomes, expected, partial=run.owed > 0)
+    rules = run.config.gate
+    bootstrap = Bootstrap(rules.confidence or CONFIDENCE, seed=run.config.seed)
+    comparison = stats.compare(outcomes, names, bootstrap=bootstrap)
+    each = len(run.order) * samples
+    verdicts = tuple(gate.judge_student(comparison, name, each, rules) for name in names[1:])
+    attempts = (attempt for _, attempt in read_journal(run.folder.journal))
+    account = take_account(attempts, run.blocks)
+    spent = take_timing(attempt for _, attempt in read_journal(run.folder.journal))
+    timing = _timing(run, spent)
+    finished = Finished(run.folder.path, comparison, verdicts, account, timing, run.owed)
+    _write_files(run, finished, outcomes)
+    return finished
+
+
+def refuse_unanswered(finished: Finished) -> None:
+    """A whole run in which an arm never answered has evaluated nothing.
+
+    Raises:
+        EvalError: an arm has no answer at all.
+    """
+    comparison = finished.comparison
+    for name, summary in comparison.arms.items():
+        if not finished.owed and summary.errors == summary.total:
+            reason = next(iter(comparison.reasons[name]), "no reason")
+            msg = f"no case of {name} has an answer ({reason}); see {finished.folder}"
+            raise EvalError(msg)
+
+
+def _timing(run: Evaluated, spent: Timing) -> dict[str, Any]:
+    tokens, seconds = spent.all.output_tokens, spent.generation_s
+    return {
+        "engine_load_s": None,
+        "first_answer_s": None,
+        "judging_s": None,
+        "total_s": None,
+        **run.session,
+        "generation_s": seconds,
+        "attempts": spent.all.attempts,
+        "output_tokens": tokens,
+        "output_tokens_per_s": tokens / seconds if seconds else 0.0,
+        "requests_per_s": spent.all.attempts / seconds if seconds else 0.0,
+        **asdict(spent),
+    }
+
+
+def _write_files(run: Evaluated, finished: Finished, outcomes: Sequence[Outcome]) -> None:
+    folder, comparison = run.folder, finished.comparison
+    for number, (name, adapter) in enumerate(run.adapters.items()):
+        head = {
+            "arm": name,
+            "adapter": adapter,
+            "timestamp": folder.timestamp,
+            "partial": run.owed > 0,
+            "config": run.config.model_dump(mode="json"),
+            "timing": dict(finished.timing),
+        }
+        stem = "student" if len(run.adapters) == 2 else f"student_{name}"
+        path = folder.path / f"{stem if number else name}_{folder.timestamp}.json"
+        summary = comparison.arms[name]
+        store.write_results(path, folder.journal, run.order, head, summary, run.blocks)
+    whole = {
+        "schema_version": SCHEMA_VERSION,
+        "partial": run.owed > 0,
+        "owed": run.owed,
+        "passed": finished.passed,
+        "verdicts": [asdict(verdict) | {"verdict": verdict.word} for verdict in finished.verdicts],
+        **stats.to_json(comparison),
+        **asdict(finished.account),
+        "timing": dict(finished.timing),
+        "distributions": {arm: asdict(d) for arm, d in distributions(comparison).items()},
+        "environment": manifest.read(folder.path),
+        "cases": [asdict(row) for row in case_rows(outcomes, comparison, run.order, BASELINE)],
+    }
+    store.write_json(folder.path / store.COMPARISON, whole)

@@ -1,0 +1,1 @@
+"""Markdown, HTML, plots and other tools' formats from a run folder. Renders, never computes."""

@@ -1,0 +1,102 @@
+"""A run folder as the report reads it; nothing here computes a figure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from vllm_eval import store
+from vllm_eval.conclude import SCHEMA_VERSION, conclude, reopen
+from vllm_eval.errors import InputError
+from vllm_eval.journal import parse_attempt, read_journal
+from vllm_eval.tasks import open_task
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from vllm_eval.records import Attempt
+    from vllm_eval.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """A concluded run, whole or partial."""
+
+    folder: Path
+    comparison: Mapping[str, Any]
+    """`comparison.json`: the source of every figure but those of a single attempt."""
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The baseline first."""
+        return tuple(self.comparison["arms"])
+
+    @property
+    def environment(self) -> Mapping[str, Any]:
+        """The manifest."""
+        environment: Mapping[str, Any] = self.comparison["environment"]
+        return environment
+
+    @property
+    def task(self) -> Task:
+        """The task whose answers these are."""
+        return open_task(str(self.environment["identity"]["task"]).partition(" ")[0])
+
+
+@dataclass(frozen=True, slots=True)
+class CaseDetail:
+    """All texts of one case."""
+
+    concept_id: str
+    tier: str | None
+    asked: str
+    """The prompt of the first attempt."""
+    attempts: Mapping[str, tuple[Attempt, ...]]
+    """By arm: every attempt of every sample, as they were made."""
+
+
+def load_run(folder: Path) -> StoredRun:
+    """Read what `conclude` wrote; where it is missing or behind the journal, conclude first.
+
+    Raises:
+        InputError: the folder holds no run of ours, or a damaged one.
+    """
+    if not _is_current(folder):
+        conclude(reopen(folder))
+    path = folder / store.COMPARISON
+    try:
+        return StoredRun(folder, orjson.loads(path.read_bytes()))
+    except (OSError, orjson.JSONDecodeError) as error:
+        msg = f"{path}: cannot be read: {error}"
+        raise InputError(msg) from error
+
+
+def read_details(run: StoredRun) -> Iterator[CaseDetail]:
+    """The texts of every case with an attempt, in the data set's order, one case at a time."""
+    journal = run.folder / store.JOURNAL
+    places: dict[str, list[int]] = {}
+    for offset, attempt in read_journal(journal):
+        places.setdefault(attempt.concept_id, []).append(offset)
+    with journal.open("rb") as file:
+        for row in store.read_cases(run.folder):
+            attempts: dict[str, list[Attempt]] = {arm: [] for arm in run.arms}
+            for offset in places.get(row["concept_id"], ()):
+                file.seek(offset)
+                attempt = parse_attempt(file.readline())
+                attempts[attempt.arm].append(attempt)
+            made = {arm: tuple(rows) for arm, rows in attempts.items()}
+            if any(made.values()):
+                yield CaseDetail(row["concept_id"], row["tier"], row["asked"], made)
+
+
+def _is_current(folder: Path) -> bool:
+    path, journal = folder / store.COMPARISON, folder / store.JOURNAL
+    try:
+        comparison = orjson.loads(path.read_bytes())
+        whole = comparison["schema_version"] == SCHEMA_VERSION and not comparison["partial"]
+        return bool(whole or path.stat().st_mtime_ns > journal.stat().st_mtime_ns)
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+        return False

@@ -1,0 +1,124 @@
+"""Every case with what each arm made of it, and how the scores spread: for tables and plots."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from vllm_eval.records import Outcome, Status
+    from vllm_eval.stats import Comparison
+
+BINS = 20
+"""Stretches of equal width into which [0, 1] is divided."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaseCell:
+    """What one arm made of one case; counts are of its samples."""
+
+    status: Status
+    """The worst of its samples: `error`, then `format_error`, then `success`."""
+    reason: str | None
+    """Of the first sample that has that status."""
+    score: float | None
+    """Mean of the valid samples; None where there is none."""
+    samples: int
+    valid: int
+    first_valid: int
+    attempts: int
+    difference: float | None = None
+    """Score less the baseline's; None for the baseline, and where either has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaseRow:
+    """One case, all arms."""
+
+    concept_id: str
+    tier: str | None
+    arms: Mapping[str, CaseCell]
+    """Without the arms that have not answered it yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """The cases' scores of one arm."""
+
+    edges: tuple[float, ...]
+    """Ends of the stretches, one more than counts; the last stretch holds its upper end too."""
+    counts: tuple[int, ...]
+    quartiles: tuple[float, float, float] | None
+    """Linear between the values (Hyndman & Fan 1996, definition 7); None of fewer than two."""
+
+
+def case_rows(
+    outcomes: Sequence[Outcome], comparison: Comparison, order: Mapping[str, int], baseline: str
+) -> list[CaseRow]:
+    """One row a case, in the data set's order.
+
+    Args:
+        outcomes: those that `comparison` was made of.
+        comparison: gives the scores.
+        order: place of each case.
+        baseline: the arm that differences are taken from.
+    """
+    by_case: dict[str, dict[str, list[Outcome]]] = {}
+    for outcome in outcomes:
+        by_case.setdefault(outcome.concept_id, {}).setdefault(outcome.arm, []).append(outcome)
+    rows = []
+    for case in sorted(by_case, key=order.__getitem__):
+        arms = by_case[case]
+        scores = {arm: comparison.cases[arm][case].score for arm in arms}
+        base = scores.get(baseline)
+        cells = {
+            arm: _cell(arms[arm], scores[arm], None if arm == baseline else base)
+            for arm in comparison.arms
+            if arm in arms
+        }
+        rows.append(CaseRow(case, next(iter(arms.values()))[0].tier, cells))
+    return rows
+
+
+def distributions(comparison: Comparison) -> dict[str, Distribution]:
+    """By arm, over the cases with a score."""
+    return {
+        arm: distribute([case.score for case in cases.values() if case.score is not None])
+        for arm, cases in comparison.cases.items()
+    }
+
+
+def distribute(scores: Sequence[float]) -> Distribution:
+    """Counts of scores in [0, 1], and their quartiles."""
+    counts = [0] * BINS
+    for score in scores:
+        counts[min(BINS - 1, int(score * BINS))] += 1
+    edges = tuple(number / BINS for number in range(BINS + 1))
+    quartiles = None
+    if len(scores) > 1:
+        low, middle, high = statistics.quantiles(scores, n=4, method="inclusive")
+        quartiles = low, middle, high
+    return Distribution(edges, tuple(counts), quartiles)
+
+
+def _cell(rows: Sequence[Outcome], score: float | None, base: float | None) -> CaseCell:
+    status, reason = _worst(rows)
+    return CaseCell(
+        status=status,
+        reason=reason,
+        score=score,
+        samples=len(rows),
+        valid=sum(row.status == "success" for row in rows),
+        first_valid=sum(row.first_valid for row in rows),
+        attempts=sum(row.attempts for row in rows),
+        difference=None if score is None or base is None else score - base,
+    )
+
+
+def _worst(rows: Iterable[Outcome]) -> tuple[Status, str | None]:
+    badness: dict[Status, int] = {"error": 0, "format_error": 1, "success": 2}
+    worst = min(rows, key=lambda row: badness[row.status])
+    return worst.status, worst.reason
