@@ -7,41 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vllm_eval.records import Attempt, Status
+from tests.attempts import attempt, failed
 from vllm_eval.stats.failures import MAX_EXAMPLES, excerpt, take_account
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tests.conftest import Answers, Bench, Run
-
-
-def attempt(case: str = "K1", number: int = 1, **changes: Any) -> Attempt:
-    """A valid attempt with some fields replaced."""
-    status: Status = "success"
-    fields: dict[str, Any] = {
-        "arm": "pupil",
-        "concept_id": case,
-        "tier": "simple",
-        "sample": 0,
-        "attempt": number,
-        "final": True,
-        "status": status,
-        "score": 0.8,
-        "parts": {},
-        "output_tokens": 10,
-        "total_s": 0.5,
-        "truncated": False,
-        "raw_response": "",
-    }
-    empty = ("reason", "error", "block", "line", "column", "finish_reason")
-    zero = ("seed", "prompt_tokens", "cached_tokens", "queued_s", "ttft_s", "finished_at")
-    fields |= dict.fromkeys(empty) | dict.fromkeys(zero, 0)
-    return Attempt(**(fields | changes))
-
-
-def failed(case: str = "K1", number: int = 1, reason: str = "no_ids", **changes: Any) -> Attempt:
-    return attempt(case, number, status="format_error", reason=reason, **changes)
 
 
 def one_block(text: str) -> Mapping[str, str]:

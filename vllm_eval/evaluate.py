@@ -71,8 +71,9 @@ def evaluate(
 ) -> None:
     """Answer and judge what is owed; every attempt is recorded before the next poll.
 
-    Prompts the engine can never answer become outcomes first, before anything is submitted.
-    Memory holds the requests in flight, not the cases.
+    A prompt the engine can never answer becomes an outcome instead of a request. Prompts are
+    made and measured as their turn comes, while the engine works on those before them. Memory
+    holds the requests in flight, not the cases.
 
     Args:
         job: cases, arms, task and limits.
@@ -86,21 +87,19 @@ def evaluate(
         EngineError: the engine died, or lost requests.
     """
     start = time.monotonic() - progress.seconds
-    _record_refused(job, engine, ledger, record, progress)
     fresh = _owed(job, ledger)
     in_flight: dict[str, tuple[Case, Request]] = {}
     retries: deque[tuple[Case, Request]] = deque()
     while not progress.stopping:
-        batch: list[tuple[Case, Request]] = []
-        while len(in_flight) + len(batch) < engine.capacity:
-            # Retries first: their cases are the oldest, and the run ends with the last of them.
-            item = retries.popleft() if retries else next(fresh, None)
-            if item is None:
-                break
-            batch.append(item)
+        room = engine.capacity - len(in_flight)
+        batch, refused = _next_batch(engine, room, retries, fresh, progress.seconds)
+        record(refused)
+        _count(progress, refused)
         in_flight |= {request.id: (case, request) for case, request in batch}
         engine.submit([request for _, request in batch])
         if not in_flight:
+            if refused:
+                continue  # there may be more where these came from
             return
         completions = engine.poll(POLL_S)
         if not completions and not engine.busy:
@@ -122,29 +121,34 @@ def evaluate(
         on_progress(progress)
 
 
+def _next_batch(
+    engine: Engine,
+    room: int,
+    retries: deque[tuple[Case, Request]],
+    fresh: Iterator[tuple[Case, Request]],
+    now: float,
+) -> tuple[list[tuple[Case, Request]], list[Attempt]]:
+    """Up to `room` requests to submit, and the outcomes of those that can never be answered."""
+    batch: list[tuple[Case, Request]] = []
+    refused: list[Attempt] = []
+    while len(batch) + len(refused) < room:
+        # Retries first: their cases are the oldest, and the run ends with the last of them.
+        item = retries.popleft() if retries else next(fresh, None)
+        if item is None:
+            break
+        case, request = item
+        why = engine.refusal(request.prompt) if request.attempt == 1 else None
+        if why is None:
+            batch.append(item)
+        else:
+            refused.append(_refused(request, case, why, now))
+    return batch, refused
+
+
 def derive_seed(seed: int, case_id: str, sample: int, attempt: int) -> int:
     """A request's own seed, in [0, 2**31): from what it is, never from its place in a batch."""
     key = f"{seed}|{case_id}|{sample}|{attempt}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest()) & 0x7FFF_FFFF
-
-
-def _record_refused(
-    job: Job,
-    engine: Engine,
-    ledger: Ledger,
-    record: Callable[[Sequence[Attempt]], None],
-    progress: Progress,
-) -> None:
-    """Cases whose prompt can never be answered: their outcome is an error that says why."""
-    for case in job.cases():
-        owed = [request for request in _first(job, case, ledger) if request.attempt == 1]
-        if progress.stopping or not owed:
-            continue
-        if (why := engine.refusal(owed[0].prompt)) is not None:
-            attempts = [_refused(request, case, why) for request in owed]
-            record(attempts)
-            _count(progress, attempts)
-            ledger.done.update((a.arm, a.concept_id, a.sample) for a in attempts)
 
 
 def _owed(job: Job, ledger: Ledger) -> Iterator[tuple[Case, Request]]:
@@ -194,9 +198,9 @@ def _conclude(
     return replace(attempt, final=False), retry
 
 
-def _refused(request: Request, case: Case, why: str) -> Attempt:
+def _refused(request: Request, case: Case, why: str, now: float) -> Attempt:
     done = Completion(request.id, error=why)
-    return _attempt(case, request, done, UNANSWERED, "prompt_too_long", 0.0)
+    return _attempt(case, request, done, UNANSWERED, "prompt_too_long", now)
 
 
 def _attempt(
