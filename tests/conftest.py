@@ -133,11 +133,11 @@ class Bench:
         return self.write(self.script, [{"concept_id": "*"} | dict(line) for line in lines])
 
     def arguments(self, *more: str) -> list[str]:
-        """The command line of a run with adapter `pupil`, without the profile of this machine."""
+        """A run with adapter `pupil`, without a report and the profile of this machine."""
         return [
             *("--engine", "scripted", "--script", str(self.script), "--adapter", "pupil"),
             *("--dataset-path", str(self.cases), "--output-dir", str(self.output_dir)),
-            *("--profile", "none", *more),
+            *("--profile", "none", "--no-report", *more),
         ]
 
     def call(self, *arguments: str) -> Run:

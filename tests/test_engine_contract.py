@@ -27,16 +27,19 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own, not ours
 ARMS = ("baseline", "po_student_demo")
 
 
-@pytest.fixture(scope="module", params=["scripted", pytest.param("vllm", marks=pytest.mark.engine)])
+MODELS = [pytest.param(name, marks=pytest.mark.engine) for name in ("vllm", "transformers")]
+"""Engines that load the demo model."""
+
+
+@pytest.fixture(scope="module", params=["scripted", *MODELS])
 def engine(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Engine]:
     folder: Path = tmp_path_factory.mktemp("engine")
     script = folder / "script.jsonl"
     script.write_text('{"concept_id": "*", "text": "one two three", "seconds": 0.05}\n')
-    config = load_config(
-        ["demo"], flags={"engine": request.param, "script": str(script), "max_new_tokens": 24}
-    )
+    flags = {"engine": request.param, "script": str(script), "max_new_tokens": 24, "batch_size": 4}
+    config = load_config(["demo"], flags=flags | {"temperature": 1.0})
     plan = prepare(config)
     opened = open_engine(config, plan.arms, plan.base_model, folder / "engine.log")
     yield opened
@@ -95,11 +98,10 @@ def test_it_holds_more_than_one_request_in_flight(engine: Engine) -> None:
 
 
 def test_it_says_what_it_is(engine: Engine) -> None:
-    assert engine.about["engine"] in ("scripted", "vllm")
+    assert engine.about["engine"] in ("scripted", "transformers", "vllm")
 
 
-@pytest.mark.engine
-@pytest.mark.parametrize("engine", ["vllm"], indirect=True)
+@pytest.mark.parametrize("engine", MODELS, indirect=True)
 def test_a_prompt_without_room_for_its_answer_is_refused_with_the_numbers(engine: Engine) -> None:
     why = engine.refusal("word " * 5000)
     assert why is not None
@@ -107,8 +109,7 @@ def test_a_prompt_without_room_for_its_answer_is_refused_with_the_numbers(engine
     assert engine.refusal("Concept: a portal") is None
 
 
-@pytest.mark.engine
-@pytest.mark.parametrize("engine", ["vllm"], indirect=True)
+@pytest.mark.parametrize("engine", MODELS, indirect=True)
 def test_the_same_seed_gives_the_same_answer_in_any_company(engine: Engine) -> None:
     engine.submit([ask("alone")])
     (alone,) = drain(engine)

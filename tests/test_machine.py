@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vllm_eval.config import load_config
-from vllm_eval.machine import Gpu, choose_profile, detect
+from vllm_eval.machine import Gpu, detect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,10 +45,11 @@ def test_numbers_are_asked_for_without_units(nvidia_smi: Install) -> None:
     assert len(detect().gpus) == 1
 
 
-def test_a_machine_with_a_device_gets_the_gpu_profile(nvidia_smi: Install) -> None:
-    nvidia_smi("echo 'Card, 16384, 7.5, 550.1'")
-    assert choose_profile(detect()) == "gpu"
+def test_the_tool_is_asked_once_by_a_process(nvidia_smi: Install, tmp_path: Path) -> None:
+    nvidia_smi(f"echo asked >> {tmp_path / 'log'}; echo 'Card, 16384, 8.0, 550.1'")
+    assert detect() == detect()
     assert load_config().profile == "gpu"
+    assert (tmp_path / "log").read_text("utf-8") == "asked\n"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_a_machine_with_a_device_gets_the_gpu_profile(nvidia_smi: Install) -> No
 )
 def test_a_tool_without_an_answer_means_no_device(nvidia_smi: Install, body: str) -> None:
     nvidia_smi(body)
-    assert choose_profile(detect()) == "cpu"
+    assert detect().gpus == ()
 
 
 def test_a_file_that_cannot_be_run_means_no_device(
@@ -76,11 +77,11 @@ def test_a_file_that_cannot_be_run_means_no_device(
     assert detect().gpus == ()
 
 
-def test_a_machine_without_the_tool_gets_the_cpu_profile(
+def test_a_machine_without_the_tool_has_no_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert choose_profile(detect()) == "cpu"
+    assert detect().gpus == ()
 
 
 def test_processors_and_memory_are_those_of_this_machine() -> None:

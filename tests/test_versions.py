@@ -69,7 +69,7 @@ TOLD = {
     "very old driver": (vllm("0.26.0+cu126"), with_driver("470.1"), Needs()),
     "old GPU": (vllm("0.33.0"), replace(CPU, gpus=(V100,)), Needs()),
     "no bfloat16": (vllm("0.33.0"), WITH_T4, Needs(dtype="bfloat16")),
-    "FlashInfer": (vllm("0.21.0"), WITH_T4, Needs()),
+    "FlashInfer": (vllm("0.33.0"), WITH_T4, Needs(attention_backend="flashinfer")),
     "no plugin": (vllm("0.33.0"), WITH_T4, Needs(quantization="bitsandbytes")),
     "no bitsandbytes": (vllm("0.26.0"), WITH_H100, Needs(quantization="bitsandbytes")),
     "too few GPUs": (vllm("0.33.0"), WITH_H100, Needs(gpus=4)),
@@ -93,8 +93,8 @@ old GPU: error GPU V100: has compute capability 7.0, and vLLM 0.33.0 needs 7.5;
     use a newer GPU
 no bfloat16: error GPU Tesla T4: has compute capability 7.5 and no bfloat16;
     give --dtype half
-FlashInfer: warning GPU Tesla T4: has compute capability 7.5, and vLLM 0.21.0 chooses
-    FlashInfer, which does not run on it; -c engine_args.attention_backend=TRITON_ATTN
+FlashInfer: error GPU Tesla T4: has compute capability 7.5, and FlashInfer does not run on it;
+    give -c engine_args.attention_backend=TRITON_ATTN
 no plugin: error quantization: bitsandbytes with vLLM 0.33.0 needs the package vllm-bnb-plugin;
     pip install vllm-bnb-plugin
 no bitsandbytes: error quantization: bitsandbytes with vLLM 0.26.0 needs the package bitsandbytes;
@@ -122,6 +122,7 @@ def test_versions_that_do_not_go_together_are_told(name: str) -> None:
         (vllm("0.33.0", "vllm-bnb-plugin"), Needs(quantization="bitsandbytes")),
         (vllm("0.26.0", "bitsandbytes"), Needs(quantization="bitsandbytes")),
         (vllm("0.21.0"), Needs(attention_backend="TRITON_ATTN")),
+        (vllm("0.21.0"), Needs()),  # the engine then avoids FlashInfer by itself
         (vllm("0.33.0"), Needs(gpus=8, ray=True)),
         (vllm("0.33.0"), Needs(dtype="half")),
     ],

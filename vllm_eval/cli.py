@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vllm_eval import __version__
+from vllm_eval.bench.options import bench_options, take_options
 from vllm_eval.errors import EvalError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Flag:
     @property
     def parameter(self) -> str:
         """Its name as a Python argument."""
-        return self.name.removeprefix("--").replace("-", "_")
+        return self.name.partition("/")[0].removeprefix("--").replace("-", "_")
 
 
 _FLOAT, _INT, _SWITCH = float, int, bool
@@ -60,10 +61,12 @@ FLAGS = (
     Flag("--confidence", "gate.confidence", "Level at which the ratio must hold too.", _FLOAT),
     Flag("--prompt-template", "prompt_template", "Jinja2 file that replaces the task's prompt."),
     Flag("--prompt-format", "prompt_format", "raw text, or the chat template.  [raw]"),
+    Flag("--report/--no-report", "report", "Whether a run ends with its report.  [yes]", _SWITCH),
     Flag("--load-4bit", "load_4bit", "Quantise the base to 4 bit (bitsandbytes).", _SWITCH),
     Flag("--bnb-compute-dtype", "bnb_compute_dtype", "Type computed in with --load-4bit."),
     Flag("--task", "task", "What is asked and how it is judged.  [product_owner]"),
-    Flag("--engine", "engine", "vllm or scripted.  [vllm]"),
+    Flag("--engine", "engine", "vllm, transformers or scripted.  [vllm]"),
+    Flag("--batch-size", "batch_size", "Cases at a time, transformers engine only.  [1]", _INT),
     Flag("--script", "script", "Answers of the scripted engine, one JSON object a line."),
     Flag("--profile", "profile", "Shipped profile to start from, auto or none.  [auto]"),
     Flag("--tensor-parallel-size", "engine_args.tensor_parallel_size", "vLLM's own.", _INT),
@@ -136,7 +139,11 @@ def app() -> None:
 
 @app.command("run")
 @_options
-@click.option("--resume", metavar="RUN", help="Continue a run: its folder, or its name.")
+@click.option(
+    "--resume",
+    metavar="RUN|auto",
+    help="Continue a run: its folder, its name, or auto for the newest one like this, if any.",
+)
 def run_command(
     files: Sequence[str], settings: Sequence[str], resume: str | None, **given: object
 ) -> None:
@@ -146,16 +153,16 @@ def run_command(
     """
     from vllm_eval.config import load_config
     from vllm_eval.console import Terminal
-    from vllm_eval.run import run
+    from vllm_eval.run import AUTO, run
     from vllm_eval.store import CONFIG, find_run
 
     flags = _layer(given)
     config, folder = load_config(files, settings, flags), None
-    if resume:
+    if resume and resume != AUTO:
         folder = find_run(resume, config.output_dir)
         config = load_config([str(folder / CONFIG), *files], settings, flags)
     with Terminal() as terminal:
-        finished = run(config, terminal, folder)
+        finished = run(config, terminal, AUTO if resume == AUTO else folder)
         terminal.finished(finished)
     if finished.owed:
         sys.exit(INTERRUPTED)
@@ -235,6 +242,31 @@ def compare_command(first: Path, second: Path, as_json: bool) -> None:
     sys.exit(PASS)
 
 
+@app.command("bench")
+@_options
+@bench_options
+def bench_command(files: Sequence[str], settings: Sequence[str], **given: object) -> None:
+    """Time engines, settings and ways of asking on the same work: forced lengths, in turn.
+
+    Contestants: mixed, arms, barrier, generate, longest-first, streamed, no-text, transformers,
+    transformers-batched. Files go to benchmarks/ in the output folder.
+
+    Exit codes: 0 timed, 2 bad usage or input, 3 could not be timed.
+    """
+    from vllm_eval.bench.contestants import Layers
+    from vllm_eval.bench.session import bench
+    from vllm_eval.bench.show import bench_tables
+    from vllm_eval.console import Terminal
+
+    options = take_options(given)
+    with Terminal() as terminal:
+        done = bench(Layers(files, settings, _layer(given)), options, terminal)
+        for part in bench_tables(done):
+            terminal.console.print(part)
+        terminal.stage(f"files in {done.folder}")
+    sys.exit(PASS)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The program: never returns, exits with one of the documented codes."""
     if threading.current_thread() is threading.main_thread():
@@ -271,7 +303,8 @@ def _layer(given: dict[str, object]) -> dict[str, Any]:
     layer: dict[str, Any] = {}
     for flag in FLAGS:
         value = given[flag.parameter]
-        if value is None or value == () or (flag.kind is _SWITCH and value is False):
+        absent = value is False and "/" not in flag.name  # a switch without an opposite
+        if value is None or value == () or absent:
             continue
         if flag.many:
             layer[flag.key] = [*layer.get(flag.key, ()), *value]  # type: ignore[misc]

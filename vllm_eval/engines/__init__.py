@@ -62,6 +62,10 @@ def open_engine(
         from vllm_eval.engines.scripted import ScriptedEngine
 
         return ScriptedEngine.open(config.script, life)
+    if config.engine == "transformers":
+        from vllm_eval.engines.transformers import TransformersEngine
+
+        return TransformersEngine.open(config, arms, base_model or "", log)
     from vllm_eval.engines.vllm import VllmEngine
 
     return VllmEngine.open(config, arms, base_model or "", log)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from vllm_eval.engines import canary
 from vllm_eval.engines.advice import advise
 from vllm_eval.engines.output import OutputToFile
+from vllm_eval.engines.prompts import encode
 from vllm_eval.engines.vllm_options import engine_options
 from vllm_eval.errors import EngineDiedError, EngineError, EvalError
 from vllm_eval.records import Completion
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from vllm import LLM
+    from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
     from vllm.outputs import RequestOutput
 
@@ -124,18 +125,10 @@ class VllmEngine:
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests; they join the running batch at its next step."""
-        from vllm import SamplingParams
         from vllm.inputs import tokens_input
-        from vllm.sampling_params import RequestOutputKind
 
         for request in requests:
-            sampling = SamplingParams(
-                temperature=self._config.temperature,
-                top_p=self._config.top_p,
-                max_tokens=self._config.max_new_tokens,
-                seed=request.seed,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
+            sampling = self._sampling(request)
             ids = tokens_input(self._token_ids(request.prompt))
             lora = self._loras[request.arm]
             with _translated(DIED, self._output):
@@ -170,6 +163,21 @@ class VllmEngine:
             self._output.restore()
             del self._engine, self._tokenizer
             gc.collect()
+
+    def _sampling(self, request: Request) -> SamplingParams:
+        """How one request is drawn."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            temperature=self._config.temperature,
+            top_p=self._config.top_p,
+            max_tokens=self._config.max_new_tokens,
+            seed=request.seed,
+            ignore_eos=self._config.ignore_eos,
+            min_tokens=self._config.max_new_tokens if self._config.ignore_eos else 0,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
 
     def _prove_arms(self) -> None:
         """Ask the canary's texts; both batches have the same shape, so that only weights differ.
@@ -209,13 +217,7 @@ class VllmEngine:
         return found
 
     def _tokenize(self, prompt: str) -> list[int]:
-        if self._config.prompt_format == "raw":
-            return list(self._tokenizer.encode(prompt))
-        messages = [{"role": "user", "content": prompt}]
-        ids = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        return list(ids)
+        return encode(self._tokenizer, prompt, self._config)
 
 
 def _lora_request(number: int, arm: Arm) -> LoRARequest | None:

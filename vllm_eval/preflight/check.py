@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from vllm_eval import adapters, cases, machine
+from vllm_eval import adapters, cases, machine, platforms
 from vllm_eval.config import resolve_path
 from vllm_eval.errors import InputError
 from vllm_eval.findings import Finding, error, from_error, ok, warning
-from vllm_eval.preflight import memory
+from vllm_eval.preflight import memory, reference
 from vllm_eval.preflight.adapter_check import LARGEST_RANK, check_adapter
 from vllm_eval.preflight.base_model import missing_modules, read_base
 from vllm_eval.preflight.lengths import check_lengths, open_counter
@@ -107,9 +107,10 @@ def _check(parts: Parts, hardware: Machine, software: Software) -> list[Finding]
         of = f"{parts.dataset.total} records, {len(parts.dataset.drawn)} drawn"
         findings.append(ok(str(parts.dataset.path), of))
     findings += _check_output(parts)
-    if parts.config.engine != "vllm":
+    if parts.config.engine == "scripted":
         return findings
-    findings += machine.check_versions(hardware, software, _needs(parts))
+    findings += _check_profile(parts.config, hardware)
+    findings += _check_software(parts, hardware, software)
     if parts.base_model is None:
         return findings
     args = parts.config.engine_args
@@ -118,16 +119,50 @@ def _check(parts: Parts, hardware: Machine, software: Software) -> list[Finding]
     base = _tried(findings, lambda: read_base(name, revision, weights=not dummy))
     if base is None:
         return findings
-    findings += _check_base(base, _demand(parts, base, on_gpu=False))
+    demand, release = _demand(parts, base, on_gpu=False), software.release
     most = _whole(args.get("max_lora_rank"), LARGEST_RANK)
+    if parts.config.engine == "transformers":
+        demand = reference.as_loaded(base, demand, len(parts.arms) - 1)
+        release, most = reference.PEFT_RELEASE, LARGEST_RANK
+    findings += _check_base(base, demand)
     for arm in parts.arms:
         if arm.adapter is not None:
-            findings += check_adapter(arm.adapter, base, software.release, most)
-    on_gpu = not software.for_cpu if software.vllm else bool(hardware.gpus)
-    if hardware.gpus or not on_gpu:
-        demand = _demand(parts, base, on_gpu=on_gpu)
-        findings += memory.check_memory(base, demand, hardware, on_gpu=on_gpu)
+            findings += check_adapter(arm.adapter, base, release, most)
+    findings += _check_memory(parts, base, hardware, software)
     return findings + _check_prompts(parts, base)
+
+
+def _check_software(parts: Parts, hardware: Machine, software: Software) -> list[Finding]:
+    if parts.config.engine == "vllm":
+        return machine.check_versions(hardware, software, _needs(parts))
+    four_bit = _quantization(parts.config) == "bitsandbytes"
+    return reference.check_libraries(hardware, software, four_bit=four_bit)
+
+
+def _check_memory(parts: Parts, base: Base, hardware: Machine, software: Software) -> list[Finding]:
+    if parts.config.engine == "transformers":
+        demand = _demand(parts, base, on_gpu=bool(hardware.gpus))
+        demand = reference.as_loaded(base, demand, len(parts.arms) - 1)
+        return reference.check_memory(base, demand, parts.config.batch_size, hardware)
+    on_gpu = not software.for_cpu if software.vllm else bool(hardware.gpus)
+    if on_gpu and not hardware.gpus:
+        return []
+    demand = _demand(parts, base, on_gpu=on_gpu)
+    return memory.check_memory(base, demand, hardware, on_gpu=on_gpu)
+
+
+def _check_profile(config: Config, hardware: Machine) -> list[Finding]:
+    """What was chosen and why; loudly where that decides what is measured."""
+    choice = platforms.choose(hardware)
+    what = f"{choice.profile} for {choice.reason}"
+    if config.profile != choice.profile:
+        what = f"{config.profile}, as configured; auto takes {what}"
+    findings = [ok("profile", what)]
+    if method := _quantization(config):
+        what = f"the base is quantised while loading ({method}), and both arms are measured so"
+        todo = "--profile gpu -c load_4bit=false measures it as it is stored, where that fits"
+        findings.append(warning("quantization", what, todo))
+    return findings
 
 
 def _check_base(base: Base, demand: memory.Demand) -> list[Finding]:
@@ -141,6 +176,13 @@ def _check_base(base: Base, demand: memory.Demand) -> list[Finding]:
     if architecture is None:
         what = "config.json describes no dense decoder, so little of it was checked"
         return [warning(where, what, "see that the installed vLLM knows it")]
+    stored = (base.quantization or {}).get("quant_method")
+    if stored not in (None, "bitsandbytes") and demand.quantization == "bitsandbytes":
+        what = f"is stored quantised ({stored}), so bitsandbytes cannot quantise it again"
+        findings.append(error(where, what, "give -c load_4bit=false"))
+    if stored == "bitsandbytes" and demand.tensor_parallel > 1:
+        what = "is stored in bitsandbytes, which vLLM does not split over GPUs"
+        findings.append(error(where, what, "give the base it was made from, with --load-4bit"))
     if missing := missing_modules(base):
         what = f"the weights lack {len(missing)} modules that config.json promises ({missing[0]})"
         findings.append(error(where, what, "copy the model again"))
@@ -150,8 +192,8 @@ def _check_base(base: Base, demand: memory.Demand) -> list[Finding]:
     if architecture.max_len is not None and demand.max_len > architecture.max_len:
         what = f"was made for {architecture.max_len} tokens, max_model_len is {demand.max_len}"
         findings.append(error(where, what, f"lower --max-model-len to {architecture.max_len}"))
-    kind = f"{architecture.model_type}, {architecture.layers} layers, {architecture.dtype}"
-    return findings or [ok(where, kind)]
+    sizes = f"{architecture.model_type}, {architecture.layers} layers"
+    return findings or [ok(where, f"{sizes}, {stored or architecture.dtype}")]
 
 
 def _check_prompts(parts: Parts, base: Base) -> list[Finding]:

@@ -1,0 +1,1 @@
+"""Times engines, settings and ways of asking on the same work."""

@@ -1,0 +1,132 @@
+"""Who is timed: an engine's configuration and a way of asking it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import yaml
+
+from vllm_eval.config import dump_config, load_config
+from vllm_eval.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vllm_eval.config import Config
+
+Way = Literal["mixed", "arms", "barrier", "generate", "longest-first", "streamed", "no-text"]
+"""`mixed`: our loop, all arms in one batch. `arms`: one arm after the other. `barrier`: no retry
+before its round is over. `generate`: bare `LLM.generate`, nothing judged or kept. `longest-first`:
+cases by falling prompt length. `streamed`: every step hands out the text so far. `no-text`: tokens
+are not made into text."""
+WAYS: tuple[Way, ...] = get_args(Way)
+OF_ANY_ENGINE = frozenset({"mixed", "arms", "barrier", "longest-first"})
+TRANSFORMERS = {"transformers": 1, "transformers-batched": 8}
+"""Contestants on the transformers engine, and their batch size where none is configured."""
+REFERENCE: Way = "mixed"
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """One row of the table."""
+
+    name: str
+    way: Way
+    config: Config
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """Where configurations come from: the layers of `config.load_config`."""
+
+    files: Sequence[str]
+    settings: Sequence[str]
+    flags: dict[str, Any]
+
+    def load(self, *more: str) -> Config:
+        """The configuration, with further `-c` settings."""
+        return load_config(self.files, [*self.settings, *more], self.flags)
+
+
+def choose(
+    layers: Layers, names: str | None, sets: Sequence[str], *, fails: bool
+) -> list[Contestant]:
+    """The contestants in the order asked for; a setting's values follow the one they change.
+
+    Args:
+        layers: the configuration all start from.
+        names: with commas between them; by default all that fit the engine and the work.
+        sets: `KEY.PATH=VALUE,VALUE`, each value in YAML.
+        fails: whether attempts are made to fail, without which a barrier is none.
+
+    Raises:
+        ConfigError: there is no such contestant or key, or two are the same.
+    """
+    base = layers.load()
+    if names is None:
+        chosen = _default(base, fails=fails, sweeps=bool(sets))
+    else:
+        chosen = [name.strip() for name in names.split(",")]
+    found = [_contestant(layers, base, name) for name in chosen]
+    for setting in sets:
+        key, values = _read_set(setting)
+        found += [
+            Contestant(f"{key.rpartition('.')[2]}={value}", REFERENCE, layers.load(f"{key}={dump}"))
+            for value, dump in values
+        ]
+    counted = [contestant.name for contestant in found]
+    if twice := {name for name in counted if counted.count(name) > 1}:
+        msg = f"--contestants, --set: {min(twice)!r} is there twice"
+        raise ConfigError(msg)
+    return found
+
+
+def group(contestants: Sequence[Contestant]) -> list[tuple[Contestant, ...]]:
+    """Those that can share one engine, together."""
+    groups: dict[str, list[Contestant]] = {}
+    for contestant in contestants:
+        groups.setdefault(dump_config(contestant.config), []).append(contestant)
+    return [tuple(members) for members in groups.values()]
+
+
+def _default(base: Config, *, fails: bool, sweeps: bool) -> list[str]:
+    if sweeps:
+        return [REFERENCE]
+    names = [REFERENCE, "arms", *(["barrier"] if fails else [])]
+    return [*names, "generate", *TRANSFORMERS] if base.engine == "vllm" else names
+
+
+def _contestant(layers: Layers, base: Config, name: str) -> Contestant:
+    if name in TRANSFORMERS:
+        size = TRANSFORMERS[name]
+        if size > 1 and base.batch_size > 1:
+            size = base.batch_size
+        flags = layers.flags | {"engine": "transformers", "batch_size": size}
+        return Contestant(name, REFERENCE, Layers(layers.files, layers.settings, flags).load())
+    for way in WAYS:
+        if way == name:
+            if base.engine != "vllm" and way not in OF_ANY_ENGINE:
+                msg = f"--contestants: {name!r} needs the vllm engine, not {base.engine!r}"
+                raise ConfigError(msg)
+            return Contestant(name, way, base)
+    msg = f"--contestants: there is no {name!r}; there are {', '.join((*WAYS, *TRANSFORMERS))}"
+    raise ConfigError(msg)
+
+
+def _read_set(setting: str) -> tuple[str, list[tuple[str, str]]]:
+    """The key, and each value as it is shown and as YAML on one line."""
+    key, equals, text = setting.partition("=")
+    try:
+        values = yaml.safe_load(f"[{text}]")
+    except yaml.YAMLError as error:
+        msg = f"--set {setting}: the values are not valid YAML"
+        raise ConfigError(msg) from error
+    if not equals or not key.strip(".") or not isinstance(values, list) or not values:
+        msg = f"--set {setting}: must be KEY.PATH=VALUE,VALUE, for example retries=0,2"
+        raise ConfigError(msg)
+    dumps = [
+        yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+        for value in values
+    ]
+    return key, [(dump, dump) for dump in dumps]

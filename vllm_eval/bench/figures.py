@@ -1,0 +1,83 @@
+"""From trials to medians, spreads and ratios."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vllm_eval.bench.trial import Trial
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The middle of some measurements, and the least and greatest of them."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One contestant's figures over all repeats."""
+
+    name: str
+    seconds: Spread
+    cpu_s: Spread
+    output_tokens_per_s: Spread
+    ratio: Spread
+    """Seconds over those of the reference in the same repeat."""
+    judging_share: float
+    """Median over repeats of judging as a share of the trial."""
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median, least and greatest; at least one value."""
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def rotated(items: Sequence[_T], by: int) -> list[_T]:
+    """The same order, begun `by` places later: nobody is always first."""
+    start = by % len(items)
+    return [*items[start:], *items[:start]]
+
+
+def tabulate(trials: Mapping[str, Sequence[Trial]], reference: str) -> list[Row]:
+    """A row for each contestant.
+
+    Args:
+        trials: by contestant, one for each repeat, in the same order for all.
+        reference: the contestant all are held against.
+    """
+    against = [trial.seconds for trial in trials[reference]]
+    return [
+        Row(
+            name,
+            seconds=spread([trial.seconds for trial in done]),
+            cpu_s=spread([trial.cpu_s for trial in done]),
+            output_tokens_per_s=spread([trial.output_tokens / trial.seconds for trial in done]),
+            ratio=spread([t.seconds / base for t, base in zip(done, against, strict=True)]),
+            judging_share=statistics.median(t.judging_s / t.seconds for t in done),
+        )
+        for name, done in trials.items()
+    ]
+
+
+def unequal(trials: Mapping[str, Sequence[Trial]]) -> str | None:
+    """Who did other work than the first contestant, or None: then times can be compared."""
+    sizes = {
+        name: {(t.requests, t.prompt_tokens, t.output_tokens) for t in done}
+        for name, done in trials.items()
+    }
+    first, expected = next(iter(sizes.items()))
+    for name, found in sizes.items():
+        if found != expected or len(found) != 1:
+            words = "(requests, prompt tokens, output tokens)"
+            return f"{name} did {sorted(found)} {words}, {first} {sorted(expected)}"
+    return None

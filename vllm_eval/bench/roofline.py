@@ -1,0 +1,122 @@
+"""How far a run is from what the machine could do: the roofline model.
+
+Attainable speed is the lesser of the arithmetic roof and bandwidth times arithmetic intensity
+(Williams, Waterman, Patterson 2009, CACM 52(4)). Here it is turned round: the least time of a step
+is the greater of its bytes over the bandwidth and its operations over the arithmetic roof.
+
+A decoding step of B sequences reads every weight once (layers, output embedding, adapters) and
+each sequence's cache; a token costs two operations a weight, and four for each head's value and
+token of context (query times key, weight times value). Norms, sampling and activations are left
+out, so the limit is one that nobody can reach.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from vllm_eval.adapters import WEIGHTS_FILE
+from vllm_eval.preflight.base_model import read_base
+from vllm_eval.preflight.memory import Demand, weight_bytes
+
+if TYPE_CHECKING:
+    from vllm_eval.bench.speed import Speed
+    from vllm_eval.bench.trial import Trial
+    from vllm_eval.plan import Plan
+
+TYPES = {"half": "float16", "float": "float32"}
+"""vLLM's other words for a type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """What a token costs with one model and its adapters."""
+
+    weight_bytes: int
+    """Read in every step: layers and output embedding, as they lie in memory."""
+    adapter_bytes: int
+    """Of all adapters, as stored."""
+    cache_bytes: int
+    """Keys and values of one token."""
+    flops: int
+    """Of one token through layers and output embedding."""
+    context_flops: int
+    """Of one token for each token of context."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The least time the machine allows."""
+
+    batch: int
+    """Sequences decoded in a step."""
+    step_bytes: float
+    step_flops: float
+    step_s: float
+    bound: Literal["memory", "arithmetic"]
+    """Which roof a decoding step touches."""
+    tokens_per_s: float
+    """Most output tokens a second while decoding."""
+    prefill_s: float
+    """Least time for the prompts, cached tokens left out."""
+    least_s: float
+    """Prompts and decoding together."""
+
+
+def dtype_of(plan: Plan) -> str:
+    """PyTorch's name of the type the model is computed in; float32 where nobody says."""
+    given = str(plan.config.engine_args.get("dtype") or plan.config.bnb_compute_dtype or "auto")
+    if given == "auto" and plan.base_model is not None:
+        architecture = read_base(plan.base_model, weights=False).architecture
+        given = architecture.dtype if architecture else "float32"
+    return TYPES.get(given, given if given != "auto" else "float32")
+
+
+def read_shapes(plan: Plan) -> Shapes | None:
+    """The costs, from `config.json`; None where it describes no dense decoder."""
+    if plan.base_model is None:
+        return None
+    base = read_base(plan.base_model, weights=False)
+    shape, dtype = base.architecture, dtype_of(plan)
+    quantization = plan.config.engine_args.get("quantization")
+    if plan.config.load_4bit:
+        quantization = "bitsandbytes"
+    demand = Demand(max_len=1, dtype=dtype, quantization=quantization)
+    sizes = weight_bytes(base, demand)
+    if shape is None or sizes is None:
+        return None
+    linear, vocabulary = sizes
+    output = vocabulary // (1 if shape.tied else 2)
+    width = 4 if dtype == "float32" else 2
+    folders = [arm.adapter.path for arm in plan.arms if arm.adapter]
+    return Shapes(
+        weight_bytes=linear + output,
+        adapter_bytes=sum((folder / WEIGHTS_FILE).stat().st_size for folder in folders),
+        cache_bytes=2 * shape.layers * shape.kv_heads * shape.head_dim * width,
+        flops=2 * (shape.linear_parameters + shape.vocab * shape.hidden),
+        context_flops=4 * shape.layers * shape.heads * shape.head_dim,
+    )
+
+
+def find_limit(shapes: Shapes, speed: Speed, work: Trial, batch: int) -> Limit:
+    """The least time for `work` with `batch` sequences decoded at a time."""
+    batch = min(batch, work.requests)
+    prompt = work.prompt_tokens / work.requests
+    context = prompt + work.output_tokens / work.requests / 2
+    step_bytes = shapes.weight_bytes + shapes.adapter_bytes + batch * context * shapes.cache_bytes
+    step_flops = batch * (shapes.flops + context * shapes.context_flops)
+    memory_s, arithmetic_s = step_bytes / speed.bytes_per_s, step_flops / speed.flops_per_s
+    step_s = max(memory_s, arithmetic_s)
+    computed = work.prompt_tokens - work.cached_tokens
+    flops = computed * (shapes.flops + prompt / 2 * shapes.context_flops)
+    prefill_s = max(flops / speed.flops_per_s, shapes.weight_bytes / speed.bytes_per_s)
+    return Limit(
+        batch=batch,
+        step_bytes=step_bytes,
+        step_flops=step_flops,
+        step_s=step_s,
+        bound="memory" if memory_s >= arithmetic_s else "arithmetic",
+        tokens_per_s=batch / step_s,
+        prefill_s=prefill_s,
+        least_s=prefill_s + work.output_tokens / batch * step_s,
+    )

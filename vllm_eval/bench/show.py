@@ -1,0 +1,74 @@
+"""A benchmark's table and lines for a terminal. Nothing is computed here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE
+from rich.table import Table
+from rich.text import Text
+
+from vllm_eval.tables import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vllm_eval.bench.figures import Row, Spread
+    from vllm_eval.bench.roofline import Limit
+    from vllm_eval.bench.session import Benched
+    from vllm_eval.bench.speed import Speed
+
+
+def bench_tables(done: Benched) -> Iterator[Table | Text]:
+    """What was done, who took how long, and how far the machine's limit is."""
+    size = done.size
+    yield Text(
+        f"each trial: {size.requests} requests ({size.retries} retries), "
+        f"{size.prompt_tokens:,} prompt tokens, {size.output_tokens:,} output tokens, "
+        "the same for all"
+    )
+    table = Table(
+        title=f"Seconds of a trial: median (least to greatest); ratio to {plain(done.reference)}",
+        title_justify="left",
+        box=SIMPLE,
+    )
+    table.add_column("contestant")
+    for column in ("seconds", "tokens/s", "ratio", "start s", "judging", "of the limit"):
+        table.add_column(column, justify="right")
+    for row in done.rows:
+        table.add_row(*_cells(done, row))
+    yield table
+    limit = done.limits.get(done.reference)
+    if limit is not None and done.speed is not None:
+        yield from _roofline(limit, done.speed)
+
+
+def _cells(done: Benched, row: Row) -> list[Text]:
+    limit = done.limits.get(row.name)
+    words = [
+        plain(row.name),
+        _spread(row.seconds, ".2f"),
+        f"{row.output_tokens_per_s.median:,.0f}",
+        _spread(row.ratio, ".3f"),
+        f"{done.starts[row.name].median:.1f}",
+        f"{row.judging_share:.2%}",
+        "-" if limit is None else f"{limit.least_s / row.seconds.median:.1%}",
+    ]
+    return [Text(word) for word in words]
+
+
+def _roofline(limit: Limit, speed: Speed) -> Iterator[Text]:
+    yield Text(
+        f"measured: {speed.device}, {speed.threads} threads, {speed.bytes_per_s / 1e9:.1f} GB/s "
+        f"copied, {speed.flops_per_s / 1e9:,.0f} GFLOP/s in {speed.dtype}"
+    )
+    yield Text(
+        f"roofline: a step of {limit.batch} sequences moves {limit.step_bytes / 1e6:,.1f} MB and "
+        f"computes {limit.step_flops / 1e9:,.2f} GFLOP, bound by {limit.bound}: at most "
+        f"{limit.tokens_per_s:,.0f} output tokens/s, prompts {limit.prefill_s:.2f} s, "
+        f"all {limit.least_s:.2f} s"
+    )
+
+
+def _spread(value: Spread, form: str) -> str:
+    return f"{value.median:{form}} ({value.low:{form}} to {value.high:{form}})"

@@ -1,0 +1,162 @@
+"""One trial: the whole work through an open engine in one way, on the clock."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from vllm_eval import cases
+from vllm_eval.bench.work import PROBLEM, ForcedEngine, ForcedTask
+from vllm_eval.errors import EngineError
+from vllm_eval.evaluate import Job, Progress, derive_seed, evaluate
+from vllm_eval.journal import Journal
+from vllm_eval.records import Begun, Ledger, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from vllm_eval.bench.contestants import Way
+    from vllm_eval.bench.measured import MeasuredVllm
+    from vllm_eval.bench.work import Work
+    from vllm_eval.engines import Engine
+    from vllm_eval.plan import Plan
+    from vllm_eval.records import Attempt, Case, Completion
+
+WARM_CASES = 8
+"""Enough to have every buffer made and every kernel built."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What one trial took and made."""
+
+    seconds: float
+    """Wall clock, from the first look at a prompt to the last answer kept."""
+    cpu_s: float
+    """Processor time of the worker's process; without an engine core in one of its own."""
+    judging_s: float
+    requests: int
+    retries: int
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+
+
+def run_trial(
+    plan: Plan, engine: Engine, way: Way, work: Work, folder: Path, *, warm: bool
+) -> Trial:
+    """Do the work once.
+
+    Args:
+        plan: cases, arms and task.
+        engine: open and idle; a `MeasuredVllm` for the ways only vLLM has.
+        way: how it is asked.
+        work: lengths and failures.
+        folder: where the journal is written, and removed again.
+        warm: only the first few cases.
+
+    Raises:
+        EngineError: a request got no answer.
+    """
+    chosen = list(islice(cases.read_cases(plan.dataset), WARM_CASES if warm else None))
+    if way == "longest-first":
+        chosen.sort(key=lambda case: -len(plan.task.prompt(case)))
+    wall, processor = time.monotonic(), time.process_time()
+    if way == "generate":
+        done, judging_s = _bare(plan, engine, chosen, work), 0.0  # type: ignore[arg-type]
+    else:
+        path = folder / "journal.jsonl"
+        try:
+            with Journal(path) as journal:
+                done, judging_s = _ours(plan, engine, way, chosen, work, journal)
+        finally:
+            path.unlink(missing_ok=True)
+            path.with_name(".lock").unlink(missing_ok=True)
+    seconds, cpu_s = time.monotonic() - wall, time.process_time() - processor
+    if lost := [attempt for attempt, error in done if error is not None]:
+        msg = f"bench: {len(lost)} requests have no answer: {next(e for _, e in done if e)}"
+        raise EngineError(msg)
+    answers = [answer for answer, _ in done]
+    first = len(chosen) * len(plan.arms)
+    return Trial(
+        seconds=seconds,
+        cpu_s=cpu_s,
+        judging_s=judging_s,
+        requests=len(answers),
+        retries=len(answers) - first,
+        prompt_tokens=sum(answer.prompt_tokens for answer in answers),
+        cached_tokens=sum(answer.cached_tokens for answer in answers),
+        output_tokens=sum(answer.output_tokens for answer in answers),
+    )
+
+
+def _ours(
+    plan: Plan, engine: Engine, way: Way, chosen: Sequence[Case], work: Work, journal: Journal
+) -> tuple[list[tuple[Attempt | Completion, str | None]], float]:
+    """Our loop, with judging and journal, as in a run."""
+    task = ForcedTask(plan.task)
+    job = Job(task, plan.arms, lambda: chosen, 1, work.attempts, plan.config.seed)
+    kept: list[Attempt] = []
+
+    def record(attempts: Sequence[Attempt]) -> None:
+        journal.append(attempts)
+        kept.extend(attempts)
+
+    progress = Progress(total=len(chosen) * len(plan.arms))
+    forced = ForcedEngine(engine, work)
+    for part in _parts(job, way, kept):
+        evaluate(part[0], forced, part[1], record, progress, lambda _: None)
+    pairs: list[tuple[Attempt | Completion, str | None]] = [
+        (attempt, attempt.error if attempt.status == "error" else None) for attempt in kept
+    ]
+    return pairs, progress.judging_s
+
+
+def _parts(job: Job, way: Way, kept: Sequence[Attempt]) -> Iterable[tuple[Job, Ledger]]:
+    """The calls of the loop that make up a way; `kept` grows as they are made."""
+    if way == "arms":
+        for arm in job.arms:
+            yield replace(job, arms=[arm]), Ledger(set(), {})
+    elif way == "barrier":
+        yield replace(job, attempts=1), Ledger(set(), {})
+        for attempts in range(2, job.attempts + 1):
+            last = {(a.arm, a.concept_id, a.sample): a for a in kept}
+            begun = {
+                key: Begun(attempt.attempt, PROBLEM)
+                for key, attempt in last.items()
+                if attempt.status == "format_error"
+            }
+            if not begun:
+                return
+            yield replace(job, attempts=attempts), Ledger(last.keys() - begun.keys(), begun)
+    else:
+        yield job, Ledger(set(), {})
+
+
+def _bare(
+    plan: Plan, engine: MeasuredVllm, chosen: Sequence[Case], work: Work
+) -> list[tuple[Attempt | Completion, str | None]]:
+    """One bare call a round; what fails is known without looking."""
+    done: list[tuple[Attempt | Completion, str | None]] = []
+    owed = [(case, arm.name) for case in chosen for arm in plan.arms]
+    for attempt in range(1, work.attempts + 1):
+        asked = [
+            Request(
+                id=f"{case.line}/{arm}/0/{attempt}",
+                arm=arm,
+                case_id=case.id,
+                sample=0,
+                attempt=attempt,
+                prompt=plan.task.prompt(case, PROBLEM if attempt > 1 else None),
+                seed=derive_seed(plan.config.seed, case.id, 0, attempt),
+            )
+            for case, arm in owed
+        ]
+        done += ((answer, answer.error) for answer in engine.generate(asked))
+        owed = [pair for pair, one in zip(owed, asked, strict=True) if work.fails(one)]
+        if not owed:
+            break
+    return done

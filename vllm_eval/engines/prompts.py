@@ -1,0 +1,25 @@
+"""From a prompt to the tokens the model reads: one way for every engine that loads a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm_eval.config import Config
+
+
+def encode(tokenizer: Any, prompt: str, config: Config) -> list[int]:  # noqa: ANN401
+    """Token ids of `prompt`, as it stands or inside the tokenizer's chat template.
+
+    Args:
+        tokenizer: of transformers, or vLLM's wrapper of one.
+        prompt: what is asked.
+        config: its `prompt_format` says how.
+    """
+    if config.prompt_format == "raw":
+        return list(tokenizer.encode(prompt))
+    messages = [{"role": "user", "content": prompt}]
+    ids = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    return list(ids)

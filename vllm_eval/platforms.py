@@ -1,0 +1,112 @@
+"""Which notebook platform this is, and which shipped profile a machine gets.
+
+Both are pure functions: what they look at is given. The choices are listed in `docs/platforms.md`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from vllm_eval.machine import Gpu, Machine
+
+KAGGLE, COLAB, LIGHTNING = "Kaggle", "Google Colab", "Lightning AI"
+_FULL_24GB, _FULL_80GB = 22_000, 72_000
+"""MiB: cards sold as 24 GB show 22.5 GiB, those sold as 80 GB show 79 GiB."""
+_T4_CLASS = range(14_000, 17_000)
+"""MiB of a T4; the same of any other card of compute capability 7.5."""
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """How a platform tells that a process runs on it."""
+
+    name: str
+    variables: tuple[str, ...]
+    folders: tuple[str, ...]
+
+
+# Kaggle first: its images are built upon Colab's and may carry Colab's variables.
+PLATFORMS = (
+    Platform(KAGGLE, ("KAGGLE_KERNEL_RUN_TYPE",), ("/kaggle/working",)),
+    Platform(LIGHTNING, ("LIGHTNING_CLOUD_PROJECT_ID",), ("/teamspace/studios",)),
+    Platform(COLAB, ("COLAB_RELEASE_TAG", "COLAB_GPU"), ("/content/sample_data",)),
+)
+_FOUR_BITS: dict[str | None, str] = {COLAB: "colab_t4", LIGHTNING: "lightning_t4"}
+"""Platforms that lend one T4, with their profiles."""
+FOLDERS = tuple(folder for platform in PLATFORMS for folder in platform.folders)
+"""All that is looked for on the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A shipped profile and why it is the one."""
+
+    profile: str
+    reason: str
+
+
+def which(variables: Collection[str], folders: Collection[str]) -> str | None:
+    """The platform's name, or None on any other machine.
+
+    Args:
+        variables: names of the environment's variables.
+        folders: those of `FOLDERS` that are there.
+    """
+    for platform in PLATFORMS:
+        if any(name in variables for name in platform.variables):
+            return platform.name
+    for platform in PLATFORMS:
+        if any(folder in folders for folder in platform.folders):
+            return platform.name
+    return None
+
+
+def choose(machine: Machine) -> Choice:
+    """The shipped profile for this machine's platform and GPUs.
+
+    The base is quantised only by the profiles of platforms that lend one card of 15 GiB, and the
+    reason then says so; every other choice measures the model as its checkpoint is.
+    """
+    profile, why = _choose(machine.platform, machine.gpus)
+    return Choice(profile, f"{describe(machine)}: {why}")
+
+
+def describe(machine: Machine) -> str:
+    """Platform and GPUs in words, as they stand in the table of the docs."""
+    counts = Counter((gpu.name, gpu.memory_mib) for gpu in machine.gpus)
+    cards = [f"{count} x {name}, {mib / 1024:.1f} GiB" for (name, mib), count in counts.items()]
+    return f"{machine.platform or 'this machine'}, {' and '.join(cards) or 'no GPU'}"
+
+
+def _choose(platform: str | None, gpus: tuple[Gpu, ...]) -> tuple[str, str]:
+    alone = len(gpus) == 1
+    if not gpus:
+        return "cpu", "vLLM's CPU engine, for small models"
+    if platform == KAGGLE and alone and gpus[0].memory_mib < _FULL_24GB:
+        return "gpu", "one card alone; the accelerator 'GPU T4 x2' holds a 7B model in 16 bits"
+    if all(_is_t4_class(gpu) for gpu in gpus):
+        if not alone:
+            return "kaggle_t4x2", "two cards hold a 7B model in 16 bits together, nothing quantised"
+        if platform in _FOUR_BITS:
+            why = "a 7B model in 16 bits does not fit, so the base is quantised to 4 bits"
+            return _FOUR_BITS[platform], why
+    profile, why = _by_memory(min(gpu.memory_mib for gpu in gpus))
+    idle = "" if alone else f"; {len(gpus) - 1} more stay idle without --tensor-parallel-size"
+    return profile, why + idle
+
+
+def _by_memory(mib: int) -> tuple[str, str]:
+    if mib >= _FULL_80GB:
+        return "gpu_80gb", "room for a 7B model in 16 bits and large batches"
+    if mib >= _FULL_24GB:
+        return "gpu_24gb", "room for a 7B model in 16 bits"
+    return "gpu", "general settings, nothing quantised"
+
+
+def _is_t4_class(gpu: Gpu) -> bool:
+    return gpu.compute_capability == "7.5" and gpu.memory_mib in _T4_CLASS

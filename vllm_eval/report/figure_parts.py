@@ -1,0 +1,109 @@
+"""What the figures share: markers, colours, names cut short, axes with room, legends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len
+
+from vllm_eval.stats import NO_TIER
+from vllm_eval.tables import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vllm_eval.report.plots import Axes, Figure
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", ":")
+LABEL = 24
+"""Characters of a name that are shown."""
+CHARACTER, ROW = 0.0165, 0.062
+"""Width of a character and height of a legend's row, as shares of the figure."""
+NUMBERS = 0.145
+"""Share of the figure's width for the numbers and the name of an axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Colours:
+    """As matplotlib takes them."""
+
+    text: str
+    grid: str
+    arms: tuple[str, ...]
+
+    def arm(self, number: int) -> str:
+        """Of the arm at this place, the baseline's being 0."""
+        return self.arms[number % len(self.arms)]
+
+
+def shorten(name: str, width: int = LABEL) -> str:
+    """A name on one line, its middle left out where it is long: names differ at their ends."""
+    name = plain(name).strip() or NO_TIER
+    if len(name) <= width:
+        return name
+    tail = width // 2 - 1
+    return f"{name[: width - tail - 1]}…{name[-tail:]}"
+
+
+def make_axes(
+    figure: Figure, names: int, rows: int = 1, columns: int = 1, left: float = NUMBERS
+) -> list[Axes]:
+    """Axes with room for a legend of so many names above, and for labels on the left.
+
+    By estimate: letting matplotlib measure everything takes twice the time.
+    """
+    top = 0.96 - ROW * ((names + 1) // 2)
+    place = {"left": left, "right": 0.97, "bottom": 0.15, "top": top, "hspace": 0.35, "wspace": 0.2}
+    grid = figure.subplots(
+        rows, columns, squeeze=False, sharex=rows > 1, sharey=columns > 1, gridspec_kw=place
+    )
+    return [axes for row in grid for axes in row]
+
+
+def labels_width(labels: Sequence[str]) -> float:
+    """What the longest of some labels of an axis takes, as a share of the figure."""
+    return 0.03 + CHARACTER * max(cell_len(label) for label in labels)
+
+
+def line_style(colours: Colours, number: int) -> dict[str, Any]:
+    """Of the arm at this place: colour, marker and dashes, each enough to tell it."""
+    return {
+        "color": colours.arm(number),
+        "marker": MARKERS[number % len(MARKERS)],
+        "linestyle": LINES[number % len(LINES)],
+        "markersize": 6,
+    }
+
+
+def with_gaps(values: Sequence[float | None]) -> list[float]:
+    """None becomes a gap in a line."""
+    return [float("nan") if value is None else value for value in values]
+
+
+def as_percent(axes: Axes, *, across: bool = False) -> None:
+    """Shares at the ticks of the upright axis, or of the one across; none above 100 %."""
+    def percent(value: float, place: float) -> str:
+        del place
+        return f"{value:.0%}" if value < 1.001 else ""
+
+    (axes.xaxis if across else axes.yaxis).set_major_formatter(percent)
+
+
+def short_number(value: float, place: float) -> str:
+    """A tick's label: 20k for 20,000."""
+    del place
+    return f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}"
+
+
+def add_legend(figure: Figure, shown: Sequence[Any], names: Sequence[str]) -> None:
+    """Above everything, in two columns."""
+    labels = [shorten(name, LABEL + 4) for name in names]
+    figure.legend(shown, labels, loc="upper left", ncols=2, borderaxespad=0.2, labelspacing=0.3)
+
+
+def left_out(things: Sequence[object], most: int) -> str:
+    """A note on how many there are above `most`; empty where there are none."""
+    more = len(things) - most
+    return f"; {more} more are not drawn" if more > 0 else ""

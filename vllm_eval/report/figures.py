@@ -1,0 +1,300 @@
+"""What each figure shows, painted with the methods of a matplotlib figure alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from vllm_eval.report.figure_parts import (
+    LABEL,
+    MARKERS,
+    add_legend,
+    as_percent,
+    labels_width,
+    left_out,
+    line_style,
+    make_axes,
+    short_number,
+    shorten,
+    with_gaps,
+)
+from vllm_eval.stats import NO_TIER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from vllm_eval.report.figure_parts import Colours
+    from vllm_eval.report.plots import Axes, Figure
+
+    Painter = Callable[[Figure, Colours], None]
+
+MOST_LINES = 12
+"""Cases up to which each is a line from baseline to student; above, a point of a scatter."""
+MOST_MARKERS = 400
+"""Points of an arm up to which each has its own marker; above, all are one path."""
+MOST_ARMS, MOST_TIERS, MOST_REASONS = 8, 10, 10
+"""How many of each are drawn; a note says how many are left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One adapter, or the baseline, over several runs."""
+
+    name: str
+    dates: Sequence[Any]
+    """When each run began, as `datetime`."""
+    means: Sequence[float | None]
+    valid_rates: Sequence[float | None]
+
+
+def painters(comparison: Mapping[str, Any]) -> dict[str, Painter]:
+    """The figures that have something to show, by name."""
+    shown = {
+        "paired": any(paired["pairs"] for paired in comparison["students"].values()),
+        "distribution": any(sum(d["counts"]) for d in comparison["distributions"].values()),
+        "tiers": any(summary["total"] for summary in comparison["arms"].values()),
+        "attempts": bool(comparison["attempts"]),
+        "failures": bool(comparison["failures"]),
+        "throughput": bool(comparison["timing"]["over_time"]["output_tokens_per_s"]),
+    }
+    paint = {
+        "paired": _paired,
+        "distribution": _distribution,
+        "tiers": _tiers,
+        "attempts": _attempts,
+        "failures": _failures,
+        "throughput": _throughput,
+    }
+    return {
+        name: partial(paint[name], comparison=comparison) for name, show in shown.items() if show
+    }
+
+
+def history(figure: Figure, colours: Colours, lines: Sequence[Line]) -> None:
+    """Score above, validity below; the first line is the baseline's."""
+    names = [line.name for line in lines[:MOST_ARMS]]
+    above, below = make_axes(figure, len(names), rows=2)
+    figure.subplots_adjust(bottom=0.22)
+    for number, line in enumerate(lines[:MOST_ARMS]):
+        style = line_style(colours, number)
+        above.plot(line.dates, with_gaps(line.means), **style)
+        below.plot(line.dates, with_gaps(line.valid_rates), **style)
+    above.set_ylabel("mean score")
+    below.set_ylabel("valid")
+    as_percent(below)
+    below.tick_params(axis="x", rotation=30)
+    add_legend(figure, above.get_lines(), names)
+
+
+def _paired(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:
+    students = list(comparison["students"])
+    most = max(paired["pairs"] for paired in comparison["students"].values())
+    few = most <= MOST_LINES and len(students) <= MOST_LINES // 3
+    (_draw_lines if few else _draw_scatter)(figure, colours, comparison, students[: MOST_ARMS - 1])
+
+
+def _draw_lines(
+    figure: Figure, colours: Colours, comparison: Mapping[str, Any], students: Sequence[str]
+) -> None:
+    """Each case a line from its score by the baseline to that by the student."""
+    (axes,) = make_axes(figure, 0)
+    ticks: list[str] = []
+    for number, student in enumerate(students):
+        left = 3 * number
+        for one, two in _pairs(comparison, student):
+            axes.plot((left, left + 1), (one, two), color=colours.grid, linewidth=1.2, zorder=1)
+        for place, arm in ((left, 0), (left + 1, number + 1)):
+            scores = [pair[place - left] for pair in _pairs(comparison, student)]
+            marker = MARKERS[arm % len(MARKERS)]
+            axes.plot([place] * len(scores), scores, marker, color=colours.arm(arm), zorder=2)
+        ticks += [comparison["students"][student]["baseline"], student]
+    places = [place for number in range(len(students)) for place in (3 * number, 3 * number + 1)]
+    width = max(8, 2 * LABEL // len(places))
+    axes.set_xticks(places, [shorten(name, width) for name in ticks])
+    axes.grid(visible=False, axis="x")
+    axes.margins(x=0.15)
+    axes.set_ylabel("score of each case")
+
+
+def _draw_scatter(
+    figure: Figure, colours: Colours, comparison: Mapping[str, Any], students: Sequence[str]
+) -> None:
+    """Each case a point, above the solid line where the student is better."""
+    (axes,) = make_axes(figure, len(students) + 2)
+    shown, least = [], 1.0
+    for number, student in enumerate(students, start=1):
+        pairs = _pairs(comparison, student)
+        least = min([least, *(score for pair in pairs for score in pair)])
+        shown.append(_points(axes, pairs, number, colours.arm(number)))
+    low = max(0.0, least - 0.05)
+    ends = (low, 1.0)
+    same = axes.plot(ends, ends, color=colours.text, linewidth=1)
+    names = [*students, "equal scores"]
+    ratio = _threshold(comparison, f"mean of {students[0]} / mean of ")
+    if ratio is not None:
+        same += axes.plot(ends, [ratio * end for end in ends], color=colours.text, linestyle="--")
+        names.append(f"gate: {ratio:g} x baseline's mean")
+    axes.set_xlim(low, 1.01)
+    axes.set_ylim(low, 1.01)
+    axes.set_xlabel(f"score by the baseline ({_counted(comparison, students)})")
+    axes.set_ylabel("score by the student")
+    add_legend(figure, [*shown, *same], names)
+
+
+def _counted(comparison: Mapping[str, Any], students: Sequence[str]) -> str:
+    if len(students) > 1:
+        return "cases valid in both"
+    paired = comparison["students"][students[0]]
+    return f"{paired['pairs']:,} of {paired['cases']:,} cases, valid in both"
+
+
+def _points(axes: Axes, pairs: Sequence[tuple[float, float]], number: int, colour: str) -> object:
+    if len(pairs) <= MOST_MARKERS:
+        marker = MARKERS[number % len(MARKERS)]
+        scores = [[pair[side] for pair in pairs] for side in (0, 1)]
+        (drawn,) = axes.plot(*scores, marker, color=colour, alpha=0.75, markeredgewidth=0)
+        return drawn
+    across: list[float] = []
+    up: list[float] = []
+    for one, two in pairs:  # dots of one path: a marker each would be ten times the text
+        across += [one, one + 1e-5, float("nan")]
+        up += [two, two, float("nan")]
+    cap = ("round", "projecting")[number % 2]
+    (drawn,) = axes.plot(across, up, color=colour, alpha=0.6, linewidth=3, solid_capstyle=cap)
+    return drawn
+
+
+def _distribution(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:
+    """Counts by score in a row for each arm; the line below spans the quartiles."""
+    spread = list(comparison["distributions"].items())
+    rows = make_axes(figure, 1, rows=min(len(spread), MOST_ARMS))
+    most = max(count for _, one in spread for count in one["counts"])
+    first = 1.0
+    for number, (arm, one) in enumerate(spread[:MOST_ARMS]):
+        axes, colour = rows[number], colours.arm(number)
+        axes.stairs(one["counts"], one["edges"], fill=True, color=colour, alpha=0.75)
+        axes.annotate(shorten(arm), (0, 1), (0, 3), "axes fraction", textcoords="offset points")
+        axes.set_ylim(0, 1.05 * most)
+        axes.locator_params(axis="y", integer=True, nbins=3)
+        starts = (edge for edge, count in zip(one["edges"], one["counts"], strict=False) if count)
+        first = min([first, *starts])
+        if one["quartiles"]:
+            low, middle, high = one["quartiles"]
+            base: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+            axes.plot((low, high), (0, 0), color=colours.text, linewidth=3, **base)
+            axes.plot((middle,), (0,), "o", color=colours.text, markersize=6, **base)
+    rows[0].set_xlim(max(0.0, first - 0.05), 1.0)
+    rows[-1].set_xlabel(f"score (line: quartiles, point: median){left_out(spread, MOST_ARMS)}")
+
+
+def _tiers(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:
+    """A row for each tier, all of them on top."""
+    arms = list(comparison["arms"])[:MOST_ARMS]
+    tiers = sorted({tier for arm in arms for tier in comparison["tiers"][arm]} - {NO_TIER})
+    rows = ["all", *tiers[:MOST_TIERS]]
+    labels = [shorten(row, LABEL * 2 // 3) for row in rows]
+    left, right = make_axes(figure, len(arms), columns=2, left=labels_width(labels))
+    for number, arm in enumerate(arms):
+        found = comparison["tiers"][arm]
+        parts = [comparison["arms"][arm], *(found.get(tier) for tier in rows[1:])]
+        step = 0.5 / max(1, len(arms) - 1)
+        heights = [row + number * step - 0.25 for row in range(len(rows))]
+        style = line_style(colours, number) | {"linestyle": "none"}
+        for axes, key in ((left, "mean"), (right, "valid_rate")):
+            axes.plot(with_gaps([part[key] if part else None for part in parts]), heights, **style)
+    left.set_yticks(range(len(rows)), labels)
+    left.invert_yaxis()
+    for axes in (left, right):
+        axes.locator_params(axis="x", nbins=4)
+        axes.set_xlim(right=min(1.02, axes.get_xlim()[1]))
+    left.set_xlabel(f"mean score{left_out(tiers, MOST_TIERS)}")
+    right.set_xlabel("valid")
+    as_percent(right, across=True)
+    add_legend(figure, left.get_lines(), arms)
+
+
+def _attempts(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:
+    arms = [arm for arm in comparison["arms"] if arm in comparison["attempts"]][:MOST_ARMS]
+    (axes,) = make_axes(figure, len(arms) + 1)
+    for number, arm in enumerate(arms):
+        steps = comparison["attempts"][arm]["by_attempt"]
+        numbers = [step["attempt"] for step in steps]
+        shares = [step["valid_by_then"] for step in steps]
+        axes.plot(numbers, shares, **line_style(colours, number))
+    shown, names = list(axes.get_lines()), list(arms)
+    least = _threshold(comparison, "valid rate of ")
+    if least is not None:
+        shown.append(axes.axhline(least, color=colours.text, linestyle="--", linewidth=1))
+        names.append(f"gate: {least:g}")
+    axes.locator_params(axis="x", integer=True)
+    axes.set_xlabel("attempts")
+    axes.set_ylabel("valid answers")
+    axes.set_ylim(0, 1.03)
+    as_percent(axes)
+    add_legend(figure, shown, names)
+
+
+def _failures(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:
+    """Bars of attempts by reason and arm, a piece for each tier; solid where none was left."""
+    groups = comparison["failures"]
+    failed = {group["arm"] for group in groups}
+    arms = [arm for arm in comparison["arms"] if arm in failed][:MOST_ARMS]
+    reasons = list(dict.fromkeys(group["reason"] for group in groups))
+    labels = [shorten(reason, LABEL + 8) for reason in reasons[:MOST_REASONS]]
+    (axes,) = make_axes(figure, len(arms), left=labels_width(labels))
+    rows = {reason: row for row, reason in enumerate(reasons[:MOST_REASONS])}
+    height = 0.8 / len(arms)
+    shown: dict[str, object] = {}
+    for key, alpha in (("attempts", 0.4), ("outcomes", 1.0)):
+        ends: dict[tuple[str, str], int] = {}
+        for group in groups:
+            reason, arm = group["reason"], group["arm"]
+            if reason not in rows or arm not in arms:
+                continue
+            start, number = ends.get((reason, arm), 0), arms.index(arm)
+            place = rows[reason] + height * (number + 0.5) - 0.4
+            bar = axes.barh(place, group[key], height, left=start, color=colours.arm(number))
+            bar[0].set(alpha=alpha, edgecolor="none", hatch="//" if number % 2 else None)
+            shown.setdefault(arm, bar)
+            ends[reason, arm] = start + group[key]
+    axes.set_yticks(range(len(rows)), labels)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.locator_params(axis="x", integer=True)
+    more = left_out(reasons, MOST_REASONS)
+    axes.set_xlabel(f"attempts (solid: the last one too){more}", loc="right")
+    add_legend(figure, list(shown.values()), list(shown))
+
+
+def _throughput(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:
+    above, below = make_axes(figure, 2, rows=2)
+    made = comparison["timing"]["over_time"]
+    width = made["width_s"]
+    edges = [width * number for number in range(len(made["output_tokens_per_s"]) + 1)]
+    above.stairs(made["output_tokens_per_s"], edges, color=colours.text, linewidth=1.2)
+    above.set_ylabel("output tokens/s")
+    every = below.stairs(made["requests_per_s"], edges, color=colours.text, linewidth=1.2)
+    again = below.stairs(made["retries_per_s"], edges, fill=True, color=colours.text, alpha=0.45)
+    below.set_ylabel("attempts/s")
+    below.set_xlabel("seconds since the first request")
+    for axes in (above, below):
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(short_number)
+        axes.locator_params(axis="y", nbins=4)
+    figure.align_ylabels((above, below))
+    add_legend(figure, [every, again], ["all attempts", "of these retries"])
+
+
+def _pairs(comparison: Mapping[str, Any], student: str) -> list[tuple[float, float]]:
+    """Scores of baseline and student, of the cases that both answered validly."""
+    baseline = comparison["students"][student]["baseline"]
+    cells = ((row["arms"].get(baseline), row["arms"].get(student)) for row in comparison["cases"])
+    scores = ((one["score"], two["score"]) for one, two in cells if one and two)
+    return [(one, two) for one, two in scores if one is not None and two is not None]
+
+
+def _threshold(comparison: Mapping[str, Any], rule: str) -> float | None:
+    """Of the first rule whose name begins so."""
+    rules = (one for verdict in comparison["verdicts"] for one in verdict["rules"])
+    return next((one["threshold"] for one in rules if one["name"].startswith(rule)), None)

@@ -1,0 +1,240 @@
+"""`report.md`, the section one would write by hand after a run, and `summary.md` for CI pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from vllm_eval import store
+from vllm_eval.report import html_text
+from vllm_eval.report.markdown_text import Md, code, fence, finalize
+from vllm_eval.report.next_steps import next_steps
+from vllm_eval.report.stored_run import read_details
+from vllm_eval.stats import NO_TIER
+from vllm_eval.stats.failures import excerpt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from vllm_eval.report.stored_run import StoredRun
+
+MOST_CASES = 30
+"""Failed cases in the table."""
+MOST_EXCERPTS = 10
+"""Of those, with the place in the raw answer."""
+MOST_GROUPS = 10
+"""Kinds of failure."""
+HASH = 12
+"""Characters of a hash; the whole ones are in the manifest."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailedCase:
+    """A case that one arm did not answer validly in all its samples."""
+
+    concept_id: str
+    tier: str | None
+    arm: str
+    status: str
+    reason: str | None
+    attempts: int
+    excerpt: tuple[str, ...] = ()
+    """Lines of the last attempt's raw answer, with the place to look at."""
+    message: str | None = None
+
+
+def write_markdown(run: StoredRun, path: Path) -> Path:
+    """The report: verdict and next step on top, then what they stand on."""
+    failed = failed_cases(run.comparison)
+    return store.write_text(
+        path,
+        _render(
+            "report.md.j2",
+            run,
+            failed=failed[:MOST_CASES],
+            more_failed=max(0, len(failed) - MOST_CASES),
+            shown=_with_excerpts(run, failed[:MOST_EXCERPTS]),
+            tiers=_tiers(run.comparison),
+            environment=_environment_facts(run.environment),
+            files=list(_files(run.folder)),
+        ),
+    )
+
+
+def write_summary(run: StoredRun, path: Path) -> Path:
+    """A few lines for the page of a CI job."""
+    return store.write_text(path, render_summary(run))
+
+
+def render_summary(run: StoredRun) -> str:
+    """The text of `write_summary`."""
+    return _render("summary.md.j2", run)
+
+
+def failed_cases(comparison: Mapping[str, Any]) -> list[FailedCase]:
+    """Every arm's cases that are no success, students before the baseline."""
+    found = [
+        FailedCase(
+            row["concept_id"], row["tier"], arm, cell["status"], cell["reason"], cell["attempts"]
+        )
+        for row in comparison["cases"]
+        for arm, cell in row["arms"].items()
+        if cell["status"] != "success"
+    ]
+    places = {arm: place for place, arm in enumerate(comparison["arms"])}
+    return sorted(found, key=lambda case: -places[case.arm] % len(places))
+
+
+def _render(template: str, run: StoredRun, **more: object) -> str:
+    groups = run.comparison["failures"]
+    return (
+        _templates()
+        .get_template(template)
+        .render(
+            run=run,
+            c=run.comparison,
+            name=run.folder.name,
+            steps=next_steps(run),
+            groups=groups[:MOST_GROUPS],
+            more_groups=max(0, len(groups) - MOST_GROUPS),
+            **more,
+        )
+    )
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(  # noqa: S701  no HTML: `finalize` makes text of what it is
+        loader=jinja2.PackageLoader("vllm_eval.report"),
+        undefined=jinja2.StrictUndefined,
+        finalize=finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    own: dict[str, Callable[..., str]] = {
+        "score": html_text.score,
+        "signed": html_text.signed,
+        "percent": html_text.percent,
+        "count": html_text.count,
+        "seconds": html_text.seconds,
+        "chance": html_text.chance,
+        "interval": _interval,
+        "md": str,
+    }
+    environment.filters |= {name: _trusted(make) for name, make in own.items()}
+    environment.filters |= {"code": code, "fence": fence}
+    return environment
+
+
+def _trusted(make: Callable[..., str]) -> Callable[..., Md]:
+    return lambda *values: Md(make(*values))
+
+
+def _interval(interval: Mapping[str, Any], form: str = "score") -> str:
+    """An interval's value and ends, or why there are none."""
+    show = html_text.signed if form == "signed" else html_text.score
+    if interval["value"] is None:
+        return f"unknown ({code(interval['reason'])})"
+    if interval["low"] is None or interval["high"] is None:
+        return f"{show(interval['value'])} ({code(interval['reason'])})"
+    ends = f"[{show(interval['low'])}, {show(interval['high'])}]"
+    level = html_text.percent(interval["confidence"])
+    return f"{show(interval['value'])} {ends} at {level} ({interval['method']})"
+
+
+def _with_excerpts(run: StoredRun, failed: list[FailedCase]) -> list[FailedCase]:
+    """The same cases with a look into their last attempt that failed."""
+    wanted = {(case.concept_id, case.arm) for case in failed}
+    ids = {case.concept_id for case in failed}
+    blocks, found = run.task.blocks, {}
+    for detail in read_details(run) if wanted else ():
+        for arm, attempts in detail.attempts.items():
+            bad = [attempt for attempt in attempts if attempt.final and attempt.status != "success"]
+            if (detail.concept_id, arm) in wanted and bad:
+                found[detail.concept_id, arm] = bad[0].error, excerpt(bad[0], blocks)
+        ids.discard(detail.concept_id)
+        if not ids:
+            break
+    return [
+        FailedCase(
+            case.concept_id,
+            case.tier,
+            case.arm,
+            case.status,
+            case.reason,
+            case.attempts,
+            lines,
+            why,
+        )
+        for case in failed
+        for why, lines in [found.get((case.concept_id, case.arm), (None, ()))]
+    ]
+
+
+def _tiers(comparison: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Tier, arm and summary; none where the cases have no tier."""
+    rows = [
+        (tier, arm, part)
+        for arm, tiers in comparison["tiers"].items()
+        for tier, part in tiers.items()
+    ]
+    if {tier for tier, _, _ in rows} == {NO_TIER}:
+        return []
+    return sorted(rows, key=lambda row: row[0])
+
+
+def _environment_facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Versions, hardware and hashes of a manifest, in a few words each."""
+    identity, machine, engine = about["identity"], about["machine"], about.get("engine", {})
+    gpus = "; ".join(", ".join(w for _, w in html_text.facts(gpu)) for gpu in machine["gpus"])
+    facts = [
+        ("begun", about["started_at"]),
+        ("vllm_eval", about["vllm_eval"]),
+        ("Python", machine["python"]),
+        *html_text.facts(engine),
+        ("4-bit base (bitsandbytes)", "yes" if identity["load_4bit"] else None),
+        ("system", machine["system"]),
+        ("GPU", gpus or "none"),
+        ("CPUs, memory", f"{machine['cpus']}, {machine['memory_mib']:,} MiB"),
+        ("base model", _place(about["base_model"], identity["base_model"])),
+        ("data set", _place(about["dataset"]["path"], identity["dataset"])),
+        ("task", identity["task"]),
+        ("prompt", identity["prompt"][:HASH]),
+        (
+            "sampling",
+            f"temperature {identity['temperature']}, top-p {identity['top_p']}, "
+            f"up to {identity['max_new_tokens']} tokens, {identity['retries']} retries, "
+            f"seed {identity['seed']}",
+        ),
+    ]
+    for arm, digest in identity["adapters"].items():
+        adapter = about["adapters"].get(arm, {})
+        rank = f", rank {adapter['rank']}" if adapter else ""
+        facts.append((f"adapter {arm}", f"{_place(adapter.get('path'), digest) or 'none'}{rank}"))
+    return [(key, str(value)) for key, value in facts if value]
+
+
+def _place(path: str | None, digest: str | None) -> str | None:
+    """The last parts of a path or a hub id, and the beginning of the hash of what lies there."""
+    if path is None:
+        return None
+    short = "/".join(PurePath(path).parts[-2:])
+    return short if digest in (None, path) else f"{short}, {str(digest)[:HASH]}"
+
+
+def _files(folder: Path) -> Iterator[tuple[str, str, int]]:
+    """Name, time of writing and bytes of each of a run's files, but of this one and the archive."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        made_after = name == "report.md" or path.suffix == ".zip"
+        if path.is_file() and not path.name.startswith(".") and not made_after:
+            about = path.stat()
+            written = datetime.fromtimestamp(about.st_mtime).astimezone()
+            yield name, written.isoformat(sep=" ", timespec="seconds"), about.st_size

@@ -1,0 +1,140 @@
+"""Figures of a run: inline in a page that chooses the colours, and as files for slides.
+
+Every number drawn stands in `comparison.json`. A figure with nothing to show is left out, so the
+names at hand are a subset of `FIGURES`.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from vllm_eval import store
+from vllm_eval.report import figures
+from vllm_eval.report.figure_parts import Colours
+from vllm_eval.report.svg import as_element, clean_svg, with_background
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+    from typing import TypeAlias
+
+    import matplotlib.axes
+    import matplotlib.figure
+
+    from vllm_eval.report.figures import Painter
+
+    Axes: TypeAlias = matplotlib.axes.Axes
+    Figure: TypeAlias = matplotlib.figure.Figure
+
+ARM_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Of the baseline and the students, in the order of `arms`; from the seventh arm on they repeat,
+with other markers. Source: Okabe & Ito, Color Universal Design, 2008."""
+TEXT, GRID, BACKGROUND = "#1a1a1a", "#d9d9d9", "#ffffff"
+_BY_NAME = {TEXT: "currentColor", GRID: "var(--grid)"} | {
+    colour: f"var(--arm-{number})" for number, colour in enumerate(ARM_COLOURS)
+}
+FIGURES = ("paired", "distribution", "tiers", "attempts", "failures", "throughput")
+TITLES = {
+    "paired": "Score per case, students against the baseline",
+    "distribution": "Scores of the cases, per arm",
+    "tiers": "Mean score and valid answers, per tier",
+    "attempts": "Answers valid after so many attempts",
+    "failures": "Failed attempts by reason",
+    "throughput": "Throughput over the run",
+    "history": "Score and validity over time",
+}
+"""What each figure is called; it is not drawn, a page or a slide has its own headline."""
+SIZE = (5.0, 3.3)
+"""Inches: small, so that the text stays readable where a phone shrinks the figure."""
+DPI = 320
+"""Of the PNG files: 1,600 by 1,056 pixels."""
+FOLDER = "plots"
+_DRAWING = threading.Lock()  # matplotlib's settings and Python's warning filters are global
+_COLOURED = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
+_SETTINGS: dict[str, Any] = {
+    **dict.fromkeys(_COLOURED, TEXT),
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "hatch.color": TEXT,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "figure.facecolor": "none",
+    "font.family": ["DejaVu Sans"],
+    "font.size": 10,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "savefig.dpi": DPI,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "vllm_eval",
+    "text.parse_math": False,  # a dollar in a name is a dollar
+}
+
+
+def inline_svgs(comparison: Mapping[str, Any]) -> dict[str, str]:
+    """Each figure as an `<svg>` element for a page that holds them all, by name.
+
+    Transparent, text in `currentColor`, arms in `var(--arm-0)` to `var(--arm-5)` (by rights
+    `ARM_COLOURS`), grid in `var(--grid)`. Width and height are the page's; ids are unique among
+    the figures. The same comparison gives the same text.
+    """
+    return {name: _inline(name, paint) for name, paint in figures.painters(comparison).items()}
+
+
+def write_plots(comparison: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Each figure as `plots/NAME.svg` and `.png` in `folder`, on white, for slides.
+
+    Returns the files written.
+    """
+    place = folder / FOLDER
+    place.mkdir(exist_ok=True)
+    files: list[Path] = []
+    for name, paint in figures.painters(comparison).items():
+        with _drawn(paint) as figure:
+            svg = with_background(clean_svg(_save(figure, "svg").decode(), name), BACKGROUND)
+            files.append(store.write_text(place / f"{name}.svg", svg))
+            files.append(store.write_bytes(place / f"{name}.png", _save(figure, "png")))
+    return files
+
+
+def history_svg(lines: Sequence[figures.Line]) -> str:
+    """Score and validity over time as an `<svg>` element like those of `inline_svgs`."""
+    return _inline("history", lambda figure, colours: figures.history(figure, colours, lines))
+
+
+def _inline(name: str, paint: Painter) -> str:
+    with _drawn(paint) as figure:
+        return as_element(clean_svg(_save(figure, "svg").decode(), name), TITLES[name], _BY_NAME)
+
+
+@contextmanager
+def _drawn(paint: Painter) -> Iterator[Figure]:
+    """A painted figure; matplotlib's settings are ours until it has been saved."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with _DRAWING, mpl.rc_context(), warnings.catch_warnings():
+        # A name in another script: a page's fonts have what ours lacks.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        mpl.rcdefaults()  # a notebook's own style is none of this figure's
+        mpl.rcParams.update(_SETTINGS)
+        figure = Figure(figsize=SIZE)
+        paint(figure, Colours(TEXT, GRID, ARM_COLOURS))
+        yield figure
+
+
+def _save(figure: Figure, form: str) -> bytes:
+    out = io.BytesIO()
+    if form == "png":
+        figure.savefig(out, format=form, facecolor=BACKGROUND, metadata={"Software": None})
+    else:
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(out, format=form, metadata=nothing)
+    return out.getvalue()
