@@ -29,6 +29,7 @@ from vllm_eval.store import create_run, write_json
 
 OURS, ENGINE = "ours", "our transformers engine"
 PREDECESSOR, HARNESS = "predecessor, once per arm", "lm-evaluation-harness, once per arm"
+TASK = "task"
 HERE = Path(__file__).parent
 Commands = list[list[str]]
 
@@ -88,7 +89,8 @@ def write_task(config: Config, prompts: Path, folder: Path) -> None:
         },
         "metric_list": [{"metric": "bypass", "aggregation": "bypass", "higher_is_better": True}],
     }
-    (folder / "product_owner.yaml").write_text(yaml.safe_dump(task), "utf-8")
+    (folder / TASK).mkdir()  # by itself: the harness takes every YAML file beside it for a task
+    (folder / TASK / "product_owner.yaml").write_text(yaml.safe_dump(task), "utf-8")
 
 
 def ours(config: Config, folder: Path) -> list[str]:
@@ -121,7 +123,7 @@ def with_harness(plan: Plan, python: str, folder: Path) -> Commands:
         commands.append(
             [
                 *(python, "-m", "lm_eval", "run", "--model", "vllm", "--model_args", given),
-                *("--tasks", "product_owner", "--include_path", str(folder)),
+                *("--tasks", "product_owner", "--include_path", str(folder / TASK)),
                 *("--batch_size", "auto", "--log_samples"),
                 *("--output_path", str(folder / f"harness_{arm.name}")),
             ]

@@ -1,26 +1,215 @@
 """`bench` as it is called: who is timed, on what work, and what it leaves behind.
 
-Covered with the scripted engine: contestants, sweeps, equal work, the barrier's cost, files.
-Covered with real engines: vLLM, bare calls and transformers side by side; weights made up.
+Covered with the scripted engine: contestants, sweeps, the barrier's cost, files. Covered with real
+engines: our loop, bare calls and transformers side by side; weights made up from a `config.json`.
 """
 
 from __future__ import annotations
 
 import json
+import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from model_folders import BASE, write_json
 
-from vllm_eval import machine
+from tests.model_folders import BASE, write_json
+from vllm_eval.adapters import WEIGHTS_FILE, read_adapter
 from vllm_eval.bench.contestants import Layers, choose, group
 from vllm_eval.bench.shapes import make_up
 from vllm_eval.errors import ConfigError
 from vllm_eval.preflight.adapter_check import check_adapter
 from vllm_eval.preflight.base_model import read_base
-from vllm_eval.adapters import read_adapter
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import Answers, Bench, Run
+    from tests.conftest import Answers, Bench, Run
+
+SCRIPTED = Layers((), ("profile=none",), {"engine": "scripted", "adapters": ["pupil"]})
+DEMO = Layers(("demo",), (), {})
+
+
+def found(run: Run) -> dict[str, Any]:
+    assert run.code == 0, run.err
+    (path,) = run.output_dir.glob("benchmarks/*/bench.json")
+    loaded: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return loaded
+
+
+def names(layers: Layers, chosen: str | None = None, *sets: str, fails: bool = False) -> list[str]:
+    return [one.name for one in choose(layers, chosen, sets, fails=fails)]
+
+
+@pytest.fixture
+def scripted(bench: Bench, answers: Answers) -> Bench:
+    """Six cases; the first takes four times as long as the others."""
+    bench.dataset(6)
+    text = answers.text()
+    bench.answers(
+        {"concept_id": "K1", "text": text, "seconds": 0.4}, {"text": text, "seconds": 0.1}
+    )
+    return bench
+
+
+def call(bench: Bench, *more: str) -> Run:
+    return bench.call("bench", *bench.arguments("--repeats", "2", "--warmup", "0", *more))
+
+
+def test_every_contestant_has_a_trial_in_every_repeat(scripted: Bench) -> None:
+    rows = found(call(scripted, "--contestants", "mixed,arms"))["contestants"]
+    assert {name: len(row["trials"]) for name, row in rows.items()} == {"mixed": 2, "arms": 2}
+    assert {row["trials"][0]["requests"] for row in rows.values()} == {12}
+
+
+def test_one_arm_after_the_other_takes_both_arms_times(scripted: Bench) -> None:
+    """Scripted answers take their time side by side: both arms at once, or one after the other."""
+    rows = found(call(scripted, "--contestants", "mixed,arms"))["contestants"]
+    assert 1.7 < rows["arms"]["ratio"]["median"] < 2.3
+
+
+def test_a_barrier_makes_retries_wait_for_the_slowest_case(scripted: Bench) -> None:
+    """By the script's seconds, each round then lasts as long as the slowest answer in it."""
+    flags = ("--contestants", "mixed,barrier", "--fail-rate", "0.5", "--retries", "4")
+    rows = found(call(scripted, *flags))["contestants"]
+    assert rows["mixed"]["trials"][0]["retries"] > 0
+    counts = [rows[name]["trials"][0]["requests"] for name in ("mixed", "barrier")]
+    assert counts[0] == counts[1]
+    assert rows["barrier"]["ratio"]["median"] > 1.1
+
+
+def test_the_machine_the_command_and_the_load_are_kept(scripted: Bench) -> None:
+    kept = found(call(scripted, "--contestants", "mixed"))
+    assert kept["machine"]["cpus"] >= 1
+    assert len(kept["load_average"]["before"]) == 3
+    work = {"least": 256, "most": 256, "fail_rate": 0, "attempts": 1, "seed": 42}
+    assert kept["work"] == work | {"cases": 6}
+
+
+def test_the_table_names_every_contestant_and_the_work(scripted: Bench) -> None:
+    run = call(scripted, "--contestants", "mixed,longest-first")
+    assert "12 requests (0 retries)" in run.out
+    assert "longest-first" in run.out
+
+
+def test_it_draws_itself_as_svg_and_png(scripted: Bench) -> None:
+    run = call(scripted, "--contestants", "mixed")
+    (svg,) = run.output_dir.glob("benchmarks/*/bench.svg")
+    assert "mixed" in svg.read_text("utf-8")
+    assert svg.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_swept_setting_gets_a_contestant_for_each_value(scripted: Bench) -> None:
+    run = call(scripted, "--set", "temperature=0.1,0.9")
+    rows = found(run)["contestants"]
+    assert list(rows) == ["mixed", "temperature=0.1", "temperature=0.9"]
+    assert rows["temperature=0.9"]["config"]["temperature"] == 0.9
+
+
+def test_a_contestant_that_gets_no_answer_ends_the_benchmark(bench: Bench) -> None:
+    bench.dataset(2)
+    bench.answers({"concept_id": "K1", "text": "x"}, {"error": "out of words"})
+    run = call(bench, "--contestants", "mixed")
+    assert run.code == 3
+    assert "2 requests have no answer: out of words" in run.err
+
+
+def test_an_engine_that_cannot_start_is_an_error_with_its_cause(bench: Bench) -> None:
+    bench.dataset(2)
+    run = call(bench, "--contestants", "mixed")
+    assert run.code == 2
+    assert "cannot read the script" in run.err
+
+
+def test_the_engines_of_the_default_are_all_that_can_be_held_against_each_other() -> None:
+    expected = ["mixed", "arms", "generate", "transformers", "transformers-batched"]
+    assert names(DEMO) == expected
+    assert names(SCRIPTED) == ["mixed", "arms"]
+    assert "barrier" in names(SCRIPTED, fails=True)
+
+
+def test_contestants_of_one_configuration_share_an_engine() -> None:
+    chosen = choose(DEMO, "mixed,transformers,generate", ["temperature=0.2"], fails=False)
+    groups = [[one.name for one in members] for members in group(chosen)]
+    assert groups == [["mixed", "generate", "temperature=0.2"], ["transformers"]]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "sets", "message"),
+    [
+        ("mixd", (), "there is no 'mixd'; there are mixed, arms"),
+        ("generate", (), "'generate' needs the vllm engine"),
+        ("mixed,mixed", (), "'mixed' is there twice"),
+        (None, ("temperature",), "must be KEY.PATH=VALUE"),
+        (None, ("temperature=",), "must be KEY.PATH=VALUE"),
+        (None, ("temperature=[",), "not valid YAML"),
+        (None, ("temprature=1",), "did you mean 'temperature'"),
+    ],
+)
+def test_a_contestant_that_cannot_be_is_named(
+    chosen: str | None, sets: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+        names(SCRIPTED, chosen, *sets)
+
+
+def test_only_vllm_varies_its_answers_lengths(bench: Bench) -> None:
+    flags = ("--contestants", "mixed,transformers", "--output-len", "8-16")
+    run = bench.call("bench", "--config", "demo", "--output-dir", str(bench.output_dir), *flags)
+    assert run.code == 2
+    assert "transformers cannot vary it" in run.err
+
+
+def test_made_up_weights_need_a_config_json(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"needs a folder with a config\.json"):
+        make_up(str(tmp_path / "nowhere"), 8, tmp_path)
+
+
+def write_shapes(folder: Path) -> Path:
+    """A base that is only a `config.json`, with room for the demo's tokens."""
+    folder.mkdir()
+    sizes = {"hidden_size": 128, "intermediate_size": 128, "vocab_size": 1536}
+    write_json(folder / "config.json", BASE | sizes)
+    return folder
+
+
+def test_a_made_up_adapter_fits_its_base_and_holds_small_numbers(tmp_path: Path) -> None:
+    made = make_up(str(write_shapes(tmp_path / "shapes")), 32, tmp_path)
+    adapter = read_adapter("made", made.adapter)
+    base = read_base(str(made.base), weights=False)
+    findings = check_adapter(adapter, base, (0, 32), 64)
+    assert [finding.line for finding in findings if finding.level != "ok"] == []
+    assert adapter.rank == 32
+    raw = (made.adapter / WEIGHTS_FILE).read_bytes()
+    data = raw[8 + int.from_bytes(raw[:8], "little") :]
+    values = [struct.unpack("<f", b"\0\0" + data[at : at + 2])[0] for at in range(0, 4000, 2)]
+    assert all(2**-7 <= abs(value) <= 2**-5 for value in values)
+    assert 800 < sum(value > 0 for value in values) < 1200
+
+
+@pytest.mark.engine
+def test_our_loop_bare_calls_and_transformers_do_the_same_work(bench: Bench) -> None:
+    flags = ["--max-samples", "3", "--output-len", "16", "--repeats", "1", "--warmup", "0"]
+    flags += ["--contestants", "mixed,generate,transformers", "--output-dir", str(bench.output_dir)]
+    kept = found(bench.call("bench", "--config", "demo", *flags))
+    rows = kept["contestants"]
+    assert [row["trials"][0]["output_tokens"] for row in rows.values()] == [96, 96, 96]
+    assert kept["speed"]["bytes_per_s"] > 1e8
+    assert 0 < rows["mixed"]["limit"]["least_s"] < rows["mixed"]["seconds"]["median"]
+
+
+@pytest.mark.engine
+def test_shapes_without_weights_are_timed_with_varying_lengths(
+    bench: Bench, tmp_path: Path
+) -> None:
+    shapes = write_shapes(tmp_path / "shapes")
+    flags = ["--base-model", str(shapes), "--load-format", "dummy", "--rank", "4"]
+    flags += ["--dataset-path", "package:demo/cases.jsonl", "--max-samples", "3"]
+    flags += ["--profile", "demo", "-c", "adapters=[]", "--output-len", "8-24", "--repeats", "1"]
+    flags += ["--warmup", "0", "--contestants", "mixed,generate,streamed,no-text,barrier"]
+    flags += ["--fail-rate", "0.4", "--retries", "1", "--output-dir", str(bench.output_dir)]
+    rows = found(bench.call("bench", *flags))["contestants"]
+    totals = {row["trials"][0]["output_tokens"] for row in rows.values()}
+    assert len(totals) == 1
+    requests = rows["mixed"]["trials"][0]["requests"]
+    assert requests > 6
+    assert 8 * requests < totals.pop() < 24 * requests

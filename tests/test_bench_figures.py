@@ -43,6 +43,7 @@ def test_ratios_are_taken_within_a_repeat_not_between_medians() -> None:
     twice = [replace(TRIAL, seconds=s) for s in (2.0, 20.0, 300.0)]
     _, row = tabulate({"mixed": base, "arms": twice}, "mixed")
     assert (row.ratio.median, row.ratio.low, row.ratio.high) == (2.0, 2.0, 3.0)
+    assert row.cpu_ratio.median == 1.0
     assert row.seconds.median == 20.0
     assert row.output_tokens_per_s.median == pytest.approx(200 / 20)
 
@@ -118,6 +119,13 @@ def test_a_length_and_a_verdict_belong_to_the_request_alone() -> None:
     assert work.fails(one) == work.fails(again)
     others = [ask("K2"), ask("K1", attempt=2), ask("K1", arm="pupil")]
     assert len({work.length(request) for request in (one, *others)}) == 4
+
+
+def test_another_seed_draws_other_lengths_and_failures() -> None:
+    one, other = Work(1, 10**6, 0.5, seed=1), Work(1, 10**6, 0.5, seed=2)
+    asked = [ask(f"K{n}") for n in range(40)]
+    assert [one.length(request) for request in asked] != [other.length(r) for r in asked]
+    assert [one.fails(request) for request in asked] != [other.fails(r) for r in asked]
 
 
 def test_as_many_attempts_fail_as_asked_for() -> None:

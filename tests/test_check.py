@@ -221,6 +221,8 @@ def test_checking_leaves_no_output_folder(check: Check, bench: Bench) -> None:
         ({"num_hidden_layers": 3}, {}, "lack 7 modules that config.json promises"),
         ({"hidden_size": 32}, {}, "modules that config.json promises"),
         ({}, {"tensor_parallel_size": 3}, "4 attention heads over 3 GPUs"),
+        ({"num_key_value_heads": 3}, {"tensor_parallel_size": 2}, "3 key-value heads over 2 GPUs"),
+        ({"intermediate_size": 33}, {"tensor_parallel_size": 2}, "33 feed-forward units over 2"),
         ({}, {"max_model_len": 8192}, "was made for 4096 tokens, max_model_len is 8192"),
         ({"num_experts": 8}, {}, "describes no dense decoder"),
     ],

@@ -145,7 +145,7 @@ def test_four_bits_answer_in_both_arms_and_unlike_the_whole_model(
     requests = [ask(n, prompt, arm) for n, prompt in enumerate(prompts(2)) for arm in ARMS]
     engine.submit(requests)
     whole = {name: done.text for name, done in drain(engine).items()}
-    flags = {"load_4bit": True, "bnb_compute_dtype": "bfloat16"}
+    flags: dict[str, Any] = {"load_4bit": True, "bnb_compute_dtype": "bfloat16"}
     small = start(tmp_path / "engine.log", temperature=4.0, top_p=0.98, max_new_tokens=40, **flags)
     try:
         assert small.about["quantization"] == "bitsandbytes"
@@ -194,13 +194,25 @@ def test_closing_ends_a_running_answer_at_its_next_token(tmp_path: Path) -> None
 def test_dummy_weights_need_no_weight_file(tmp_path: Path) -> None:
     base = shutil.copytree(resolve_path("package:demo/base"), tmp_path / "base")
     (base / "model.safetensors").unlink()
-    flags = {"engine_args": {"load_format": "dummy"}, "max_new_tokens": 4, "ignore_eos": True}
+    flags: dict[str, Any] = {
+        "engine_args": {"load_format": "dummy"},
+        "max_new_tokens": 4,
+        "ignore_eos": True,
+    }
     opened = start(tmp_path / "engine.log", base=str(base), **flags)
     try:
         opened.submit([ask(0, "Concept: a portal")])
         assert drain(opened)[f"{BASELINE}/0"].output_tokens == 4
     finally:
         opened.close()
+
+
+@pytest.mark.engine
+def test_two_students_that_are_the_same_are_found_by_the_canary(tmp_path: Path) -> None:
+    student = resolve_path("package:demo/po_student_demo")
+    copies = [str(shutil.copytree(student, tmp_path / name)) for name in ("v1.0", "v1.1")]
+    with pytest.raises(EngineError, match=r"'v1\.0' and 'v1\.1' give the same answers"):
+        start(tmp_path / "engine.log", adapters=copies)
 
 
 @pytest.mark.engine
@@ -214,7 +226,8 @@ def test_pickled_weights_are_not_opened(tmp_path: Path) -> None:
 @pytest.mark.engine
 def test_a_whole_run_ends_with_a_verdict_and_a_quiet_terminal(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vllm_eval", "--config", "demo", "--engine", "transformers"]
-    command += ["--batch-size", "3", "--max-samples", "3", "--output-dir", str(tmp_path)]
+    command += ["--batch-size", "3", "--max-samples", "3", "--retries", "0"]
+    command += ["--output-dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stderr
     assert "po_student_demo" in done.stdout.rstrip().rpartition("\n")[2]

@@ -242,6 +242,29 @@ def compare_command(first: Path, second: Path, as_json: bool) -> None:
     sys.exit(PASS)
 
 
+@app.command("report")
+@click.argument("runs", nargs=-1, required=True)
+@click.option("--output-dir", default="results", help="Where runs lie.  [results]")
+@click.option("--output", type=click.Path(path_type=Path), help="Page over several runs.")
+@click.option("--mlflow", metavar="URI", help="Log to this MLflow store or server as well.")
+def report_command(
+    runs: Sequence[str], output_dir: str, output: Path | None, mlflow: str | None
+) -> None:
+    """Render stored runs again: report.html, report.md, plots, junit.xml, summary.md, the ZIP.
+
+    RUNS are run folders, or names of runs. One that was cut off is concluded from what it has. Of
+    several runs there is one page over time as well, history.html in the output folder.
+
+    Exit codes: 0 rendered, 2 bad usage or input.
+    """
+    from vllm_eval.console import Terminal
+    from vllm_eval.report.render import render
+
+    with Terminal() as terminal:
+        render(runs, terminal, output_dir, output, mlflow)
+    sys.exit(PASS)
+
+
 @app.command("bench")
 @_options
 @bench_options

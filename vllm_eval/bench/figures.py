@@ -33,6 +33,8 @@ class Row:
     output_tokens_per_s: Spread
     ratio: Spread
     """Seconds over those of the reference in the same repeat."""
+    cpu_ratio: Spread
+    """The same of processor time, which other processes disturb less; idle waiting is not in it."""
     judging_share: float
     """Median over repeats of judging as a share of the trial."""
 
@@ -55,14 +57,17 @@ def tabulate(trials: Mapping[str, Sequence[Trial]], reference: str) -> list[Row]
         trials: by contestant, one for each repeat, in the same order for all.
         reference: the contestant all are held against.
     """
-    against = [trial.seconds for trial in trials[reference]]
+    against = trials[reference]
     return [
         Row(
             name,
             seconds=spread([trial.seconds for trial in done]),
             cpu_s=spread([trial.cpu_s for trial in done]),
             output_tokens_per_s=spread([trial.output_tokens / trial.seconds for trial in done]),
-            ratio=spread([t.seconds / base for t, base in zip(done, against, strict=True)]),
+            ratio=spread([t.seconds / b.seconds for t, b in zip(done, against, strict=True)]),
+            cpu_ratio=spread(
+                [t.cpu_s / max(b.cpu_s, 1e-9) for t, b in zip(done, against, strict=True)]
+            ),
             judging_share=statistics.median(t.judging_s / t.seconds for t in done),
         )
         for name, done in trials.items()

@@ -15,6 +15,7 @@ from vllm_eval import machine, store
 from vllm_eval.bench.contestants import REFERENCE, Contestant, Layers, choose, group
 from vllm_eval.bench.figures import Row, rotated, spread, tabulate, unequal
 from vllm_eval.bench.options import read_lengths
+from vllm_eval.bench.plot import draw
 from vllm_eval.bench.roofline import Limit, dtype_of, find_limit, read_shapes
 from vllm_eval.bench.shapes import make_up
 from vllm_eval.bench.speed import Speed, measure_speed
@@ -74,59 +75,71 @@ def bench(layers: Layers, options: BenchOptions, watcher: Watcher) -> Benched:
         flags = layers.flags | {"ignore_eos": True, "max_new_tokens": most}
         layers = _with_shapes(replace(layers, flags=flags), options, Path(scratch))
         base = layers.load()
-        work = Work(least, most, options.fail_rate, 1 + base.retries if options.fail_rate else 1)
-        contestants = choose(layers, options.contestants, options.sets, fails=options.fail_rate > 0)
-        _refuse_lengths(contestants, work)
-        plans = {contestant.name: prepare(contestant.config) for contestant in contestants}
-        for plan in plans.values():
-            refuse(check_plan(plan))
-        now = datetime.now().astimezone()
-        output = resolve_path(base.output_dir) / "benchmarks"
-        folder = store.create_run(output, base.tag or "bench", now).path
-        hardware = machine.detect()
-        speed = _measure(next(iter(plans.values())), watcher)
-        before = os.getloadavg()
-        arena = _Arena(folder, work, options, watcher, alone=bool(hardware.gpus))
-        trials = arena.fight(group(contestants))
-        starts = {name: spread(seconds) for name, seconds in arena.starts.items()}
+        attempts = 1 + base.retries if options.fail_rate else 1
+        work = Work(least, most, options.fail_rate, attempts, base.seed)
+        return _compete(layers, options, work, watcher)
+
+
+def _compete(layers: Layers, options: BenchOptions, work: Work, watcher: Watcher) -> Benched:
+    contestants = choose(layers, options.contestants, options.sets, fails=options.fail_rate > 0)
+    _refuse_lengths(contestants, work)
+    plans = {contestant.name: prepare(contestant.config) for contestant in contestants}
+    for plan in plans.values():
+        refuse(check_plan(plan))
+    reference = REFERENCE if REFERENCE in plans else contestants[0].name
+    base = plans[reference].config
+    output = resolve_path(base.output_dir) / "benchmarks"
+    folder = store.create_run(output, base.tag or "bench", datetime.now().astimezone()).path
+    speed = _measure(plans[reference], watcher)
+    hardware, before = machine.detect(), os.getloadavg()
+    arena = _Arena(folder, work, options, watcher, alone=bool(hardware.gpus))
+    trials = arena.fight(group(contestants))
+    after = os.getloadavg()
     if why := unequal(trials):
         msg = f"bench: the contestants did not do the same work: {why}"
         raise EngineError(msg)
-    reference = REFERENCE if REFERENCE in trials else contestants[0].name
-    order = [contestant.name for contestant in contestants]
-    rows = tabulate({name: trials[name] for name in order}, reference)
-    limits = _limits(plans, trials, speed, arena.about)
     done = Benched(
-        folder, tuple(rows), reference, work, trials[reference][0], starts, speed, limits
+        folder=folder,
+        rows=tuple(tabulate({name: trials[name] for name in plans}, reference)),
+        reference=reference,
+        work=work,
+        size=trials[reference][0],
+        starts={name: spread(seconds) for name, seconds in arena.starts.items()},
+        speed=speed,
+        limits=_limits(plans, trials, speed, arena.about),
     )
     described = {
         "schema_version": SCHEMA_VERSION,
         "command": ["vllm_eval", *sys.argv[1:]],
         "finished_at": datetime.now().astimezone().isoformat(timespec="seconds"),
         "machine": asdict(hardware),
-        "load_average": {"before": before, "after": os.getloadavg()},
+        "load_average": {"before": before, "after": after},
         "options": asdict(options),
         "work": asdict(work) | {"cases": len(plans[reference].dataset.drawn)},
         "reference": reference,
         "speed": asdict(speed) if speed else None,
         "contestants": {
-            row.name: asdict(row)
+            row.name: _describe(done, row, arena)
             | {
-                "start_s": arena.starts[row.name],
-                "engine_open_s": arena.opened[row.name],
-                "engine": arena.about[row.name],
-                "limit": asdict(limits[row.name]) if row.name in limits else None,
                 "trials": [asdict(trial) for trial in trials[row.name]],
                 "config": plans[row.name].config.model_dump(mode="json"),
             }
-            for row in rows
+            for row in done.rows
         },
     }
     store.write_json(folder / FILE, described)
-    from vllm_eval.bench.plot import draw
-
     draw(done, folder / PLOT)
     return done
+
+
+def _describe(done: Benched, row: Row, arena: _Arena) -> dict[str, Any]:
+    limit = done.limits.get(row.name)
+    return asdict(row) | {
+        "start_s": arena.starts[row.name],
+        "engine_open_s": arena.opened[row.name],
+        "engine": arena.about[row.name],
+        "limit": asdict(limit) if limit else None,
+    }
 
 
 class _Arena:

@@ -27,13 +27,11 @@ def bench_tables(done: Benched) -> Iterator[Table | Text]:
         f"{size.prompt_tokens:,} prompt tokens, {size.output_tokens:,} output tokens, "
         "the same for all"
     )
-    table = Table(
-        title=f"Seconds of a trial: median (least to greatest); ratio to {plain(done.reference)}",
-        title_justify="left",
-        box=SIMPLE,
-    )
+    title = f"Medians, least and greatest; ratios to {plain(done.reference)} in the same repeat"
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE)
     table.add_column("contestant")
-    for column in ("seconds", "tokens/s", "ratio", "start s", "judging", "of the limit"):
+    columns = ("seconds", "range", "tokens/s", "ratio", "range", "start s", "judging", "of limit")
+    for column in columns:
         table.add_column(column, justify="right")
     for row in done.rows:
         table.add_row(*_cells(done, row))
@@ -47,9 +45,11 @@ def _cells(done: Benched, row: Row) -> list[Text]:
     limit = done.limits.get(row.name)
     words = [
         plain(row.name),
-        _spread(row.seconds, ".2f"),
+        f"{row.seconds.median:.2f}",
+        _range(row.seconds, ".2f"),
         f"{row.output_tokens_per_s.median:,.0f}",
-        _spread(row.ratio, ".3f"),
+        f"{row.ratio.median:.3f}",
+        _range(row.ratio, ".3f"),
         f"{done.starts[row.name].median:.1f}",
         f"{row.judging_share:.2%}",
         "-" if limit is None else f"{limit.least_s / row.seconds.median:.1%}",
@@ -70,5 +70,5 @@ def _roofline(limit: Limit, speed: Speed) -> Iterator[Text]:
     )
 
 
-def _spread(value: Spread, form: str) -> str:
-    return f"{value.median:{form}} ({value.low:{form}} to {value.high:{form}})"
+def _range(value: Spread, form: str) -> str:
+    return f"{value.low:{form}}-{value.high:{form}}"

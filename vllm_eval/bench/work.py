@@ -1,7 +1,7 @@
 """The work, the same for every contestant: forced answer lengths and forced failures.
 
-Which answer is how long and which one fails follows from its request alone, so that no order, batch
-or engine changes it.
+Which answer is how long and which one fails follows from its request and the seed alone, so that no
+order, batch or engine changes it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class Work:
     """Share of attempts that count as failed."""
     attempts: int = 1
     """Most attempts per arm and case."""
+    seed: int = 42
+    """Another one draws other lengths and other failures."""
 
     @property
     def varies(self) -> bool:
@@ -44,11 +46,12 @@ class Work:
 
     def length(self, request: Request) -> int:
         """Tokens of the answer to `request`."""
-        return self.least + int(_chance("length", request) * (self.most - self.least + 1))
+        chance = _chance(f"length|{self.seed}", request)
+        return self.least + int(chance * (self.most - self.least + 1))
 
     def fails(self, request: Request) -> bool:
         """Whether the answer to `request` counts as failed."""
-        return _chance("verdict", request) < self.fail_rate
+        return _chance(f"verdict|{self.seed}", request) < self.fail_rate
 
 
 class ForcedEngine:

@@ -59,7 +59,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
         self._log = log
-        self._process = context.Process(target=serve, args=(other, config, work, log))
+        self._process = context.Process(target=_live, args=(other, config, work, log))
         self._process.start()
         other.close()
         answer = self._receive()
@@ -110,21 +110,28 @@ class Worker:
 
 
 def serve(pipe: Connection, config: Config, work: Work, log: Path) -> None:
-    """A worker's life: open the engine, do what is ordered, until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt, EOFError, BrokenPipeError):
-        try:
-            plan = prepare(config)
-            begin = time.monotonic()
-            with contextlib.closing(_open(config, plan.arms, plan.base_model, log)) as engine:
-                pipe.send(Started(time.monotonic() - begin, dict(engine.about)))
+    """Open the engine and do what is ordered, until the other end is closed."""
+    try:
+        plan = prepare(config)
+        begin = time.monotonic()
+        with contextlib.closing(_open(config, plan.arms, plan.base_model, log)) as engine:
+            pipe.send(Started(time.monotonic() - begin, dict(engine.about)))
+            with contextlib.suppress(EOFError):
                 while True:
                     order: Order = pipe.recv()
                     _prepare(engine, order.way, work)
-                    pipe.send(run_trial(plan, engine, order.way, work, log.parent, warm=order.warm))
-        except EvalError as error:
-            pipe.send(error)
+                    done = run_trial(plan, engine, order.way, work, log.parent, warm=order.warm)
+                    pipe.send(done)
+    except EvalError as error:
+        pipe.send(error)
+
+
+def _live(pipe: Connection, config: Config, work: Work, log: Path) -> None:
+    """A worker's life as a process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+        serve(pipe, config, work, log)
 
 
 def _open(config: Config, *rest: object) -> Engine:
@@ -136,6 +143,7 @@ def _open(config: Config, *rest: object) -> Engine:
 
 
 def _prepare(engine: Engine, way: Way, work: Work) -> None:
+    """A clean slate; only vLLM keeps anything from one trial to the next."""
     from vllm_eval.bench.measured import MeasuredVllm
 
     if isinstance(engine, MeasuredVllm):

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from vllm_eval.config import Config
 
 
-def encode(tokenizer: Any, prompt: str, config: Config) -> list[int]:  # noqa: ANN401
+def encode(tokenizer: Any, prompt: str, config: Config) -> list[int]:
     """Token ids of `prompt`, as it stands or inside the tokenizer's chat template.
 
     Args:

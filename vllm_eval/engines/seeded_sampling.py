@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Sequence
 
-    import torch  # noqa: TID251  its types alone
+    import torch
 
 GREEDY_BELOW = 1e-5
 """A temperature below this is none: vLLM's bound."""

@@ -39,8 +39,8 @@ def answer(
         batch: requests of one arm.
         watch: notes the times, and may end it early.
     """
-    import torch  # noqa: TID251  the engine's other half
-    from transformers import (  # noqa: TID251  the engine's other half
+    import torch
+    from transformers import (
         LogitsProcessorList,
         StoppingCriteriaList,
         TemperatureLogitsWarper,

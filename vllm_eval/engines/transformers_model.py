@@ -15,7 +15,7 @@ from vllm_eval.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    import torch  # noqa: TID251  its types alone
+    import torch
 
     from vllm_eval.config import Config
     from vllm_eval.engines.transformers_options import Options
@@ -47,8 +47,8 @@ def load_base(options: Options, config: Config, base_model: str) -> Loaded:
     Raises:
         EngineError: nobody says how long a text the model can read.
     """
-    import torch  # noqa: TID251  the engine's other half
-    from transformers import (  # noqa: TID251  the engine's other half
+    import torch
+    from transformers import (
         AutoConfig,
         AutoModelForCausalLM,
         AutoTokenizer,
@@ -94,7 +94,7 @@ def load_base(options: Options, config: Config, base_model: str) -> Loaded:
 
 def add_adapters(loaded: Loaded, arms: Sequence[Arm]) -> Loaded:
     """Put every arm's adapter on the base; it is changed in place."""
-    from peft import PeftModel  # noqa: TID251  the engine's other half
+    from peft import PeftModel
 
     model, names = loaded.model, {}
     for number, arm in enumerate(arms):
@@ -131,7 +131,7 @@ def pad(loaded: Loaded, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor
     Returns:
         `input_ids` and `attention_mask`, each rows x longest prompt, on the model's device.
     """
-    import torch  # noqa: TID251  the engine's other half
+    import torch
 
     width = max(map(len, rows))
     filler = loaded.model.generation_config.pad_token_id
@@ -148,7 +148,7 @@ def likeliest_tokens(
     loaded: Loaded, arm: str, rows: Sequence[Sequence[int]], count: int
 ) -> list[dict[int, float]]:
     """For each prompt the log probabilities of the `count` likeliest next tokens."""
-    import torch  # noqa: TID251  the engine's other half
+    import torch
 
     with as_arm(loaded, arm) as model, torch.inference_mode():
         out = model.generate(
@@ -161,9 +161,9 @@ def likeliest_tokens(
     ]
 
 
-def _four_bit(options: Options, dtype: torch.dtype) -> Any:  # noqa: ANN401
-    import torch  # noqa: TID251  the engine's other half
-    from transformers import BitsAndBytesConfig  # noqa: TID251  the engine's other half
+def _four_bit(options: Options, dtype: torch.dtype) -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
 
     compute = getattr(torch, options.compute_dtype) if options.compute_dtype else dtype
     return BitsAndBytesConfig(
@@ -174,20 +174,20 @@ def _four_bit(options: Options, dtype: torch.dtype) -> Any:  # noqa: ANN401
     )
 
 
-def _ends(model: Any, tokenizer: Any) -> tuple[int, ...]:  # noqa: ANN401
+def _ends(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """What vLLM takes as the end too: the tokenizer's token, and those of generation_config."""
     named = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
     return tuple(sorted(ends - {None}))
 
 
-def _generation(config: Config, ends: tuple[int, ...], filler: int | None) -> Any:  # noqa: ANN401
+def _generation(config: Config, ends: tuple[int, ...], filler: int | None) -> Any:
     """How tokens are chosen: by the configuration alone, as in vLLM.
 
     The checkpoint's own generation_config may hold another temperature, or a penalty on
     repetitions that no run asked for.
     """
-    from transformers import GenerationConfig  # noqa: TID251  the engine's other half
+    from transformers import GenerationConfig
 
     forced = config.ignore_eos
     return GenerationConfig(

@@ -22,7 +22,9 @@ HONOURED = frozenset(
 )
 """Engine options with a meaning here; all others are vLLM's own."""
 IGNORED = (
-    CAPACITY_ARGS | {"attention_backend", "async_scheduling", "block_size", "max_lora_rank", "seed"}
+    CAPACITY_ARGS
+    | {"attention_backend", "async_scheduling", "block_size", "compilation_config"}
+    | {"disable_custom_all_reduce", "fully_sharded_loras", "max_lora_rank", "seed"}
 ) - HONOURED
 """What only decides how vLLM goes about it: a profile may hold it, and no answer depends on it."""
 DTYPES = {"half": "float16", "float": "float32"} | {

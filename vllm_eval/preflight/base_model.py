@@ -62,6 +62,16 @@ class Architecture:
         """Weights of the embeddings, input and output."""
         return self.vocab * self.hidden * (1 if self.tied else 2)
 
+    def uneven(self, shards: int) -> str | None:
+        """What cannot be split into so many equal parts; fewer key-value heads are repeated."""
+        if self.heads % shards:
+            return f"{self.heads} attention heads"
+        if self.kv_heads % shards and shards % self.kv_heads:
+            return f"{self.kv_heads} key-value heads"
+        if self.intermediate % shards:
+            return f"{self.intermediate} feed-forward units"
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Base:

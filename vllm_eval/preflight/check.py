@@ -186,8 +186,8 @@ def _check_base(base: Base, demand: memory.Demand) -> list[Finding]:
     if missing := missing_modules(base):
         what = f"the weights lack {len(missing)} modules that config.json promises ({missing[0]})"
         findings.append(error(where, what, "copy the model again"))
-    if architecture.heads % demand.tensor_parallel:
-        what = f"{architecture.heads} attention heads over {demand.tensor_parallel} GPUs"
+    if uneven := architecture.uneven(demand.tensor_parallel):
+        what = f"{uneven} over {demand.tensor_parallel} GPUs"
         findings.append(error(where, what, "give a --tensor-parallel-size that divides them"))
     if architecture.max_len is not None and demand.max_len > architecture.max_len:
         what = f"was made for {architecture.max_len} tokens, max_model_len is {demand.max_len}"

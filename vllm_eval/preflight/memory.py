@@ -212,11 +212,11 @@ def _remedy(base: Base, demand: Demand, fit: Fit, memory: int, machine: Machine)
     }
     if demand.quantization or base.quantization or not machine.gpus:
         del trials["--load-4bit"]
-    heads = base.architecture.heads if base.architecture else 1
+    shape = base.architecture
     works = [
         option
         for option, trial in trials.items()
-        if trial.gpus <= max(1, many) and heads % trial.tensor_parallel == 0
+        if trial.gpus <= max(1, many) and not (shape and shape.uneven(trial.tensor_parallel))
         if (new := estimate(base, trial, memory * MIB)) and new.fits
     ]
     least = fit.needed if demand.cache_bytes is not None else int(fit.needed / demand.utilization)

@@ -12,7 +12,7 @@ import jinja2
 
 from vllm_eval import store
 from vllm_eval.report import html_text
-from vllm_eval.report.markdown_text import Md, code, fence, finalize
+from vllm_eval.report.markdown_text import Md, code, fence, finalize, words
 from vllm_eval.report.next_steps import next_steps
 from vllm_eval.report.stored_run import read_details
 from vllm_eval.stats import NO_TIER
@@ -129,7 +129,7 @@ def _templates() -> jinja2.Environment:
         "md": str,
     }
     environment.filters |= {name: _trusted(make) for name, make in own.items()}
-    environment.filters |= {"code": code, "fence": fence}
+    environment.filters |= {"code": code, "fence": fence, "words": words}
     return environment
 
 
@@ -207,12 +207,10 @@ def _environment_facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("data set", _place(about["dataset"]["path"], identity["dataset"])),
         ("task", identity["task"]),
         ("prompt", identity["prompt"][:HASH]),
-        (
-            "sampling",
-            f"temperature {identity['temperature']}, top-p {identity['top_p']}, "
-            f"up to {identity['max_new_tokens']} tokens, {identity['retries']} retries, "
-            f"seed {identity['seed']}",
-        ),
+        ("sampling", f"temperature {identity['temperature']}, top-p {identity['top_p']}"),
+        ("seed", identity["seed"]),
+        ("retries", str(identity["retries"])),
+        ("longest answer", f"{identity['max_new_tokens']:,} tokens"),
     ]
     for arm, digest in identity["adapters"].items():
         adapter = about["adapters"].get(arm, {})

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 MOST = 120
 """Characters shown of a text on one line."""
-_PLAIN_SPAN = re.compile(r"[^`|\\]+")
+_PLAIN_SPAN = re.compile(r"[^|\\]+")
 _ACTIVE = re.compile(r"[^\w \-]|_")
+_WORDS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_ ,()/-]*")
 _TICKS = re.compile("`+")
 
 
@@ -29,15 +30,23 @@ class Md(str):
 def code(value: object, most: int = MOST) -> Md:
     """Any value as a code span that holds on one line and in a table's cell.
 
-    Inside of one, GitHub makes no mention, link, emoji or HTML of anything. A backtick, bar or
-    backslash cannot be escaped there, so a text with one becomes a `<code>` element of entities.
+    Inside of one, GitHub makes no mention, link, emoji or HTML of anything. A bar or a backslash
+    cannot be escaped there, so a text with one becomes a `<code>` element of entities.
     """
     text = " ".join(plain(str(value)).split()) or "-"
     text = text if len(text) <= most else f"{text[: most - 1]}…"
     if _PLAIN_SPAN.fullmatch(text):
-        return Md(f"`{text}`")
+        longest = max(map(len, _TICKS.findall(text)), default=0)
+        ticks, space = "`" * (longest + 1), " " if longest else ""
+        return Md(f"{ticks}{space}{text}{space}{ticks}")
     entities = _ACTIVE.sub(lambda match: f"&#{ord(match.group())};", text)
     return Md(f"<code>{entities}</code>")
+
+
+def words(value: object) -> Md:
+    """A name of letters, digits and what markup does not know as it is, any other as code."""
+    text = str(value)
+    return Md(text) if _WORDS.fullmatch(text) else code(text)
 
 
 def fence(lines: Sequence[str]) -> Md:

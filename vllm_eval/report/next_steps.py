@@ -7,6 +7,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.adapters import SLOT_RANKS
+from vllm_eval.records import BASELINE
 from vllm_eval.report.html_text import count, percent, signed
 from vllm_eval.report.markdown_text import Md, code
 
@@ -40,7 +41,12 @@ REMEDIES = {
     r"engine_error": "The engine gave no answer. See `engine.log`, then run again.",
 }
 """By reason, as a pattern."""
+NO_ANSWER = ("prompt_too_long", "engine_error")
 CUT = "Most of these answers were cut at the token limit: raise `--max-new-tokens` first."
+UNTRAINED = (
+    "That is the base's failure, not the adapter's: allow more attempts (`--retries`), make the "
+    "prompt clearer (`--prompt-template`) or take another base."
+)
 _RULES = (
     (re.compile(r"cases of (.+) with an answer"), "unanswered"),
     (re.compile(r"valid rate of (.+)"), "invalid"),
@@ -56,12 +62,9 @@ _RULES = (
 def next_steps(run: StoredRun) -> list[Md]:
     """One paragraph of Markdown per thing to do, the most pressing first."""
     if run.comparison["partial"]:
-        return [
-            Md(
-                f"Go on with the run first: `python -m vllm_eval --resume` {code(run.folder.name)}; "
-                f"{count(run.comparison['owed'])} answers are owed; no student passes on a part."
-            )
-        ]
+        owed = count(run.comparison["owed"])
+        command = code(f"python -m vllm_eval --resume {shlex.quote(run.folder.name)}")
+        return [Md(f"Go on with the run: {command}. It owes {owed} answers; no part of it passes.")]
     steps: dict[Md, None] = {}  # two students may ask for the same
     for verdict in run.comparison["verdicts"]:
         found = _integrate(run, verdict) if verdict["passed"] else _repair(run.comparison, verdict)
@@ -132,12 +135,13 @@ def _main_reason(comparison: Mapping[str, Any], match: re.Match[str]) -> str:
     if not reasons:
         return "No reason was recorded."
     reason, times = next(iter(reasons.items()))
+    mine = [g for g in comparison["failures"] if g["arm"] == arm and g["reason"] == reason]
     remedies = (text for pattern, text in REMEDIES.items() if re.fullmatch(pattern, reason))
     remedy = next(remedies, "Look at the failed cases below.")
-    groups = comparison["failures"]
-    mine = next((g for g in groups if g["arm"] == arm and g["reason"] == reason), None)
-    if mine and 2 * mine["truncated"] > mine["attempts"]:
+    if any(2 * group["truncated"] > group["attempts"] for group in mine):
         remedy = CUT
+    elif arm == BASELINE and reason not in NO_ANSWER:
+        remedy = UNTRAINED
     return f"What fails most is {code(reason)} ({count(times)} answers). {remedy}"
 
 

@@ -10,7 +10,10 @@ import io
 import threading
 import warnings
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from vllm_eval import store
 from vllm_eval.report import figures
@@ -50,8 +53,8 @@ TITLES = {
 """What each figure is called; it is not drawn, a page or a slide has its own headline."""
 SIZE = (5.0, 3.3)
 """Inches: small, so that the text stays readable where a phone shrinks the figure."""
-DPI = 320
-"""Of the PNG files: 1,600 by 1,056 pixels."""
+DPI = 240
+"""Of the PNG files: 1,200 by 792 pixels."""
 FOLDER = "plots"
 _DRAWING = threading.Lock()  # matplotlib's settings and Python's warning filters are global
 _COLOURED = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
@@ -85,7 +88,16 @@ def inline_svgs(comparison: Mapping[str, Any]) -> dict[str, str]:
     `ARM_COLOURS`), grid in `var(--grid)`. Width and height are the page's; ids are unique among
     the figures. The same comparison gives the same text.
     """
-    return {name: _inline(name, paint) for name, paint in figures.painters(comparison).items()}
+    return {
+        name: as_element(svg, TITLES[name], _BY_NAME)
+        for name, svg in _svgs(orjson.dumps(comparison)).items()
+    }
+
+
+def slide_svgs(comparison: Mapping[str, Any]) -> dict[str, str]:
+    """Each figure as the text of an SVG file on white, by name."""
+    svgs = _svgs(orjson.dumps(comparison))
+    return {name: with_background(svg, BACKGROUND) for name, svg in svgs.items()}
 
 
 def write_plots(comparison: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -95,23 +107,30 @@ def write_plots(comparison: Mapping[str, Any], folder: Path) -> list[Path]:
     """
     place = folder / FOLDER
     place.mkdir(exist_ok=True)
-    files: list[Path] = []
+    svgs, files = slide_svgs(comparison), []
     for name, paint in figures.painters(comparison).items():
+        files.append(store.write_text(place / f"{name}.svg", svgs[name]))
         with _drawn(paint) as figure:
-            svg = with_background(clean_svg(_save(figure, "svg").decode(), name), BACKGROUND)
-            files.append(store.write_text(place / f"{name}.svg", svg))
             files.append(store.write_bytes(place / f"{name}.png", _save(figure, "png")))
     return files
 
 
+@lru_cache(maxsize=1)
+def _svgs(comparison: bytes) -> Mapping[str, str]:
+    """Drawn once for the page and for the files: it is most of the time a report takes."""
+    painters = figures.painters(orjson.loads(comparison))
+    return {name: _svg(name, paint) for name, paint in painters.items()}
+
+
 def history_svg(lines: Sequence[figures.Line]) -> str:
     """Score and validity over time as an `<svg>` element like those of `inline_svgs`."""
-    return _inline("history", lambda figure, colours: figures.history(figure, colours, lines))
+    svg = _svg("history", lambda figure, colours: figures.history(figure, colours, lines))
+    return as_element(svg, TITLES["history"], _BY_NAME)
 
 
-def _inline(name: str, paint: Painter) -> str:
+def _svg(name: str, paint: Painter) -> str:
     with _drawn(paint) as figure:
-        return as_element(clean_svg(_save(figure, "svg").decode(), name), TITLES[name], _BY_NAME)
+        return clean_svg(_save(figure, "svg").decode(), name)
 
 
 @contextmanager

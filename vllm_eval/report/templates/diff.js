@@ -115,7 +115,12 @@ function changedSpans(line, other) {
     }
     at += word.length;
   });
-  return spans;
+  return spans.map(([from, to]) => trimmed(line, from, to));
+}
+
+function trimmed(line, from, to) {
+  const text = line.slice(from, to);
+  return text.trim() ? [from + text.search(/\S/), from + text.trimEnd().length] : [from, to];
 }
 
 function changedMiddle(line, other) {

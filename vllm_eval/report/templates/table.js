@@ -191,6 +191,7 @@ function setUpTable() {
   });
   drawHead();
   refresh();
+  byId('no-script').hidden = true;
   byId('explorer').hidden = false;
 }
 

@@ -1,0 +1,222 @@
+"""Writes `notebooks/` from one source, so that the platforms cannot drift apart.
+
+A notebook is the same dozen cells everywhere; what a platform needs otherwise is in `PLATFORMS`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts import notebook_cells as cell
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+HOME = "git+https://github.com/OWNER/vllm_eval.git"
+"""Where the notebooks install vllm_eval from."""
+BOTH_ARMS_IN_4_BITS = (
+    "A 7B model in 16 bits does not fit this card, so **the base is quantised to 4 bits** "
+    "(bitsandbytes NF4), for base and student alike; the program and its report say so."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What is particular to one platform."""
+
+    name: str
+    file: str
+    machine: str
+    measured: str
+    """Whether the base is quantised."""
+    elsewhere: str
+    """What ADAPTER and DATASET may be besides paths in the repository."""
+    output_dir: str
+    gpu_hint: str
+    again: str
+    """What is left after an interruption."""
+    save: str
+    """Last cell."""
+    saved: str
+    """What the last cell's heading says."""
+    keep_in: str | None = None
+    """Second place that outlives the machine."""
+
+
+COLAB = Platform(
+    name="Google Colab",
+    file="colab_eval_po_lora",
+    machine="**Runtime > Change runtime type > T4 GPU**",
+    measured=BOTH_ARMS_IN_4_BITS,
+    elsewhere="a folder on Drive (`/content/drive/MyDrive/...`), one uploaded to `/content`",
+    output_dir="/content/lora_eval_results",
+    gpu_hint="no GPU: Runtime > Change runtime type > T4 GPU",
+    again=(
+        "Results are copied to `MyDrive/lora_eval_results/` while they are produced. After a lost "
+        "session open this notebook again and **Run all**: it takes them from there and goes on."
+    ),
+    saved="The results are on your Drive. The archive holds everything but the engine's log.",
+    save="""\
+keep(now=True)
+print("saved in", Path(KEEP_IN) / RUN.name)
+# To your own computer as well:
+# from google.colab import files; files.download(str(next(RUN.glob("*.zip"))))""",
+    keep_in="/content/drive/MyDrive/lora_eval_results",
+)
+KAGGLE = Platform(
+    name="Kaggle",
+    file="kaggle_eval_po_lora",
+    machine="**Settings > Accelerator > GPU T4 x2**, and **Internet on**",
+    measured="Both cards hold the base together in 16 bits; **nothing is quantised**.",
+    elsewhere="an input you added (`/kaggle/input/...`)",
+    output_dir="/kaggle/working/lora_eval_results",
+    gpu_hint="no GPU: Settings > Accelerator > GPU T4 x2",
+    again=(
+        "Results lie in `/kaggle/working`, which is the Output tab of a saved version. With "
+        "**Settings > Persistence > Files only** they outlive a session: **Run all** then goes on."
+    ),
+    saved="Everything in `/kaggle/working` is in the Output tab once the version is saved.",
+    save="""\
+from IPython.display import FileLink
+
+archive = next(RUN.glob("*.zip"))
+print("saved in", RUN)
+FileLink(archive)""",
+)
+LIGHTNING = Platform(
+    name="Lightning AI",
+    file="lightning_eval_po_lora",
+    machine="a Studio with **one T4**",
+    measured=BOTH_ARMS_IN_4_BITS,
+    elsewhere="a folder uploaded to the Studio (`/teamspace/studios/this_studio/...`)",
+    output_dir="/teamspace/studios/this_studio/lora_eval_results",
+    gpu_hint="no GPU: switch the Studio's machine to T4",
+    again=(
+        "Results lie in the Studio's own folder, which outlives its machine: after a stop, start "
+        "the Studio again and **Run all**: it goes on where it was."
+    ),
+    saved="The Studio's folder outlives its machine; download the archive from the file browser.",
+    save="""\
+print("saved in", RUN)
+print("archive:", next(RUN.glob("*.zip")))""",
+)
+PLATFORMS = (COLAB, KAGGLE, LIGHTNING)
+
+Cells = list[tuple[str, str]]
+"""Kind (`markdown`, `code`, `parameters`) and text."""
+
+
+def cells(on: Platform) -> Cells:
+    """The notebook of a platform."""
+    tool, evaluate, drive = cell.TOOL, cell.EVALUATE, []
+    if on.keep_in:
+        tool = tool.replace(cell.SHOW, f"{cell.SHOW}            keep()\n")
+        evaluate = f"restore()\n{evaluate}\nkeep(now=True)"
+        drive = [("markdown", cell.DRIVE_WORDS), ("code", cell.DRIVE), ("code", cell.KEEP)]
+    return [
+        ("markdown", _title(on)),
+        ("parameters", _parameters(on)),
+        ("markdown", "## GPU"),
+        ("code", _gpu(on)),
+        ("markdown", cell.INSTALL_WORDS),
+        ("code", cell.INSTALL),
+        ("markdown", "## Adapter and cases"),
+        ("code", cell.FETCH),
+        *drive,
+        ("markdown", cell.CHECK_WORDS),
+        ("code", tool),
+        ("code", cell.CHECK),
+        ("markdown", f"## Evaluate\nRunning this cell again goes on with the same run. {on.again}"),
+        ("code", evaluate),
+        ("markdown", "## Report"),
+        ("code", cell.REPORT),
+        ("markdown", f"## Save\n{on.saved}"),
+        ("code", on.save),
+    ]
+
+
+def _title(on: Platform) -> str:
+    return f"""\
+# Is this LoRA adapter good enough? On {on.name}
+Base and student answer the same cases in one vLLM engine; the gate says PASS or FAIL.
+
+1. Choose {on.machine}.
+2. Fill in the parameters below.
+3. **Run all.** Installing takes some minutes, the first run downloads the base model (15 GB).
+
+{on.measured}"""
+
+
+def _parameters(on: Platform) -> str:
+    keep = ""
+    if on.keep_in:
+        keep = f"""
+KEEP_IN = "{on.keep_in}"  # gets a copy of OUTPUT_DIR
+KEEP_EVERY = 120  # seconds between two copies"""
+    return f"""\
+# Where adapter and cases come from: a git repository, or "" for folders that are here already.
+REPOSITORY = ""  # for example https://github.com/YOU/PROJECT.git
+BRANCH = "main"
+# Paths in that repository; or {on.elsewhere};
+# the adapter may also be a hub id.
+ADAPTER = "artifacts/models/po_student_v1"
+DATASET = "artifacts/synthetic/product_owner/product_owner_val.jsonl"
+
+MAX_SAMPLES = None  # how many cases are drawn, None for all; 20 for a first look
+PROFILE = "auto"  # by platform and GPU, as `check` says
+OPTIONS = []  # any option of `python -m vllm_eval --help`, one word each: ["--retries", "1"]
+OUTPUT_DIR = "{on.output_dir}"{keep}
+
+TOOL = "{HOME}"  # vllm_eval: a git URL or a wheel's path
+INSTALL = True  # False where vllm_eval and its engine are installed already"""
+
+
+def _gpu(on: Platform) -> str:
+    query = "name,memory.total,compute_cap,driver_version"
+    return f'!nvidia-smi --query-gpu={query} --format=csv || echo "{on.gpu_hint}"'
+
+
+def notebook(on: Platform) -> str:
+    """A platform's notebook as JSON, format 4.5."""
+    made = []
+    for number, (kind, text) in enumerate(cells(on), start=1):
+        metadata = {"tags": ["parameters"]} if kind == "parameters" else {}
+        kinds: dict[str, object] = {"cell_type": "markdown"}
+        if kind != "markdown":
+            kinds = {"cell_type": "code", "execution_count": None, "outputs": []}
+        head = {"id": f"cell-{number:02}", "metadata": metadata}
+        made.append(head | kinds | {"source": text.splitlines(keepends=True)})
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    metadata = {
+        "accelerator": "GPU",
+        "kernelspec": kernel,
+        "language_info": {"name": "python"},
+    }
+    whole = {"cells": made, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+
+
+def instructions() -> str:
+    """The Lightning notebook for pasting by hand."""
+    parts = []
+    for kind, text in cells(LIGHTNING):
+        parts.append(text if kind == "markdown" else f"```python\n{text}\n```")
+    head, *rest = parts
+    how = (
+        f"*The cells of `{LIGHTNING.file}.ipynb`, to be pasted by hand: open a Studio, add a "
+        "notebook, and paste each block into a cell of its own, in this order.*"
+    )
+    return "\n\n".join([head, how, *rest]) + "\n"
+
+
+def generate() -> dict[str, str]:
+    """Every file of `notebooks/` by its name."""
+    files = {f"{platform.file}.ipynb": notebook(platform) for platform in PLATFORMS}
+    return files | {"LIGHTNING_AI_INSTRUCTIONS.md": instructions()}
+
+
+if __name__ == "__main__":
+    for file_name, content in generate().items():
+        (FOLDER / file_name).write_text(content, encoding="utf-8")
+        sys.stdout.write(f"notebooks/{file_name}\n")

@@ -1,0 +1,155 @@
+"""One trial in this process: what each way of asking does with the same work.
+
+Covered: equal work in every way, forced failures and their retries, order, what is left behind, a
+worker's conversation. Not covered: real engines (test_bench.py).
+"""
+
+from __future__ import annotations
+
+import threading
+from multiprocessing import Pipe
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vllm_eval.bench.trial import WARM_CASES, Trial, run_trial
+from vllm_eval.bench.work import Work
+from vllm_eval.bench.workers import Order, Started, serve
+from vllm_eval.config import load_config
+from vllm_eval.engines import open_engine
+from vllm_eval.errors import ConfigError
+from vllm_eval.plan import prepare
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from tests.conftest import Answers, Bench
+    from vllm_eval.bench.contestants import Way
+    from vllm_eval.config import Config
+    from vllm_eval.engines import Engine
+    from vllm_eval.records import Request
+
+WORK = Work(8, 8, fail_rate=0.4, attempts=3)
+
+
+class Overheard:
+    """Passes everything on to an engine, and notes what it was asked."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.asked: list[Request] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.engine, name)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        self.asked += requests
+        self.engine.submit(requests)
+
+
+def configure(bench: Bench, answers: Answers, cases: int = 12) -> Config:
+    bench.dataset(cases)
+    bench.answers({"text": answers.text()})
+    flags = {"engine": "scripted", "script": str(bench.script), "adapters": ["pupil"]}
+    return load_config((), ["profile=none"], flags | {"dataset_path": str(bench.cases)})
+
+
+def go(
+    config: Config, folder: Path, way: Way, work: Work = WORK, *, warm: bool = False
+) -> tuple[Trial, list[Request]]:
+    plan = prepare(config)
+    overheard = Overheard(open_engine(config, plan.arms, None, folder / "log"))
+    trial = run_trial(plan, overheard, way, work, folder, warm=warm)  # type: ignore[arg-type]
+    return trial, overheard.asked
+
+
+@pytest.mark.parametrize("way", ["arms", "barrier", "longest-first"])
+def test_every_way_asks_for_the_same(
+    bench: Bench, answers: Answers, tmp_path: Path, way: Way
+) -> None:
+    config = configure(bench, answers)
+    mixed, asked = go(config, tmp_path, "mixed")
+    other, also = go(config, tmp_path, way)
+    assert mixed.retries > 0
+    assert {(r.id, r.prompt, r.seed) for r in also} == {(r.id, r.prompt, r.seed) for r in asked}
+    sizes = [(t.requests, t.prompt_tokens, t.output_tokens) for t in (mixed, other)]
+    assert sizes[0] == sizes[1]
+
+
+def test_every_forced_failure_is_followed_by_an_attempt_while_there_are_any(
+    bench: Bench, answers: Answers, tmp_path: Path
+) -> None:
+    _, asked = go(configure(bench, answers), tmp_path, "mixed")
+    for request in asked:
+        follows = f"{request.id.rpartition('/')[0]}/{request.attempt + 1}"
+        due = WORK.fails(request) and request.attempt < WORK.attempts
+        assert due == any(other.id == follows for other in asked)
+
+
+def test_a_barrier_ends_a_round_before_the_next(
+    bench: Bench, answers: Answers, tmp_path: Path
+) -> None:
+    _, asked = go(configure(bench, answers), tmp_path, "barrier")
+    attempts = [request.attempt for request in asked]
+    assert attempts == sorted(attempts)
+
+
+def test_arms_are_asked_one_after_the_other(bench: Bench, answers: Answers, tmp_path: Path) -> None:
+    _, asked = go(configure(bench, answers), tmp_path, "arms", Work(8, 8))
+    assert [request.arm for request in asked] == ["baseline"] * 12 + ["pupil"] * 12
+
+
+def test_longest_first_asks_by_falling_length(
+    bench: Bench, answers: Answers, tmp_path: Path
+) -> None:
+    config = configure(bench, answers)
+    row = {"requirements_yaml": "title: x", "tier": "simple"}
+    rows = [row | {"concept_id": f"L{n}", "concept": "word " * n} for n in (2, 9, 4)]
+    bench.write(bench.cases, rows)
+    _, asked = go(config, tmp_path, "longest-first", Work(8, 8))
+    assert [request.case_id for request in asked[::2]] == ["L9", "L4", "L2"]
+
+
+def test_a_warm_up_asks_only_the_first_cases(
+    bench: Bench, answers: Answers, tmp_path: Path
+) -> None:
+    trial, _ = go(configure(bench, answers), tmp_path, "mixed", Work(8, 8), warm=True)
+    assert trial.requests == 2 * WARM_CASES
+
+
+def test_a_trial_leaves_no_file_behind(bench: Bench, answers: Answers, tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    trial, _ = go(configure(bench, answers), folder, "mixed")
+    assert list(folder.iterdir()) == []
+    assert 0 < trial.judging_s < trial.seconds
+
+
+def test_a_worker_says_when_it_is_open_and_answers_every_order(
+    bench: Bench, answers: Answers, tmp_path: Path
+) -> None:
+    here, there = Pipe()
+    given = (there, configure(bench, answers), WORK, tmp_path / "log")
+    worker = threading.Thread(target=serve, args=given)
+    worker.start()
+    started = here.recv()
+    assert isinstance(started, Started)
+    assert started.about["engine"] == "scripted"
+    for warm in (True, False):
+        here.send(Order("mixed", warm))
+        assert isinstance(here.recv(), Trial)
+    here.close()
+    worker.join(10)
+    assert not worker.is_alive()
+
+
+def test_a_worker_that_cannot_open_its_engine_says_why(
+    bench: Bench, answers: Answers, tmp_path: Path
+) -> None:
+    config = configure(bench, answers).model_copy(update={"script": None})
+    here, there = Pipe()
+    serve(there, config, WORK, tmp_path / "log")
+    answer = here.recv()
+    assert isinstance(answer, ConfigError)
+    assert "the scripted engine needs one" in str(answer)

@@ -1,0 +1,118 @@
+"""`report RUN`: everything again, for whole and partial runs, and a history of several."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.report_runs import FAILING, WEAK, cut_off, make_run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import Bench
+
+RENDERED = {"report.html", "report.md", "summary.md", "junit.xml", "plots/tiers.svg"}
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("run"), FAILING)
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_report_renders_everything_again_and_packs_it_last(bench: Bench, failing: Path) -> None:
+    done = bench.call("report", str(failing))
+    assert done.code == 0
+    assert str(failing / "report.html") in done.out
+    assert _files(failing) >= RENDERED
+    (archive,) = failing.glob("eval_results_*.zip")
+    packed = {name.partition("/")[2] for name in zipfile.ZipFile(archive).namelist()}
+    needed = {"attempts.jsonl", "cases.jsonl", "comparison.json", "config.yaml", "manifest.json"}
+    assert packed >= RENDERED | needed
+
+
+def test_a_second_report_changes_no_result(bench: Bench, failing: Path) -> None:
+    before = (failing / "comparison.json").read_bytes(), (failing / "attempts.jsonl").read_bytes()
+    assert bench.call("report", str(failing)).code == 0
+    after = (failing / "comparison.json").read_bytes(), (failing / "attempts.jsonl").read_bytes()
+    assert after == before
+
+
+@pytest.mark.parametrize("lines", [0, 1, 7])
+def test_a_run_cut_off_is_reported_with_what_it_lacks(
+    bench: Bench, failing: Path, tmp_path: Path, lines: int
+) -> None:
+    folder = cut_off(failing, lines).rename(tmp_path / "cut")
+    done = bench.call("report", str(folder))
+    assert done.code == 0, done.err
+    owed = json.loads((folder / "comparison.json").read_text("utf-8"))["owed"]
+    assert f"partial, {owed} answers are owed" in done.out
+    assert _files(folder) >= RENDERED - ({"plots/tiers.svg"} if lines == 0 else set())
+    assert "NOT FINISHED" in (folder / "report.md").read_text("utf-8")
+
+
+def test_a_run_is_found_by_its_name(bench: Bench, failing: Path) -> None:
+    done = bench.call("report", failing.name, "--output-dir", str(failing.parent))
+    assert done.code == 0
+
+
+@pytest.mark.parametrize("name", ["nowhere", "."])
+def test_a_folder_that_is_no_run_is_bad_input(bench: Bench, name: str) -> None:
+    done = bench.call("report", name)
+    assert done.code == 2
+    assert "no run at" in done.err
+
+
+def test_a_damaged_run_is_bad_input_that_names_the_file(
+    bench: Bench, failing: Path, tmp_path: Path
+) -> None:
+    folder = cut_off(failing, 3).rename(tmp_path / "cut")
+    (folder / "cases.jsonl").unlink()
+    done = bench.call("report", str(folder))
+    assert done.code == 2
+    assert "cases.jsonl" in done.err
+
+
+def test_several_runs_become_one_page_over_time(
+    bench: Bench, failing: Path, tmp_path: Path
+) -> None:
+    """A line for each adapter and one for the baseline; every run is linked to its report."""
+    other = make_run(tmp_path, [{"text": WEAK}], 8, ("pupil", "other"))
+    page = tmp_path / "pages" / "over_time.html"
+    done = bench.call("report", str(failing), str(other), "--output", str(page))
+    assert done.code == 0, done.err
+    html = page.read_text("utf-8")
+    links = re.findall(r'<a href="([^"]*)"', html)
+    assert len(links) == 2 + 3
+    assert all((page.parent / link).resolve().is_file() for link in links)
+    drawn = html[html.index("<svg") : html.index("</svg>")]
+    assert [name for name in ("baseline", "pupil", "other") if f">{name}</text>" in drawn] == [
+        "baseline",
+        "pupil",
+        "other",
+    ]
+    assert "0.909" in html
+    assert "different data sets" not in html
+
+
+def test_runs_over_different_cases_are_marked(bench: Bench, failing: Path, tmp_path: Path) -> None:
+    other = make_run(tmp_path, [{"text": WEAK}], 3)
+    done = bench.call("report", str(failing), str(other), "--output-dir", str(tmp_path))
+    assert done.code == 0
+    assert "different data sets" in (tmp_path / "history.html").read_text("utf-8")
+
+
+def test_a_page_that_cannot_be_written_is_bad_input(bench: Bench, failing: Path) -> None:
+    place = failing / "report.md" / "page.html"
+    bench.call("report", str(failing))
+    done = bench.call("report", str(failing), "--output", str(place))
+    assert done.code == 2
+    assert "--output" in done.err

@@ -1,0 +1,77 @@
+"""junit.xml as CI systems read it: totals that add up, failures apart from errors, sound XML."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from tests.report_runs import FAILING, HOSTILE_ID, HOSTILE_TEXT, cut_off, make_run
+from vllm_eval.report.junit import write_junit
+from vllm_eval.report.stored_run import load_run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RESULTS = {"failures": "failure", "errors": "error", "skipped": "skipped"}
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("run"), FAILING)
+
+
+def _root(folder: Path) -> ET.Element:
+    return ET.parse(write_junit(load_run(folder), folder / "made.xml")).getroot()
+
+
+def test_the_totals_are_those_of_the_tests(failing: Path) -> None:
+    root = _root(failing)
+    for element in (root, *root.iter("testsuite")):
+        assert element.get("tests") == str(len(list(element.iter("testcase"))))
+        for key, tag in RESULTS.items():
+            assert element.get(key) == str(len(list(element.iter(tag))))
+        assert float(element.get("time", "nan")) >= 0
+
+
+def test_every_test_has_a_name_of_its_own_and_at_most_one_result(failing: Path) -> None:
+    tests = list(_root(failing).iter("testcase"))
+    assert len({(test.get("classname"), test.get("name")) for test in tests}) == len(tests)
+    assert all(len(test) <= 1 for test in tests)
+
+
+def test_rules_and_cases_are_tests_and_their_verdicts_results(failing: Path) -> None:
+    root, comparison = _root(failing), load_run(failing).comparison
+    suites = {suite.get("name"): suite for suite in root}
+    assert list(suites) == ["gate of pupil", "cases of baseline", "cases of pupil"]
+    failed = {
+        test.get("name") for test in suites["gate of pupil"] if test.find("failure") is not None
+    }
+    rules = comparison["verdicts"][0]["rules"]
+    assert failed == {rule["name"] for rule in rules if not rule["passed"]} != set()
+    tests = {test.get("name"): test for test in suites["cases of pupil"]}
+    assert len(tests) == 8
+    failure, error = tests["K2"].find("failure"), tests["K4"].find("error")
+    assert failure is not None
+    assert failure.get("type") == "review_missing_narrative"
+    assert "narrative" in (failure.text or "") + failure.get("message", "")
+    assert error is not None
+    assert "out of memory" in error.get("message", "")
+    assert len(tests["K3"]) == 0
+
+
+def test_cases_a_partial_run_still_owes_are_skipped_not_passed(failing: Path) -> None:
+    folder = cut_off(failing, 5)
+    root = _root(folder)
+    assert root.get("skipped") == str(load_run(folder).comparison["owed"])
+    assert len(list(root.iter("testcase"))) == 6 + 2 * 8
+
+
+def test_no_answer_and_no_name_can_break_the_file(tmp_path: Path) -> None:
+    """Control characters have no place in XML, not even escaped."""
+    folder = make_run(tmp_path, [{"text": HOSTILE_TEXT}], [{"concept_id": HOSTILE_ID}])
+    root = _root(folder)
+    names = {test.get("name") for test in root.iter("testcase")}
+    assert any("<script>alert(1)</script> @octocat" in str(name) for name in names)
+    assert any("\ufffd" in (failure.text or "") for failure in root.iter("failure"))

@@ -1,0 +1,185 @@
+"""report.md and summary.md: what they say, and that nothing in them is markup but our own.
+
+Rendered with the parser that GitHub's own dialect is closest to (tables on); what GitHub adds after
+parsing (mentions, references, emoji) it leaves alone inside of code, so all foreign text must be
+code.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+from markdown_it import MarkdownIt
+
+from tests.conftest import Answers
+from tests.report_runs import (
+    FAILING,
+    HOSTILE_ID,
+    HOSTILE_TEXT,
+    HOSTILE_TIER,
+    WEAK,
+    cut_off,
+    make_run,
+)
+from vllm_eval.report.markdown import MOST_CASES, render_summary, write_markdown
+from vllm_eval.report.stored_run import load_run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from markdown_it.token import Token
+
+GITHUB = MarkdownIt("commonmark").enable("table")
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("run"), FAILING)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cases = [{"concept_id": HOSTILE_ID, "tier": HOSTILE_TIER}, {"concept_id": "a\\|b"}]
+    script: list[dict[str, object]] = [{"text": HOSTILE_TEXT}, {"arm": "baseline", "text": WEAK}]
+    script.append({"concept_id": "a\\|b", "arm": "pupil", "error": "`<b>` | @octocat"})
+    return make_run(tmp_path_factory.mktemp("run"), script, cases)
+
+
+def _report(folder: Path) -> str:
+    path = folder / "made.md"
+    write_markdown(load_run(folder), path)
+    text = path.read_text("utf-8")
+    path.unlink()
+    return text
+
+
+def _tokens(text: str) -> Iterator[Token]:
+    for token in GITHUB.parse(text):
+        yield token
+        yield from token.children or ()
+
+
+def _bare(text: str) -> str:
+    """All text of a document that is not code."""
+    html = GITHUB.render(text)
+    return re.sub(r"<code.*?</code>", "", html, flags=re.DOTALL)
+
+
+def test_the_verdict_is_the_first_thing_said(failing: Path) -> None:
+    first, second = [line for line in _report(failing).splitlines() if line][:2]
+    assert first.startswith("# ")
+    assert first.endswith(": FAIL")
+    assert second.startswith("- **FAIL** `pupil`: cases of pupil with an answer: ")
+
+
+def test_the_comparison_shows_every_arm_s_figures(failing: Path) -> None:
+    rows = [line for line in _report(failing).splitlines() if line.startswith("| `pupil` | 8 |")]
+    assert rows == ["| `pupil` | 8 | 6 (75%) | 5 (62%) | 1.000 | 0.000 | 1.000 | 1.000 | 0.750 |"]
+
+
+def test_a_failed_case_stands_with_tier_arm_reason_and_the_place_in_its_answer(
+    failing: Path,
+) -> None:
+    text = _report(failing)
+    assert "| `K2` | `simple` | `pupil` | `format_error` | `review_missing_narrative` | 2 |" in text
+    assert "| `K4` | `simple` | `pupil` | `error` | `engine_error` | 2 |" in text
+    assert "| `K3` |" not in text  # repaired by its retry
+    assert re.search(r"`K2`, `pupil`, .*\n\n```text\n +\d+ \| ", text)
+
+
+def test_every_rule_of_the_gate_stands_with_value_bound_and_margin(failing: Path) -> None:
+    text = _report(failing)
+    rules = load_run(failing).comparison["verdicts"][0]["rules"]
+    for rule in rules:
+        line = next(row for row in text.splitlines() if row.startswith(f"| {rule['name']} | "))
+        assert f" {rule['value']:.3f} | ≥ {rule['threshold']:.3f} | " in line
+        assert ("holds" in line) == rule["passed"]
+
+
+def test_versions_hardware_and_hashes_are_said(failing: Path) -> None:
+    text, about = _report(failing), load_run(failing).environment
+    for said in (about["vllm_eval"], about["machine"]["python"], about["machine"]["system"]):
+        assert f"`{said}`" in text
+    assert about["identity"]["dataset"][:12] in text
+
+
+def test_every_file_of_the_run_is_listed_with_its_time(failing: Path) -> None:
+    text = _report(failing)
+    for name in ("attempts.jsonl", "comparison.json", "manifest.json"):
+        assert re.search(rf"\| `{re.escape(name)}` \| `\d{{4}}-\d\d-\d\d \d\d:", text)
+
+
+def test_a_pass_says_integrate_and_a_fail_names_what_dominates(
+    failing: Path, tmp_path: Path
+) -> None:
+    good = make_run(tmp_path, [{"text": WEAK}, {"arm": "pupil", "text": Answers().text()}])
+    assert "- Integrate `pupil`." in _report(good)
+    bad = make_run(tmp_path, [{"text": WEAK}, {"arm": "pupil", "text": Answers().bad()}])
+    steps = _report(bad).partition("## Comparison")[0]
+    assert "What fails most is `review_missing_narrative` (8 answers)" in steps
+    assert "Check every training target" in steps
+    assert "Answers of `pupil` are missing" in _report(failing)
+
+
+def test_a_base_that_fails_is_not_answered_with_training(tmp_path: Path) -> None:
+    script = [{"text": Answers().text()}, {"arm": "baseline", "text": Answers().bad()}]
+    steps = _report(make_run(tmp_path, script)).partition("## Comparison")[0]
+    assert "the base's failure, not the adapter's" in steps
+    assert "training target" not in steps
+
+
+def test_a_partial_run_says_what_is_owed_and_how_to_go_on(failing: Path) -> None:
+    folder = cut_off(failing, 5)
+    run = load_run(folder)
+    assert run.comparison["owed"] > 0
+    text = _report(folder)
+    assert "NOT FINISHED" in text.splitlines()[0]
+    assert f"{run.comparison['owed']} answers are still owed" in text
+    assert f"--resume {folder.name}" in text
+
+
+def test_long_lists_end_with_how_many_more(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, [{"text": "nothing"}], MOST_CASES)
+    text = _report(folder)
+    assert f"and {MOST_CASES} more in `comparison.json`" in text
+    assert text.count("| `format_error` |") == MOST_CASES
+
+
+@pytest.mark.parametrize("kind", ["report", "summary"])
+def test_hostile_text_is_code_and_nothing_else(hostile: Path, kind: str) -> None:
+    text = _report(hostile) if kind == "report" else render_summary(load_run(hostile))
+    html = [token.content for token in _tokens(text) if token.type.startswith("html")]
+    assert set(html) <= {"<code>", "</code>"}
+    assert not [token for token in _tokens(text) if token.type in ("link_open", "image")]
+    for mark in ("octocat", "alert", "script", "example.com", "$x", "#1"):
+        assert mark not in _bare(text)
+    assert "octocat" in text
+    assert not set("\u202e\x07") & set(text)
+
+
+@pytest.mark.parametrize("kind", ["report", "summary"])
+def test_no_hostile_text_breaks_a_table(hostile: Path, kind: str) -> None:
+    text = _report(hostile) if kind == "report" else render_summary(load_run(hostile))
+    html = GITHUB.render(text)
+    tables = re.findall(r"<table>.*?</table>", html, flags=re.DOTALL)
+    assert len(tables) >= 2
+    for table in tables:
+        rows = re.findall(r"<tr>.*?</tr>", table, flags=re.DOTALL)
+        assert len({len(re.findall(r"<t[hd]", row)) for row in rows}) == 1
+    outside = re.sub(r"<table>.*?</table>", "", html, flags=re.DOTALL)
+    assert "---" not in _bare(outside)
+
+
+def test_a_raw_answer_cannot_leave_its_block(hostile: Path) -> None:
+    blocks = [token.content for token in _tokens(_report(hostile)) if token.type == "fence"]
+    assert any("end" in block and "````" in block for block in blocks)
+
+
+def test_the_summary_says_verdict_gate_failures_and_next_step(failing: Path) -> None:
+    text = render_summary(load_run(failing))
+    for said in ("FAIL", "| valid rate of pupil |", "### Failed attempts", "### Next step"):
+        assert said in text
+    assert len(text) < 6000

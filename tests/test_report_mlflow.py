@@ -1,0 +1,66 @@
+"""A run in MLflow's local file store, which its present release wants allowed by a variable."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.report_runs import FAILING, make_run
+from vllm_eval.report.stored_run import load_run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import Bench
+
+pytestmark = pytest.mark.filterwarnings("ignore:::mlflow", "ignore::FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("run"), FAILING)
+
+
+def test_a_run_is_logged_with_parameters_metrics_verdict_and_report(
+    bench: Bench, failing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    store = (tmp_path / "mlruns").as_uri()
+    done = bench.call("report", str(failing), "--mlflow", store)
+    assert done.code == 0, done.err
+
+    from mlflow import MlflowClient
+
+    client: Any = MlflowClient(tracking_uri=store)
+    experiment = client.get_experiment_by_name("vllm_eval")
+    (run,) = client.search_runs([experiment.experiment_id])
+    comparison = load_run(failing).comparison
+    assert run.info.run_name == failing.name
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["verdict"] == run.data.tags["verdict.pupil"] == "FAIL"
+    assert run.data.metrics["pupil/mean"] == comparison["arms"]["pupil"]["mean"]
+    assert run.data.metrics["pupil/valid_rate"] == 0.75
+    assert (
+        run.data.metrics["pupil/ratio_value"] == comparison["students"]["pupil"]["ratio"]["value"]
+    )
+    assert run.data.params["temperature"] == "0.2"
+    assert run.data.params["gate.min_ratio"] == "0.9"
+    kept = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert kept >= {"report.html", "report.md", "junit.xml", "summary.md", "plots"}
+
+
+def test_a_store_that_refuses_is_bad_input(bench: Bench, failing: Path, tmp_path: Path) -> None:
+    done = bench.call("report", str(failing), "--mlflow", "nonsense://x")
+    assert done.code == 2
+    assert "--mlflow nonsense://x" in done.err
+
+
+def test_without_mlflow_the_error_names_the_extra(
+    bench: Bench, failing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # what Python takes for "not installed"
+    done = bench.call("report", str(failing), "--mlflow", "file:x")
+    assert done.code == 2
+    assert "pip install 'vllm_eval[mlflow]'" in done.err

@@ -1,0 +1,114 @@
+"""Several runs on one page: score and validity over time, per adapter."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from vllm_eval import store
+from vllm_eval.errors import InputError
+from vllm_eval.records import BASELINE
+from vllm_eval.report.figures import Line
+from vllm_eval.report.pages import page_templates, style
+from vllm_eval.report.plots import history_svg
+from vllm_eval.report.write import HTML
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from vllm_eval.report.stored_run import StoredRun
+
+FILE = "history.html"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One arm of one run."""
+
+    begun: datetime
+    run: str
+    link: str
+    """To the run's own report, from the page's folder."""
+    arm: str
+    line: str
+    """Which line of the plot it belongs to."""
+    verdict: str | None
+    """None for the baseline."""
+    summary: Mapping[str, Any]
+    ratio: float | None
+    partial: bool
+    data: str
+    """First characters of the data set's hash."""
+
+
+def write_history(runs: Sequence[StoredRun], path: Path) -> Path:
+    """One page over all runs, oldest first, with links to each one's report.
+
+    Raises:
+        InputError: the page cannot be written there.
+    """
+    rows = sorted(
+        (row for run in runs for row in _rows(run, path.parent)), key=lambda row: row.begun
+    )
+    names = dict.fromkeys(row.line for row in rows)
+    ordered = sorted(names, key=lambda name: not name.startswith(BASELINE))
+    page = (
+        page_templates()
+        .get_template("history.html.j2")
+        .render(
+            rows=rows,
+            runs=len(runs),
+            mixed=len({row.data for row in rows}) > 1,
+            plot=Markup(history_svg([_line(name, rows) for name in ordered])),  # noqa: S704  drawn by us
+            style=Markup(style()),  # noqa: S704  our own file
+        )
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return store.write_text(path, page)
+    except OSError as error:
+        msg = f"{path}: cannot be written: {error.strerror}; give --output"
+        raise InputError(msg) from error
+
+
+def _rows(run: StoredRun, place: Path) -> list[Row]:
+    comparison, about = run.comparison, run.environment
+    verdicts = {verdict["arm"]: verdict for verdict in comparison["verdicts"]}
+    base = about["base_model"]
+    link = os.path.relpath((run.folder / HTML).resolve(), place.resolve())
+    return [
+        Row(
+            begun=datetime.fromisoformat(about["started_at"]),
+            run=run.folder.name,
+            link=link.replace(os.sep, "/"),
+            arm=arm,
+            line=arm if arm in verdicts or base is None else f"{arm} {base.rpartition('/')[2]}",
+            verdict=verdicts[arm]["verdict"] if arm in verdicts else None,
+            summary=summary,
+            ratio=_ratio(verdicts.get(arm)),
+            partial=comparison["partial"],
+            data=about["identity"]["dataset"][:8],
+        )
+        for arm, summary in comparison["arms"].items()
+    ]
+
+
+def _ratio(verdict: Mapping[str, Any] | None) -> float | None:
+    """The value of the gate's rule on it."""
+    rules = verdict["rules"] if verdict else ()
+    return next((rule["value"] for rule in rules if " / mean of " in rule["name"]), None)
+
+
+def _line(name: str, rows: Sequence[Row]) -> Line:
+    mine = [row for row in rows if row.line == name]
+    return Line(
+        name,
+        [row.begun for row in mine],
+        [row.summary["mean"] for row in mine],
+        [row.summary["valid_rate"] if row.summary["total"] else None for row in mine],
+    )

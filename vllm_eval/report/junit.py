@@ -1,0 +1,120 @@
+"""`junit.xml`: each rule of the gate and each case of each arm as a test, for CI."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
+
+from vllm_eval import store
+from vllm_eval.tables import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from vllm_eval.report.stored_run import StoredRun
+
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML 1.0 cannot hold, not even escaped (section 2.2, production 2)."""
+KINDS = ("failure", "error", "skipped")
+
+
+def write_junit(run: StoredRun, path: Path) -> Path:
+    """A suite for each student's gate and one for each arm's cases.
+
+    A broken contract is a `failure`, an answer that is missing an `error`, one that a partial run
+    still owes is `skipped`. The time of an arm's suite is the sum over its attempts, which ran side
+    by side; the time of all is that of the generation.
+    """
+    root = ET.Element("testsuites", name=_text(run.folder.name))
+    suites = [*_gates(run.comparison), *_arms(run)]
+    for suite in suites:
+        root.append(suite)
+    for key in ("tests", "failures", "errors", "skipped"):
+        root.set(key, str(sum(int(suite.get(key, 0)) for suite in suites)))
+    root.set("time", f"{run.comparison['timing']['generation_s']:.3f}")
+    ET.indent(root)
+    xml = ET.tostring(root, encoding="unicode")
+    return store.write_text(path, f'<?xml version="1.0" encoding="UTF-8"?>\n{xml}\n')
+
+
+def _gates(comparison: Mapping[str, Any]) -> Iterator[ET.Element]:
+    for verdict in comparison["verdicts"]:
+        tests = [
+            _test(
+                "gate." + verdict["arm"],
+                rule["name"],
+                None if rule["passed"] else "failure",
+                "rule",
+                rule["reason"],
+            )
+            for rule in verdict["rules"]
+        ]
+        yield _suite(f"gate of {verdict['arm']}", tests)
+
+
+def _arms(run: StoredRun) -> Iterator[ET.Element]:
+    comparison = run.comparison
+    cases = {row["concept_id"]: row["arms"] for row in comparison["cases"]}
+    drawn = [row["concept_id"] for row in store.read_cases(run.folder)]
+    for arm in run.arms:
+        examples = _examples(comparison, arm)
+        tests = [_case(arm, case, cases.get(case, {}).get(arm), examples) for case in drawn]
+        made = comparison["attempts"].get(arm)
+        yield _suite(f"cases of {arm}", tests, made["all"]["seconds"] if made else 0.0)
+
+
+def _case(
+    arm: str, case: str, cell: Mapping[str, Any] | None, examples: Mapping[str, Mapping[str, Any]]
+) -> ET.Element:
+    name = f"cases.{arm}"
+    if cell is None:
+        return _test(name, case, "skipped", None, "the run ended before its answer")
+    if cell["status"] == "success":
+        return _test(name, case)
+    kind = "error" if cell["status"] == "error" else "failure"
+    example = examples.get(case, {})
+    message = f"{cell['valid']} of {cell['samples']} answers valid in {cell['attempts']} attempts"
+    if example.get("message"):
+        message += f"; {example['message']}"
+    return _test(name, case, kind, cell["reason"], message, example.get("excerpt", ()))
+
+
+def _examples(comparison: Mapping[str, Any], arm: str) -> dict[str, Mapping[str, Any]]:
+    """An example of what failed, for the cases that have one."""
+    groups = (group for group in comparison["failures"] if group["arm"] == arm)
+    return {example["concept_id"]: example for group in groups for example in group["examples"]}
+
+
+def _suite(name: str, tests: Sequence[ET.Element], seconds: float = 0.0) -> ET.Element:
+    suite = ET.Element("testsuite", name=_text(name), tests=str(len(tests)))
+    failures, errors, skipped = (
+        str(sum(test.find(kind) is not None for test in tests)) for kind in KINDS
+    )
+    suite.attrib |= {"failures": failures, "errors": errors, "skipped": skipped}
+    suite.set("time", f"{seconds:.3f}")
+    suite.extend(tests)
+    return suite
+
+
+def _test(
+    classname: str,
+    name: str,
+    kind: str | None = None,
+    why: str | None = None,
+    message: str = "",
+    lines: Sequence[str] = (),
+) -> ET.Element:
+    test = ET.Element("testcase", classname=_text(classname), name=_text(name))
+    if kind is not None:
+        result = ET.SubElement(test, kind, message=_text(message))
+        if why is not None:
+            result.set("type", _text(why))
+        if lines:
+            result.text = "\n".join(_text(line) for line in lines)
+    return test
+
+
+def _text(text: str) -> str:
+    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", plain(text))

@@ -1,0 +1,112 @@
+"""A run's comparison as a run of MLflow; needs the extra `mlflow`."""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from vllm_eval.config import load_config
+from vllm_eval.errors import InputError
+from vllm_eval.report.html_text import facts
+from vllm_eval.store import CONFIG
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from vllm_eval.report.stored_run import StoredRun
+
+EXPERIMENT = "vllm_eval"
+MOST = 100
+"""Entries of one call; MLflow takes no more parameters at once."""
+LONGEST = 500
+"""Characters of a value."""
+_NO_NAME = re.compile(r"[^\w.\-/ ]")
+TIMES = ("generation_s", "total_s", "engine_load_s", "output_tokens_per_s", "requests_per_s")
+DOUBT = ("difference", "ratio")
+
+
+def log_run(run: StoredRun, uri: str, files: Sequence[Path]) -> str:
+    """Log parameters, metrics, verdicts and the report's files; the id MLflow gives it.
+
+    Args:
+        run: with its report written.
+        uri: of the tracking server or store.
+        files: what is kept as artifacts.
+
+    Raises:
+        InputError: MLflow is not installed, or refuses.
+    """
+    try:
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+    except ImportError as error:
+        msg = "--mlflow: MLflow is not installed; run: pip install 'vllm_eval[mlflow]'"
+        raise InputError(msg) from error
+    try:
+        return _log(MlflowClient(tracking_uri=uri), run, files)
+    except MlflowException as error:
+        msg = f"--mlflow {uri}: {error}"
+        raise InputError(msg) from error
+
+
+def _log(client: Any, run: StoredRun, files: Sequence[Path]) -> str:  # noqa: ANN401  MLflow's own
+    from mlflow.entities import Metric, Param
+
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    place = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
+    begun = int(datetime.fromisoformat(run.environment["started_at"]).timestamp() * 1000)
+    made = client.create_run(place, begun, tags=_tags(run), run_name=run.folder.name)
+    now, name = int(time.time() * 1000), made.info.run_id
+    params = [Param(_named(key), value[:LONGEST]) for key, value in _params(run)]
+    metrics = [Metric(_named(key), value, now, 0) for key, value in _metrics(run.comparison)]
+    for start in range(0, max(len(params), len(metrics)), MOST):
+        some = slice(start, start + MOST)
+        client.log_batch(name, params=params[some], metrics=metrics[some])
+    for path in files:
+        inside = path.parent.relative_to(run.folder).as_posix()
+        client.log_artifact(name, str(path), None if inside == "." else inside)
+    client.set_terminated(name, "KILLED" if run.comparison["partial"] else "FINISHED")
+    return str(name)
+
+
+def _tags(run: StoredRun) -> dict[str, str]:
+    comparison = run.comparison
+    verdicts = {f"verdict.{v['arm']}": v["verdict"] for v in comparison["verdicts"]}
+    whole = "partial" if comparison["partial"] else "PASS" if comparison["passed"] else "FAIL"
+    return {"verdict": whole, **verdicts, "vllm_eval": run.environment["vllm_eval"]}
+
+
+def _params(run: StoredRun) -> Iterable[tuple[str, str]]:
+    """The configuration, and what the engine said of itself."""
+    config = load_config([str(run.folder / CONFIG)]).model_dump(mode="json")
+    yield from facts(config)
+    yield from facts({"engine_about": run.environment.get("engine", {})})
+    yield from facts({"dataset_sha256": run.environment["identity"]["dataset"]})
+
+
+def _metrics(comparison: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for arm, summary in comparison["arms"].items():
+        yield from _numbers(f"{arm}/", summary, summary)
+    for arm, paired in comparison["students"].items():
+        for key in DOUBT:
+            yield from _numbers(f"{arm}/{key}_", paired[key], ("value", "low", "high"))
+    for verdict in comparison["verdicts"]:
+        yield from _numbers(f"{verdict['arm']}/", verdict, ("pass_chance",))
+    yield from _numbers("timing/", comparison["timing"], TIMES)
+
+
+def _numbers(
+    before: str, data: Mapping[str, Any], keys: Iterable[str]
+) -> Iterator[tuple[str, float]]:
+    """Those of the values that are there."""
+    for key in keys:
+        if data[key] is not None:
+            yield before + key, float(data[key])
+
+
+def _named(key: str) -> str:
+    """What MLflow takes as a name."""
+    return _NO_NAME.sub("_", key)

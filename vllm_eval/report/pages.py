@@ -1,0 +1,38 @@
+"""The templates of small pages: every text is escaped, and what hides in it is named."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+
+import jinja2
+
+from vllm_eval.report import html_text
+
+PACKAGE = "vllm_eval.report"
+STYLE = "report.css"
+
+
+@cache
+def page_templates() -> jinja2.Environment:
+    """With the filters that make words of numbers."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(PACKAGE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "visible": html_text.visible,
+        "score": html_text.score,
+        "signed": html_text.signed,
+        "percent": html_text.percent,
+        "count": html_text.count,
+    }
+    return environment
+
+
+def style() -> str:
+    """The report's style sheet."""
+    return (files(PACKAGE) / "templates" / STYLE).read_text(encoding="utf-8")
