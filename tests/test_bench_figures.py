@@ -95,6 +95,11 @@ def test_a_step_bound_by_arithmetic_takes_its_operations_over_the_roof() -> None
     assert limit.bound == "arithmetic"
 
 
+def test_no_more_sequences_run_at_a_time_than_there_are_first_attempts() -> None:
+    shapes = Shapes(1, 0, 0, flops=1, context_flops=1)
+    assert find_limit(shapes, SPEED, replace(TRIAL, retries=1), batch=8).batch == 3
+
+
 def test_cached_prompt_tokens_are_not_computed_again() -> None:
     shapes = Shapes(1, 0, 0, flops=1_000, context_flops=0)
     whole = find_limit(shapes, SPEED, TRIAL, batch=4)

@@ -10,19 +10,41 @@ from vllm_eval.stats.paired import cases_to_settle, pair_scores
 from vllm_eval.stats.resample import resample
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vllm_eval.config import GateConfig
     from vllm_eval.stats import Comparison, Summary
+
+    _Make = Callable[["Kind", str, str, float | None, float], "Rule"]
 
 TOLERANCE = 1e-9
 """A value on its threshold passes, however its last bit was rounded."""
 NO_NUMBER = "there is no such number in this run"
 
 
+Kind = Literal[
+    "answered",
+    "valid_rate",
+    "baseline_mean",
+    "ratio",
+    "ratio_low",
+    "student_mean",
+    "student_std",
+    "lowest_case",
+    "distance",
+    "whole_files",
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One condition of the gate, with its number."""
 
+    kind: Kind
+    arm: str
+    """The arm that is held to it."""
     name: str
+    """For a reader: the kind, with the arms' names in it."""
     value: float | None
     """None where the number does not exist; the rule then fails."""
     threshold: float
@@ -97,19 +119,21 @@ def _rules(
 ) -> tuple[Rule, ...]:
     """Every rule that is in force; `low` is the lower end of the ratio's interval."""
     gate, arm, baseline = terms.gate, terms.arm, terms.baseline
-    ratio = f"mean of {arm} / mean of {baseline}"
+    ratio, mean = f"mean of {arm} / mean of {baseline}", base.mean if base else None
+    least = gate.min_valid_rate
     rules = [
         _answered(baseline, base, terms.expected),
         _answered(arm, student, terms.expected),
-        _at_least(f"valid rate of {baseline}", _rate(base), gate.min_valid_rate),
-        _at_least(f"valid rate of {arm}", _rate(student), gate.min_valid_rate),
-        _at_least(f"mean of {baseline}", base.mean if base else None, gate.min_baseline_mean),
-        _at_least(ratio, _ratio(base, student), gate.min_ratio),
+        _at_least(
+            "valid_rate", baseline, f"valid rate of {baseline}", _rate(base), gate.min_valid_rate
+        ),
+        _at_least("valid_rate", arm, f"valid rate of {arm}", _rate(student), least),
+        _at_least("baseline_mean", baseline, f"mean of {baseline}", mean, gate.min_baseline_mean),
+        _at_least("ratio", arm, ratio, _ratio(base, student), gate.min_ratio),
     ]
     if gate.confidence is not None:
-        rule = _at_least(
-            f"ratio of means of {arm}, lower end at {gate.confidence:g}", low, gate.min_ratio
-        )
+        name = f"ratio of means of {arm}, lower end at {gate.confidence:g}"
+        rule = _at_least("ratio_low", arm, name, low, gate.min_ratio)
         rules.append(replace(rule, reason=why) if why else rule)
     return (*rules, *_extra_rules(terms, base, student))
 
@@ -119,15 +143,16 @@ def _extra_rules(terms: _Terms, base: Summary | None, student: Summary | None) -
     gate, arm = terms.gate, terms.arm
     mean, std, least = (student.mean, student.std, student.min) if student else (None, None, None)
     apart = _distance(base, student)
-    rules = (
-        (_at_least, f"mean of {arm}", mean, gate.min_student_mean),
-        (_at_most, f"std of {arm}", std, gate.max_student_std),
-        (_at_least, f"lowest valid case of {arm}", least, gate.min_case_score),
-        (_at_most, f"mean of {arm} apart from {terms.baseline}", apart, gate.max_abs_difference),
+    far = f"mean of {arm} apart from {terms.baseline}"
+    rules: tuple[tuple[_Make, Kind, str, float | None, float | None], ...] = (
+        (_at_least, "student_mean", f"mean of {arm}", mean, gate.min_student_mean),
+        (_at_most, "student_std", f"std of {arm}", std, gate.max_student_std),
+        (_at_least, "lowest_case", f"lowest valid case of {arm}", least, gate.min_case_score),
+        (_at_most, "distance", far, apart, gate.max_abs_difference),
     )
     return [
-        make(name, value, threshold)
-        for make, name, value, threshold in rules
+        make(kind, arm, name, value, threshold)
+        for make, kind, name, value, threshold in rules
         if threshold is not None
     ]
 
@@ -153,26 +178,27 @@ def _pass_chance(terms: _Terms, comparison: Comparison, confidence: float) -> fl
 def _answered(arm: str, summary: Summary | None, expected: int) -> Rule:
     """Every case must have an answer: a gap in the data is no reason to pass."""
     answered = summary.total - summary.errors if summary else 0
-    rule = _at_least(f"cases of {arm} with an answer", answered / max(expected, 1), 1.0)
+    name = f"cases of {arm} with an answer"
+    rule = _at_least("answered", arm, name, answered / max(expected, 1), 1.0)
     if rule.passed:
         return rule
     return replace(rule, reason=f"{expected - answered} of {expected} have no answer to judge")
 
 
-def _at_least(name: str, value: float | None, threshold: float) -> Rule:
+def _at_least(kind: Kind, arm: str, name: str, value: float | None, threshold: float) -> Rule:
     if value is None:
-        return Rule(name, None, threshold, None, False, NO_NUMBER)
+        return Rule(kind, arm, name, None, threshold, None, False, NO_NUMBER)
     passed = value >= threshold - TOLERANCE
     reason = "" if passed else f"{value:.6g} is below {threshold:.6g}"
-    return Rule(name, value, threshold, value - threshold, passed, reason)
+    return Rule(kind, arm, name, value, threshold, value - threshold, passed, reason)
 
 
-def _at_most(name: str, value: float | None, threshold: float) -> Rule:
+def _at_most(kind: Kind, arm: str, name: str, value: float | None, threshold: float) -> Rule:
     if value is None:
-        return Rule(name, None, threshold, None, False, NO_NUMBER, "at most")
+        return Rule(kind, arm, name, None, threshold, None, False, NO_NUMBER, "at most")
     passed = value <= threshold + TOLERANCE
     reason = "" if passed else f"{value:.6g} is above {threshold:.6g}"
-    return Rule(name, value, threshold, threshold - value, passed, reason, "at most")
+    return Rule(kind, arm, name, value, threshold, threshold - value, passed, reason, "at most")
 
 
 def _rate(summary: Summary | None) -> float | None:

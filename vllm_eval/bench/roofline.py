@@ -100,7 +100,7 @@ def read_shapes(plan: Plan) -> Shapes | None:
 
 def find_limit(shapes: Shapes, speed: Speed, work: Trial, batch: int) -> Limit:
     """The least time for `work` with `batch` sequences decoded at a time."""
-    batch = min(batch, work.requests)
+    batch = min(batch, work.requests - work.retries)  # a retry takes a place that became free
     prompt = work.prompt_tokens / work.requests
     context = prompt + work.output_tokens / work.requests / 2
     step_bytes = shapes.weight_bytes + shapes.adapter_bytes + batch * context * shapes.cache_bytes

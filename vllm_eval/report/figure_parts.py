@@ -84,6 +84,7 @@ def with_gaps(values: Sequence[float | None]) -> list[float]:
 
 def as_percent(axes: Axes, *, across: bool = False) -> None:
     """Shares at the ticks of the upright axis, or of the one across; none above 100 %."""
+
     def percent(value: float, place: float) -> str:
         del place
         return f"{value:.0%}" if value < 1.001 else ""

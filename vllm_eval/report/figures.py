@@ -131,7 +131,7 @@ def _draw_scatter(
     ends = (low, 1.0)
     same = axes.plot(ends, ends, color=colours.text, linewidth=1)
     names = [*students, "equal scores"]
-    ratio = _threshold(comparison, f"mean of {students[0]} / mean of ")
+    ratio = _threshold(comparison, "ratio")
     if ratio is not None:
         same += axes.plot(ends, [ratio * end for end in ends], color=colours.text, linestyle="--")
         names.append(f"gate: {ratio:g} x baseline's mean")
@@ -223,7 +223,7 @@ def _attempts(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -
         shares = [step["valid_by_then"] for step in steps]
         axes.plot(numbers, shares, **line_style(colours, number))
     shown, names = list(axes.get_lines()), list(arms)
-    least = _threshold(comparison, "valid rate of ")
+    least = _threshold(comparison, "valid_rate")
     if least is not None:
         shown.append(axes.axhline(least, color=colours.text, linestyle="--", linewidth=1))
         names.append(f"gate: {least:g}")
@@ -294,7 +294,7 @@ def _pairs(comparison: Mapping[str, Any], student: str) -> list[tuple[float, flo
     return [(one, two) for one, two in scores if one is not None and two is not None]
 
 
-def _threshold(comparison: Mapping[str, Any], rule: str) -> float | None:
-    """Of the first rule whose name begins so."""
-    rules = (one for verdict in comparison["verdicts"] for one in verdict["rules"])
-    return next((one["threshold"] for one in rules if one["name"].startswith(rule)), None)
+def _threshold(comparison: Mapping[str, Any], kind: str) -> float | None:
+    """Of the first rule of that kind."""
+    rules = (rule for verdict in comparison["verdicts"] for rule in verdict["rules"])
+    return next((rule["threshold"] for rule in rules if rule["kind"] == kind), None)

@@ -101,7 +101,7 @@ def _rows(run: StoredRun, place: Path) -> list[Row]:
 def _ratio(verdict: Mapping[str, Any] | None) -> float | None:
     """The value of the gate's rule on it."""
     rules = verdict["rules"] if verdict else ()
-    return next((rule["value"] for rule in rules if " / mean of " in rule["name"]), None)
+    return next((rule["value"] for rule in rules if rule["kind"] == "ratio"), None)
 
 
 def _line(name: str, rows: Sequence[Row]) -> Line:

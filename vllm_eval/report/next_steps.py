@@ -47,16 +47,6 @@ UNTRAINED = (
     "That is the base's failure, not the adapter's: allow more attempts (`--retries`), make the "
     "prompt clearer (`--prompt-template`) or take another base."
 )
-_RULES = (
-    (re.compile(r"cases of (.+) with an answer"), "unanswered"),
-    (re.compile(r"valid rate of (.+)"), "invalid"),
-    (re.compile(r"mean of .+ / mean of .+"), "ratio"),
-    (re.compile(r"ratio of means of .+, lower end .+"), "uncertain"),
-    (re.compile(r"mean of baseline"), "baseline"),
-    (re.compile(r"std of .+|lowest valid case of .+"), "worst"),
-    (re.compile(r"mean of .+ apart from .+"), "apart"),
-    (re.compile(r"mean of .+"), "ratio"),
-)
 
 
 def next_steps(run: StoredRun) -> list[Md]:
@@ -106,31 +96,27 @@ def _repair(comparison: Mapping[str, Any], verdict: Mapping[str, Any]) -> Iterat
 def _remedy(
     comparison: Mapping[str, Any], verdict: Mapping[str, Any], rule: Mapping[str, Any]
 ) -> Iterator[Md]:
-    found = ((kind, pattern.fullmatch(rule["name"])) for pattern, kind in _RULES)
-    kind, match = next(((kind, match) for kind, match in found if match), ("", None))
-    arm = verdict["arm"]
-    if kind == "unanswered" and match:
-        yield Md(
-            f"Answers of {code(match.group(1))} are missing: {_main_reason(comparison, match)}"
-        )
-    elif kind == "invalid" and match:
-        why = _main_reason(comparison, match)
-        yield Md(f"Too few answers of {code(match.group(1))} are valid. {why}")
-    elif kind == "baseline":
+    arm, kind = rule["arm"], rule["kind"]
+    student = code(verdict["arm"])
+    if kind == "answered":
+        yield Md(f"Answers of {code(arm)} are missing: {_main_reason(comparison, arm)}")
+    elif kind == "valid_rate":
+        why = _main_reason(comparison, arm)
+        yield Md(f"Too few answers of {code(arm)} are valid. {why}")
+    elif kind == "baseline_mean":
         yield Md(
             "The base itself scores too low, so a ratio to it says little: check base model, "
             "prompt and cases before the adapter."
         )
-    elif kind == "uncertain":
-        yield Md(f"The ratio of {code(arm)} is too uncertain: more cases. {_doubt(verdict)}")
-    elif kind == "apart":
-        yield Md(f"The means of {code(arm)} and the baseline lie further apart than allowed.")
+    elif kind == "ratio_low":
+        yield Md(f"The ratio of {student} is too uncertain: more cases. {_doubt(verdict)}")
+    elif kind == "distance":
+        yield Md(f"The means of {student} and the baseline lie further apart than allowed.")
     else:
-        yield Md(f"{code(arm)} scores too low. {_worst_cases(comparison, arm)}")
+        yield Md(f"{student} scores too low. {_worst_cases(comparison, verdict['arm'])}")
 
 
-def _main_reason(comparison: Mapping[str, Any], match: re.Match[str]) -> str:
-    arm = match.group(1)
+def _main_reason(comparison: Mapping[str, Any], arm: str) -> str:
     reasons = comparison["reasons"].get(arm, {})
     if not reasons:
         return "No reason was recorded."

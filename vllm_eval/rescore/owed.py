@@ -35,7 +35,9 @@ class Owed:
         """The verdict, which no student passes on files with gaps."""
         if not self.gaps:
             return verdict
-        rule = Rule("files that are whole", None, 1.0, None, False, "; ".join(self.gaps))
+        why = "; ".join(self.gaps)
+        name = "files that are whole"
+        rule = Rule("whole_files", verdict.arm, name, None, 1.0, None, False, why)
         chance = None if verdict.pass_chance is None else 0.0
         rules = (*verdict.rules, rule)
         return replace(verdict, passed=False, rules=rules, pass_chance=chance)
