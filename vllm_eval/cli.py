@@ -7,106 +7,22 @@ import signal
 import sys
 import threading
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from vllm_eval import __version__
 from vllm_eval.bench.options import bench_options, take_options
 from vllm_eval.errors import EvalError
+from vllm_eval.flags import FLOAT, config_layer, config_options, layer_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 PASS, FAIL, BAD_INPUT, COULD_NOT_EVALUATE, INTERRUPTED = 0, 1, 2, 3, 130
 IMPOSSIBLE_NAMES = (errno.ENAMETOOLONG, errno.EILSEQ)
 """Errors of the file system that only a name given by the user can bring about."""
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """A command-line option and the configuration key it sets."""
-
-    name: str
-    key: str
-    help: str
-    kind: Any = str
-    many: bool = False
-
-    @property
-    def parameter(self) -> str:
-        """Its name as a Python argument."""
-        return self.name.partition("/")[0].removeprefix("--").replace("-", "_")
-
-
-_FLOAT, _INT, _SWITCH = float, int, bool
-FLAGS = (
-    Flag(
-        "--adapter", "adapters", "Adapter: folder, name or hub id; repeat for several.", many=True
-    ),
-    Flag("--adapter-path", "adapters", "The same, as the old script called it.", many=True),
-    Flag("--base-model", "base_model", "Folder or hub id; default: the adapter's own base."),
-    Flag("--dataset-path", "dataset_path", "Cases, one JSON object a line."),
-    Flag("--output-dir", "output_dir", "Where run folders are made.  [results]"),
-    Flag("--tag", "tag", "Label of the run; default: the adapter's name."),
-    Flag("--max-samples", "max_samples", "How many cases are drawn; default: all.", _INT),
-    Flag("--samples-per-case", "samples_per_case", "Answers per arm and case.  [1]", _INT),
-    Flag("--seed", "seed", "Seed of the draw and of the sampling.  [42]", _INT),
-    Flag("--temperature", "temperature", "Sampling temperature.  [0.2]", _FLOAT),
-    Flag("--top-p", "top_p", "Nucleus sampling.  [0.9]", _FLOAT),
-    Flag("--max-new-tokens", "max_new_tokens", "Longest answer in tokens.  [1024]", _INT),
-    Flag("--retries", "retries", "Further attempts after a failed first one.  [2]", _INT),
-    Flag("--confidence", "gate.confidence", "Level at which the ratio must hold too.", _FLOAT),
-    Flag("--prompt-template", "prompt_template", "Jinja2 file that replaces the task's prompt."),
-    Flag("--prompt-format", "prompt_format", "raw text, or the chat template.  [raw]"),
-    Flag("--report/--no-report", "report", "Whether a run ends with its report.  [yes]", _SWITCH),
-    Flag("--load-4bit", "load_4bit", "Quantise the base to 4 bit (bitsandbytes).", _SWITCH),
-    Flag("--bnb-compute-dtype", "bnb_compute_dtype", "Type computed in with --load-4bit."),
-    Flag("--task", "task", "What is asked and how it is judged.  [product_owner]"),
-    Flag("--engine", "engine", "vllm, transformers or scripted.  [vllm]"),
-    Flag("--batch-size", "batch_size", "Cases at a time, transformers engine only.  [1]", _INT),
-    Flag("--script", "script", "Answers of the scripted engine, one JSON object a line."),
-    Flag("--profile", "profile", "Shipped profile to start from, auto or none.  [auto]"),
-    Flag("--tensor-parallel-size", "engine_args.tensor_parallel_size", "vLLM's own.", _INT),
-    Flag("--pipeline-parallel-size", "engine_args.pipeline_parallel_size", "vLLM's own.", _INT),
-    Flag("--max-model-len", "engine_args.max_model_len", "vLLM's own.", _INT),
-    Flag("--max-num-seqs", "engine_args.max_num_seqs", "vLLM's own.", _INT),
-    Flag("--gpu-memory-utilization", "engine_args.gpu_memory_utilization", "vLLM's own.", _FLOAT),
-    Flag("--quantization", "engine_args.quantization", "vLLM's own."),
-    Flag("--dtype", "engine_args.dtype", "vLLM's own."),
-    Flag("--enforce-eager", "engine_args.enforce_eager", "vLLM's own.", _SWITCH),
-)
-
-
-def _options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command every option of `FLAGS`, besides `--config` and `-c`."""
-    for flag in reversed(FLAGS):
-        command = click.option(
-            flag.name,
-            flag.parameter,
-            type=flag.kind,
-            is_flag=flag.kind is _SWITCH,
-            multiple=flag.many,
-            default=None,
-            help=flag.help,
-        )(command)
-    return _layers(command)
-
-
-def _layers(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command `--config` and `-c`."""
-    command = click.option(
-        "settings", "-c", multiple=True, metavar="KEY.PATH=VALUE", help="Set one configuration key."
-    )(command)
-    return click.option(
-        "files",
-        "--config",
-        multiple=True,
-        metavar="FILE|NAME",
-        help="YAML file or shipped profile; repeat to layer.",
-    )(command)
 
 
 class _RunByDefault(click.Group):
@@ -138,7 +54,7 @@ def app() -> None:
 
 
 @app.command("run")
-@_options
+@config_options
 @click.option(
     "--resume",
     metavar="RUN|auto",
@@ -156,7 +72,7 @@ def run_command(
     from vllm_eval.run import AUTO, run
     from vllm_eval.store import CONFIG, find_run
 
-    flags = _layer(given)
+    flags = config_layer(given)
     config, folder = load_config(files, settings, flags), None
     if resume and resume != AUTO:
         folder = find_run(resume, config.output_dir)
@@ -170,7 +86,7 @@ def run_command(
 
 
 @app.command("check")
-@_options
+@config_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON array on standard output.")
 def check_command(
     files: Sequence[str], settings: Sequence[str], as_json: bool, **given: object
@@ -183,7 +99,7 @@ def check_command(
     from vllm_eval.console import show_findings
     from vllm_eval.preflight.check import check_config
 
-    findings = check_config(load_config(files, settings, _layer(given)))
+    findings = check_config(load_config(files, settings, config_layer(given)))
     show_findings(findings, as_json=as_json)
     sys.exit(BAD_INPUT if any(finding.level == "error" for finding in findings) else PASS)
 
@@ -192,8 +108,8 @@ def check_command(
 @click.argument("answers", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--dataset-path", help="Data set with the requirements; default: as stored.")
 @click.option("--task", help="How answers are judged; default: as stored, else product_owner.")
-@click.option("--confidence", type=_FLOAT, help="Level at which the ratio must hold too.")
-@_layers
+@click.option("--confidence", type=FLOAT, help="Level at which the ratio must hold too.")
+@layer_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per answer, nothing else.")
 def score_command(
     answers: Sequence[Path],
@@ -266,7 +182,7 @@ def report_command(
 
 
 @app.command("bench")
-@_options
+@config_options
 @bench_options
 def bench_command(files: Sequence[str], settings: Sequence[str], **given: object) -> None:
     """Time engines, settings and ways of asking on the same work: forced lengths, in turn.
@@ -283,7 +199,7 @@ def bench_command(files: Sequence[str], settings: Sequence[str], **given: object
 
     options = take_options(given)
     with Terminal() as terminal:
-        done = bench(Layers(files, settings, _layer(given)), options, terminal)
+        done = bench(Layers(files, settings, config_layer(given)), options, terminal)
         for part in bench_tables(done):
             terminal.console.print(part)
         terminal.stage(f"files in {done.folder}")
@@ -319,21 +235,3 @@ def _fail(text: str, code: int) -> None:
 
     show_error(text)
     sys.exit(code)
-
-
-def _layer(given: dict[str, object]) -> dict[str, Any]:
-    """The options that were given, as a configuration layer."""
-    layer: dict[str, Any] = {}
-    for flag in FLAGS:
-        value = given[flag.parameter]
-        absent = value is False and "/" not in flag.name  # a switch without an opposite
-        if value is None or value == () or absent:
-            continue
-        if flag.many:
-            layer[flag.key] = [*layer.get(flag.key, ()), *value]  # type: ignore[misc]
-        elif "." in flag.key:
-            section, _, key = flag.key.partition(".")
-            layer.setdefault(section, {})[key] = value
-        else:
-            layer[flag.key] = value
-    return layer
