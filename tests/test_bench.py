@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,10 +24,9 @@ from vllm_eval.preflight.adapter_check import check_adapter
 from vllm_eval.preflight.base_model import read_base
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.conftest import Answers, Bench, Run
 
+ROOT = Path(__file__).parents[1]
 SCRIPTED = Layers((), ("profile=none",), {"engine": "scripted", "adapters": ["pupil"]})
 DEMO = Layers(("demo",), (), {})
 
@@ -55,16 +57,54 @@ def call(bench: Bench, *more: str) -> Run:
     return bench.call("bench", *bench.arguments("--repeats", "2", "--warmup", "0", *more))
 
 
-def test_every_contestant_has_a_trial_in_every_repeat(scripted: Bench) -> None:
-    rows = found(call(scripted, "--contestants", "mixed,arms"))["contestants"]
+@pytest.fixture(scope="module")
+def timed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[str, Any]]:
+    """Folder, output and JSON of one benchmark of two contestants."""
+    folder = tmp_path_factory.mktemp("timed")
+    cases, script = folder / "cases.jsonl", folder / "script.jsonl"
+    row = {"concept": "A tool library", "requirements_yaml": "title: x", "tier": "simple"}
+    cases.write_text("".join(json.dumps(row | {"concept_id": f"K{n}"}) + "\n" for n in range(6)))
+    script.write_text('{"concept_id": "*", "text": "one two three", "seconds": 0.2}\n')
+    command = [sys.executable, "-m", "vllm_eval", "bench", "--engine", "scripted", "--profile"]
+    command += ["none", "--script", str(script), "--adapter", "pupil", "--dataset-path", str(cases)]
+    command += ["--output-dir", str(folder), "--repeats", "2", "--warmup", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    (path,) = folder.glob("benchmarks/*/bench.json")
+    return path.parent, done.stdout, json.loads(path.read_text("utf-8"))
+
+
+Timed = tuple["Path", str, dict[str, Any]]
+
+
+def test_every_contestant_has_a_trial_in_every_repeat(timed: Timed) -> None:
+    rows = timed[2]["contestants"]
     assert {name: len(row["trials"]) for name, row in rows.items()} == {"mixed": 2, "arms": 2}
     assert {row["trials"][0]["requests"] for row in rows.values()} == {12}
 
 
-def test_one_arm_after_the_other_takes_both_arms_times(scripted: Bench) -> None:
+def test_one_arm_after_the_other_takes_both_arms_times(timed: Timed) -> None:
     """Scripted answers take their time side by side: both arms at once, or one after the other."""
-    rows = found(call(scripted, "--contestants", "mixed,arms"))["contestants"]
-    assert 1.7 < rows["arms"]["ratio"]["median"] < 2.3
+    assert 1.5 < timed[2]["contestants"]["arms"]["ratio"]["median"] < 2.5
+
+
+def test_the_machine_the_work_and_the_load_are_kept(timed: Timed) -> None:
+    kept = timed[2]
+    assert kept["machine"]["cpus"] >= 1
+    assert len(kept["load_average"]["before"]) == 3
+    work = {"least": 256, "most": 256, "fail_rate": 0, "attempts": 1, "seed": 42}
+    assert kept["work"] == work | {"cases": 6}
+
+
+def test_the_table_names_every_contestant_and_the_work(timed: Timed) -> None:
+    assert "12 requests (0 retries)" in timed[1]
+    assert "arms" in timed[1]
+
+
+def test_it_draws_itself_as_svg_and_png(timed: Timed) -> None:
+    svg = timed[0] / "bench.svg"
+    assert "mixed" in svg.read_text("utf-8")
+    assert svg.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_barrier_makes_retries_wait_for_the_slowest_case(scripted: Bench) -> None:
@@ -77,32 +117,24 @@ def test_a_barrier_makes_retries_wait_for_the_slowest_case(scripted: Bench) -> N
     assert rows["barrier"]["ratio"]["median"] > 1.1
 
 
-def test_the_machine_the_command_and_the_load_are_kept(scripted: Bench) -> None:
-    kept = found(call(scripted, "--contestants", "mixed"))
-    assert kept["machine"]["cpus"] >= 1
-    assert len(kept["load_average"]["before"]) == 3
-    work = {"least": 256, "most": 256, "fail_rate": 0, "attempts": 1, "seed": 42}
-    assert kept["work"] == work | {"cases": 6}
-
-
-def test_the_table_names_every_contestant_and_the_work(scripted: Bench) -> None:
-    run = call(scripted, "--contestants", "mixed,longest-first")
-    assert "12 requests (0 retries)" in run.out
-    assert "longest-first" in run.out
-
-
-def test_it_draws_itself_as_svg_and_png(scripted: Bench) -> None:
-    run = call(scripted, "--contestants", "mixed")
-    (svg,) = run.output_dir.glob("benchmarks/*/bench.svg")
-    assert "mixed" in svg.read_text("utf-8")
-    assert svg.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_a_swept_setting_gets_a_contestant_for_each_value(scripted: Bench) -> None:
     run = call(scripted, "--set", "temperature=0.1,0.9")
     rows = found(run)["contestants"]
     assert list(rows) == ["mixed", "temperature=0.1", "temperature=0.9"]
     assert rows["temperature=0.9"]["config"]["temperature"] == 0.9
+
+
+def test_one_at_a_time_every_repeat_starts_its_engines_anew(scripted: Bench) -> None:
+    flags = ("--contestants", "mixed,arms", "--set", "temperature=0.9")
+    together = found(call(scripted, *flags))["contestants"]
+    assert {name: len(row["start_s"]) for name, row in together.items()} == dict.fromkeys(
+        ("mixed", "arms", "temperature=0.9"), 1
+    )
+    run = call(scripted, *flags, "--one-at-a-time", "--tag", "alone")
+    (path,) = run.output_dir.glob("benchmarks/alone_*/bench.json")
+    alone = json.loads(path.read_text("utf-8"))["contestants"]
+    assert {len(row["start_s"]) for row in alone.values()} == {2}
+    assert {len(row["trials"]) for row in alone.values()} == {2}
 
 
 def test_a_contestant_that_gets_no_answer_ends_the_benchmark(bench: Bench) -> None:
@@ -213,3 +245,20 @@ def test_shapes_without_weights_are_timed_with_varying_lengths(
     requests = rows["mixed"]["trials"][0]["requests"]
     assert requests > 6
     assert 8 * requests < totals.pop() < 24 * requests
+
+
+@pytest.mark.engine
+def test_the_gpu_script_runs_on_small_shapes_without_a_gpu(tmp_path: Path) -> None:
+    """Its table has a row for every contestant, transformers being the measure."""
+    command = [sys.executable, str(ROOT / "scripts/benchmark_gpu.py"), "--tiny", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [row[1].strip() for row in rows] == [
+        "work",
+        "4 cases x 2 arms, mixed",
+        "4 cases x 2 arms, arms",
+        "4 cases x 2 arms, generate",
+        "transformers, transformers",
+    ]
+    assert rows[-1][5].strip() == "1.0"

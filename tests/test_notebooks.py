@@ -40,7 +40,7 @@ WAIT_S = 300
 
 
 def read(file: Path | str) -> Any:
-    return nbformat.read(FOLDER / file, as_version=4)
+    return nbformat.read(FOLDER / file, as_version=4)  # type: ignore[no-untyped-call]
 
 
 def test_the_files_are_those_that_the_script_makes() -> None:
@@ -105,9 +105,10 @@ def session(platform: Platform, folder: Path, **more: object) -> tuple[Path, sub
     lines = [f"{name} = {value!r}" for name, value in given.items()]
     tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
     place = tags.index(["parameters"]) + 1
-    notebook.cells.insert(place, nbformat.v4.new_code_cell("\n".join(lines)))
+    cell = nbformat.v4.new_code_cell("\n".join(lines))  # type: ignore[no-untyped-call]
+    notebook.cells.insert(place, cell)
     path = folder / "notebook.ipynb"
-    nbformat.write(notebook, path)
+    nbformat.write(notebook, path)  # type: ignore[no-untyped-call]
     command = [sys.executable, "-c", EXECUTE, str(path), "--inplace", f"--timeout={WAIT_S}"]
     return path, subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
@@ -117,7 +118,7 @@ def run(platform: Platform, folder: Path, **more: object) -> Any:
     path, process = session(platform, folder, **more)
     _, said = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, said
-    return nbformat.read(path, as_version=4)
+    return read(path)
 
 
 def printed(notebook: Any) -> str:

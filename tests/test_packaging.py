@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import Answers, Bench
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,9 +29,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "name",
     [
-        "configs/cpu.yaml",
-        "configs/demo.yaml",
-        "configs/gpu.yaml",
+        *(f"configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")),
+        *(
+            str(path.relative_to(ROOT / "vllm_eval"))
+            for path in (ROOT / "vllm_eval" / "report" / "templates").rglob("*.*")
+        ),
         "demo/base/model.safetensors",
         "demo/base/tokenizer.json",
         "demo/cases.jsonl",
@@ -43,6 +50,51 @@ def test_the_wheel_carries_its_data(wheel: Path, name: str) -> None:
 def test_the_embedded_model_is_at_most_8_megabytes(wheel: Path) -> None:
     files = zipfile.ZipFile(wheel).infolist()
     assert sum(f.file_size for f in files if f.filename.startswith("vllm_eval/demo/")) <= 8_000_000
+
+
+@pytest.fixture(scope="module")
+def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment that holds the wheel and what it requires, and no vLLM."""
+    python = tmp_path_factory.mktemp("bare") / "venv" / "bin" / "python"
+    uv = str(Path(sys.executable).with_name("uv"))
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, python.parents[1]], check=True)
+    # The versions of the lock: they were fetched for the tests' own environment already.
+    locked = ["--constraint", str(ROOT / "requirements" / "cpu.lock")]
+    command = [uv, "pip", "install", "-q", "--python", str(python), *locked, str(wheel)]
+    subprocess.run(command, check=True, env=os.environ | {"UV_SYSTEM_CERTS": "1"})
+    return python
+
+
+def call(python: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(python), "-m", "vllm_eval", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_check_score_and_report_work_without_vllm(
+    bare: Path, bench: Bench, answers: Answers
+) -> None:
+    bench.dataset(3)
+    bench.answers({"text": answers.text()})
+    checked = call(bare, bench.folder, "check", *bench.arguments())
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert call(bare, bench.folder, *bench.arguments()).returncode == 0
+    (folder,) = bench.output_dir.iterdir()
+    scored = call(bare, bench.folder, "score", str(folder))
+    assert scored.returncode == 0, scored.stdout + scored.stderr
+    assert "PASS  pupil" in scored.stdout
+    assert not (folder / "report.html").exists()
+    reported = call(bare, bench.folder, "report", str(folder))
+    assert reported.returncode == 0, reported.stdout + reported.stderr
+    assert "pupil" in (folder / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_the_extra_is_named_where_vllm_is_needed_and_absent(
+    bare: Path, tmp_path: Path, command: str
+) -> None:
+    done = call(bare, tmp_path, command, "--config", "demo")
+    assert done.returncode == 2
+    assert "vLLM: is not installed; pip install 'vllm_eval[vllm]'" in done.stdout + done.stderr
 
 
 @pytest.mark.engine

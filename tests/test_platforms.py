@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from tests.conftest import Bench
     from vllm_eval.findings import Finding
 
-PAGE = (Path(__file__).parents[1] / "docs" / "platforms.md").read_text("utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "platforms.md").read_text("utf-8")
 MACHINE = Machine("Linux", "3.12.3", 4, 32_000, ())
 T4 = Gpu("Tesla T4", 15360, "7.5", "580.82.07")
 CAPABILITIES = {"Tesla T4": "7.5", "Tesla P100": "6.0", "Quadro RTX 6000": "7.5"}
@@ -186,6 +187,19 @@ def test_a_7b_model_in_16_bits_is_refused_on_one_t4_with_the_arithmetic(
     assert "weights 14.2 GiB" in found.what
     assert "of 0.90 of 15.0 GiB" in found.what
     assert found.todo == "--load-4bit"
+
+
+@pytest.mark.parametrize("guide", ["local_guide.md", "guia_local.md"])
+def test_the_guides_show_what_a_model_too_large_is_told(guide: str, model: dict[str, Any]) -> None:
+    page = (DOCS / guide).read_text("utf-8")
+    shown = page.partition("```text\n")[2].partition("```")[0]
+    line = check(model, "gpu", replace(MACHINE, gpus=(T4,)))["memory"].line
+    assert shown.split() == line.split()
+
+
+def test_a_7b_model_on_a_cpu_needs_what_the_guides_say(model: dict[str, Any]) -> None:
+    assert "= 20.0 GiB, of " in check(model, "cpu", MACHINE)["memory"].what
+    assert check(model, "cpu", replace(MACHINE, memory_mib=20_000))["memory"].level == "error"
 
 
 def test_a_choice_is_said_with_its_reason(model: dict[str, Any]) -> None:

@@ -80,7 +80,8 @@ LINES = """
 old Python: error Python: version 3.10.12, and vllm_eval needs 3.11 or newer;
     make the environment with a newer Python
 no vLLM, GPU: error vLLM: is not installed; pip install 'vllm_eval[vllm]'
-no vLLM, CPU: error vLLM: is not installed; run scripts/environment
+no vLLM, CPU: error vLLM: is not installed; pip install 'vllm_eval[vllm]', which needs a GPU,
+    or without one run scripts/environment in a clone
 old vLLM: error vLLM: version 0.11.2, and vllm_eval needs 0.19.1 or newer;
     pip install --upgrade 'vllm_eval[vllm]'
 old driver: error driver: 550.54.15, and vLLM 0.33.0 is built for CUDA 13: 580.65 or newer;

@@ -70,7 +70,7 @@ def calls(path: Path) -> Iterator[tuple[str, int, list[str]]]:
             function = node.func
             name = getattr(function, "id", None) or getattr(function, "attr", "")
             keywords = [word.arg for word in node.keywords if word.arg]
-            yield name, len(node.args), keywords
+            yield str(name), len(node.args), keywords
 
 
 def imports() -> set[str]:

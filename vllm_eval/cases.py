@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from vllm_eval.datasets import open_lines
 from vllm_eval.errors import DatasetError
 from vllm_eval.records import Case
 from vllm_eval.tasks.yaml_blocks import parse_yaml
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
+    from vllm_eval.datasets import Lines
+
 _BOM = b"\xef\xbb\xbf"
 """Byte order mark: some editors put it at the start of a file; it belongs to no record."""
 
@@ -27,55 +31,82 @@ _BOM = b"\xef\xbb\xbf"
 class Dataset:
     """A checked data set and the cases drawn from it."""
 
-    path: Path
+    lines: Lines
     sha256: str
+    """Over its lines: the same for a file and for its gzip."""
     total: int
     """Records in the file."""
-    drawn: tuple[tuple[int, int], ...]
-    """Line number and byte offset of each drawn record, in the order drawn."""
+    drawn: array[int]
+    """Line number of each drawn record, in the order drawn."""
+    offsets: array[int]
+    """The byte at which each of them begins."""
     version: tuple[int, int]
     """Size in bytes and time of the last change, in ns."""
 
+    @property
+    def path(self) -> Path:
+        """As it was given."""
+        return self.lines.path
+
 
 def open_dataset(path: Path, max_samples: int | None, seed: int) -> Dataset:
-    """Check every line of `path`, then draw `max_samples` records (all where None).
+    """Check every record of `path`, then draw `max_samples` of them (all where None).
 
     Drawing is `random.Random(seed).shuffle` and the first N, as `product_owner.md` fixes it.
 
+    Args:
+        path: JSON lines, or another format that `datasets.open_lines` knows.
+        max_samples: how many are drawn.
+        seed: of the draw.
+
     Raises:
-        DatasetError: file or line that cannot be used, with what to do.
+        DatasetError: file or record that cannot be used, with what to do.
+        InputError: the format needs an extra that is not installed.
     """
+    lines = open_lines(path)
     digest = hashlib.sha256()
-    records: list[tuple[int, int]] = []
+    numbers, offsets = array("q"), array("q")
     seen: dict[str, int] = {}
     offset = 0
     try:
-        with path.open("rb") as file:
+        with lines.file.open("rb") as file:
             version = _version(file)
             for number, line in enumerate(file, start=1):
                 digest.update(line)
                 if holds_record(number, line):
-                    add_id(path, number, _parse_line(path, number, line).id, seen)
-                    records.append((number, offset))
+                    add_id(lines, number, _checked_case(lines, number, line).id, seen)
+                    numbers.append(number)
+                    offsets.append(offset)
                 offset += len(line)
     except OSError as error:
         msg = f"{path}: cannot read the data set: {error.strerror}; give --dataset-path"
         raise DatasetError(msg) from error
-    if not records:
+    if not numbers:
         msg = f"{path}: holds no record"
         raise DatasetError(msg)
-    random.Random(seed).shuffle(records)
-    return Dataset(path, digest.hexdigest(), len(records), tuple(records[:max_samples]), version)
+    order = array("q", range(len(numbers)))
+    random.Random(seed).shuffle(order)
+    drawn = order[:max_samples]
+    return Dataset(
+        lines=lines,
+        sha256=digest.hexdigest(),
+        total=len(numbers),
+        drawn=array("q", (numbers[place] for place in drawn)),
+        offsets=array("q", (offsets[place] for place in drawn)),
+        version=version,
+    )
 
 
 def read_cases(dataset: Dataset) -> Iterator[Case]:
     """The drawn cases, in the order drawn, read again from the file one by one.
 
+    They were checked when the data set was opened, and the file is still the same.
+
     Raises:
         DatasetError: the file is gone, or was changed since it was checked.
     """
     try:
-        file = dataset.path.open("rb")
+        file = dataset.lines.file.open("rb")
     except OSError as error:
         msg = f"{dataset.path}: cannot read the data set any more: {error.strerror}"
         raise DatasetError(msg) from error
@@ -83,18 +114,19 @@ def read_cases(dataset: Dataset) -> Iterator[Case]:
         if _version(file) != dataset.version:
             msg = f"{dataset.path}: was changed during the run; put it back, then --resume the run"
             raise DatasetError(msg)
-        for number, offset in dataset.drawn:
-            yield read_case(dataset.path, file, number, offset)
+        for number, offset in zip(dataset.drawn, dataset.offsets, strict=True):
+            file.seek(offset)
+            yield _case(dataset.lines, number, file.readline())
 
 
-def read_case(path: Path, file: BinaryIO, number: int, offset: int) -> Case:
-    """The case in line `number` of `path`, opened as `file`, which begins at `offset`.
+def read_case(lines: Lines, file: BinaryIO, number: int, offset: int) -> Case:
+    """Record `number` of `lines`, opened as `file`, which begins at `offset`; checked.
 
     Raises:
-        DatasetError: the line cannot be used.
+        DatasetError: the record cannot be used.
     """
     file.seek(offset)
-    return _parse_line(path, number, file.readline())
+    return _checked_case(lines, number, file.readline())
 
 
 def _version(file: BinaryIO) -> tuple[int, int]:
@@ -107,7 +139,7 @@ def holds_record(number: int, line: bytes) -> bool:
     return bool(_without_mark(number, line).strip())
 
 
-def read_record(path: Path, number: int, line: bytes) -> tuple[dict[str, Any], str]:
+def read_record(lines: Lines, number: int, line: bytes) -> tuple[dict[str, Any], str]:
     """The fields of a record, flat or under `input`, and its concept id.
 
     Raises:
@@ -116,23 +148,24 @@ def read_record(path: Path, number: int, line: bytes) -> tuple[dict[str, Any], s
     try:
         record = orjson.loads(_without_mark(number, line))
     except orjson.JSONDecodeError as error:
-        raise _bad_line(path, number, f"not valid JSON: {error}") from error
+        raise _bad_line(lines, number, f"not valid JSON: {error}") from error
     if not isinstance(record, dict):
-        raise _bad_line(path, number, "must be a JSON object")
+        raise _bad_line(lines, number, "must be a JSON object")
     fields = record["input"] if isinstance(record.get("input"), dict) else record
     identifier = fields.get("concept_id")
     known = f"sample-{number}" if identifier in (None, "") else str(identifier)
     return {"prompt": record.get("prompt")} | fields, known
 
 
-def add_id(path: Path, number: int, identifier: str, seen: dict[str, int]) -> None:
+def add_id(lines: Lines, number: int, identifier: str, seen: dict[str, int]) -> None:
     """Note in `seen` the line of an id.
 
     Raises:
         DatasetError: another line has it.
     """
     if identifier in seen:
-        raise _bad_line(path, number, f"id {identifier!r} is taken by line {seen[identifier]}")
+        what = f"id {identifier!r} is taken by {lines.unit} {seen[identifier]}"
+        raise _bad_line(lines, number, what)
     seen[identifier] = number
 
 
@@ -140,19 +173,25 @@ def _without_mark(number: int, line: bytes) -> bytes:
     return line.removeprefix(_BOM) if number == 1 else line
 
 
-def _parse_line(path: Path, number: int, line: bytes) -> Case:
-    texts, identifier = read_record(path, number, line)
-    for key in ("concept", "requirements_yaml"):
-        if texts.get(key) is None:
-            raise _bad_line(path, number, f"lacks {key!r}")
-    for key in ("concept", "requirements_yaml", "tier", "prompt"):
-        if not isinstance(texts.get(key), str | None):
-            raise _bad_line(path, number, f"{key!r} must be a string")
-    requirements = parse_yaml(texts["requirements_yaml"])
+def _checked_case(lines: Lines, number: int, line: bytes) -> Case:
+    case = _case(lines, number, line)
+    requirements = parse_yaml(case.requirements_yaml)
     if requirements.error is not None:
         place = f" at its line {requirements.line}" if requirements.line else ""
         message = f"requirements_yaml is not valid YAML{place}: {requirements.error}"
-        raise _bad_line(path, number, message)
+        raise _bad_line(lines, number, message)
+    return case
+
+
+def _case(lines: Lines, number: int, line: bytes) -> Case:
+    """The case, its requirements not looked into: that takes most of the time."""
+    texts, identifier = read_record(lines, number, line)
+    for key in ("concept", "requirements_yaml"):
+        if texts.get(key) is None:
+            raise _bad_line(lines, number, f"lacks {key!r}")
+    for key in ("concept", "requirements_yaml", "tier", "prompt"):
+        if not isinstance(texts.get(key), str | None):
+            raise _bad_line(lines, number, f"{key!r} must be a string")
     return Case(
         id=identifier,
         line=number,
@@ -163,5 +202,5 @@ def _parse_line(path: Path, number: int, line: bytes) -> Case:
     )
 
 
-def _bad_line(path: Path, number: int, what: str) -> DatasetError:
-    return DatasetError(f"{path}, line {number}: {what}; mend or remove this line")
+def _bad_line(lines: Lines, number: int, what: str) -> DatasetError:
+    return DatasetError(f"{lines.at(number)}: {what}; mend or remove this {lines.unit}")

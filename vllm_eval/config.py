@@ -26,6 +26,8 @@ PACKAGE = "package:"
 _HERE = Path(__file__).parent
 ENGINE_ENV = "^(VLLM|OMP|MKL|TORCH(DYNAMO)?|PYTORCH|CUDA|NCCL|TRITON|HF|TOKENIZERS)_[A-Z0-9_]+$"
 """Names of variables a configuration may set: it may come with somebody else's run folder."""
+SERVER_URL = r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$"
+"""No user and password: the configuration is stored. The key comes from the environment."""
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -60,7 +62,19 @@ class Config(_Record):
     profile: str = "auto"
     """A shipped profile as the lowest layer: its name, `auto` by machine, or `none`."""
     task: str = "product_owner"
-    engine: Literal["vllm", "transformers", "scripted"] = "vllm"
+    engine: Literal["vllm", "transformers", "openai", "scripted"] = "vllm"
+    base_url: tuple[Annotated[str, Field(pattern=SERVER_URL)], ...] = ()
+    """Where servers of the openai engine answer, as http://HOST:8000/v1; all serve the same."""
+    served_models: dict[str, str] = {}
+    """By arm, the model's name on the servers; the arm's own, or what they tell of the base."""
+    load_adapters: bool = False
+    """Have the servers load, at run time, the adapters they do not serve yet."""
+    max_concurrency: Annotated[int, Field(gt=0)] = 256
+    """Most requests a server is given at a time; fewer while it says it is too much."""
+    request_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds a server may send nothing of an answer."""
+    server_patience_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds of nothing but failures until the openai engine gives up."""
     script: str | None = None
     """Answers of the scripted engine, JSON lines."""
     adapters: tuple[str, ...] = ()

@@ -1,11 +1,20 @@
-"""The journal: every attempt as one line, append-only, safe against whatever ends the process."""
+"""The journal: every attempt as one line, append-only, safe against whatever ends the process.
+
+Its lines stand in `attempts.jsonl` and, once that has reached its size, in `attempts.0001.jsonl`
+and so on: `parts` lists them, and only the last is ever written to.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import functools
 import os
+import re
+from bisect import bisect_right
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
+from itertools import accumulate
+from sys import intern
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -15,7 +24,7 @@ from vllm_eval.errors import EvalError, InputError
 from vllm_eval.records import Attempt, Begun, Key, Ledger, Outcome, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
     from typing import Self
 
@@ -23,30 +32,54 @@ if TYPE_CHECKING:
 LOCK = ".lock"
 
 
+PART_BYTES = 256 * 2**20
+"""Size from which a part is followed by the next one."""
+
+
+def parts(path: Path) -> list[Path]:
+    """The files of the journal that begins at `path`, in the order written.
+
+    Raises:
+        EvalError: one between them is missing.
+    """
+    name = re.compile(rf"{re.escape(path.stem)}\.(\d{{4,}}){re.escape(path.suffix)}")
+    siblings = path.parent.glob(f"{path.stem}.*{path.suffix}")
+    count = sum(name.fullmatch(sibling.name) is not None for sibling in siblings)
+    found = [path, *(_part(path, number) for number in range(1, count + 1))]
+    if lacking := [part for part in found[1:] if not part.exists()]:
+        msg = f"{lacking[0]}: is missing, and later parts of this journal are there"
+        raise EvalError(msg)
+    return found
+
+
+def _part(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}.{number:04}{path.suffix}") if number else path
+
+
 class Journal:
     """The one writer of a journal; what `append` returned from is on the disk."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, part_bytes: int = PART_BYTES) -> None:
         """Open or create `path`, keep every other process out, cut off a torn last line.
+
+        Args:
+            path: the journal's first part.
+            part_bytes: size from which the next part is begun.
 
         Raises:
             InputError: another process writes this journal.
             EvalError: it cannot be opened, or is damaged before its end.
         """
-        self._path = path
-        try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-            self._file = os.open(path, flags, 0o644)
-            self._lock_file = os.open(path.with_name(LOCK), flags, 0o644)
-        except OSError as error:
-            msg = f"{path}: cannot open the journal: {error.strerror}"
-            raise EvalError(msg) from error
-        try:
+        self._path, self._part_bytes = path, part_bytes
+        with ExitStack() as stack:
+            self._lock_file = _open(path.with_name(LOCK), path)
+            stack.callback(os.close, self._lock_file)
             self._lock()
-            os.ftruncate(self._file, _whole_length(path))
-        except BaseException:
-            self.__exit__()
-            raise
+            self._parts = parts(path)
+            self._file = _open(self._parts[-1], path)
+            stack.callback(os.close, self._file)
+            os.ftruncate(self._file, _whole_length(self._parts[-1]))
+            stack.pop_all()
 
     def append(self, attempts: Sequence[Attempt]) -> None:
         """Write each attempt as one line; all of them or none.
@@ -58,13 +91,17 @@ class Journal:
             return
         data = b"".join(_dump(asdict(attempt)) for attempt in attempts)
         before = os.fstat(self._file).st_size
+        if before >= self._part_bytes:
+            self._begin_part()
+            before = 0
         try:
             while data:
                 data = data[os.write(self._file, data) :]
             os.fsync(self._file)
         except OSError as error:
             os.ftruncate(self._file, before)
-            msg = f"{self._path}: cannot write: {error.strerror}; make room, then --resume this run"
+            part = self._parts[-1]
+            msg = f"{part}: cannot write: {error.strerror}; make room, then --resume this run"
             raise EvalError(msg) from error
 
     def __enter__(self) -> Self:
@@ -75,6 +112,13 @@ class Journal:
         """Close the file, which lets go of the lock."""
         os.close(self._file)
         os.close(self._lock_file)
+
+    def _begin_part(self) -> None:
+        part = _part(self._path, len(self._parts))
+        file = _open(part, part, os.O_EXCL)
+        os.close(self._file)
+        self._file = file
+        self._parts.append(part)
 
     def _lock(self) -> None:
         # A POSIX lock on a file of its own: unlike flock, an engine process that outlives a
@@ -89,20 +133,46 @@ class Journal:
 
 
 def read_journal(path: Path) -> Iterator[tuple[int, Attempt]]:
-    """Every whole line's byte offset and attempt; a torn last line is passed over."""
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.endswith(b"\n"):
-                try:
-                    attempt = parse_attempt(line)
-                except ValidationError as error:
-                    first = error.errors(include_url=False, include_input=False)[0]
-                    what = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
-                    msg = f"{path}, line {number}: the journal is damaged here: {what}"
-                    raise EvalError(msg) from error
-                yield offset, attempt
-            offset += len(line)
+    """Every whole line's place and attempt; a torn last line is passed over.
+
+    A place is a byte, counted through all parts; `open_journal` goes back to it.
+
+    Raises:
+        EvalError: a line is no attempt, or a part is missing.
+    """
+    place = 0
+    files = parts(path)
+    for part in files:
+        with part.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.endswith(b"\n") or part != files[-1]:
+                    yield place, _read_line(part, number, line)
+                place += len(line)
+
+
+def _read_line(part: Path, number: int, line: bytes) -> Attempt:
+    try:
+        return parse_attempt(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+        msg = f"{part}, line {number}: the journal is damaged here: {what}"
+        raise EvalError(msg) from error
+
+
+@contextmanager
+def open_journal(path: Path) -> Iterator[Callable[[int], bytes]]:
+    """Gives a function that returns the line at a place of `read_journal`."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(part.open("rb")) for part in parts(path)]
+        starts = list(accumulate((os.fstat(f.fileno()).st_size for f in files[:-1]), initial=0))
+
+        def line_at(place: int) -> bytes:
+            number = bisect_right(starts, place) - 1
+            files[number].seek(place - starts[number])
+            return files[number].readline()
+
+        yield line_at
 
 
 def parse_attempt(line: bytes) -> Attempt:
@@ -121,20 +191,21 @@ def _reader() -> TypeAdapter[Attempt]:
 
 def read_outcomes(path: Path) -> list[Outcome]:
     """One outcome for each arm, case and sample that the journal has brought to an end."""
-    first_valid: dict[Key, bool] = {}
+    first_valid: dict[Key, bool] = {}  # of those that are begun and not yet ended
     outcomes = []
     for _, attempt in read_journal(path):
-        key = (attempt.arm, attempt.concept_id, attempt.sample)
+        key = _key(attempt)
         first = first_valid.setdefault(key, attempt.status == "success")
         if attempt.final:
+            del first_valid[key]
             outcomes.append(
                 Outcome(
-                    arm=attempt.arm,
-                    concept_id=attempt.concept_id,
-                    tier=attempt.tier,
+                    arm=key[0],
+                    concept_id=key[1],
+                    tier=attempt.tier and intern(attempt.tier),
                     sample=attempt.sample,
                     status=attempt.status,
-                    reason=attempt.reason,
+                    reason=attempt.reason and intern(attempt.reason),
                     score=attempt.score,
                     attempts=attempt.attempt,
                     first_valid=first,
@@ -150,7 +221,7 @@ def read_ledger(path: Path) -> Ledger:
     attempts = valid = tokens = 0
     seconds = 0.0
     for _, attempt in read_journal(path):
-        key = (attempt.arm, attempt.concept_id, attempt.sample)
+        key = _key(attempt)
         attempts += 1
         valid += attempt.status == "success"
         tokens += attempt.output_tokens
@@ -164,6 +235,11 @@ def read_ledger(path: Path) -> Ledger:
             problem = Problem(attempt.reason or "", attempt.error or "", *place) if judged else None
             begun[key] = Begun(attempt.attempt, problem)
     return Ledger(done, begun, valid, attempts, tokens, seconds)
+
+
+def _key(attempt: Attempt) -> Key:
+    """Of names that many attempts share, so that each stands in memory once."""
+    return intern(attempt.arm), intern(attempt.concept_id), attempt.sample
 
 
 def check_complete(
@@ -186,6 +262,23 @@ def check_complete(
     if owed and not partial:
         msg = f"the journal lacks {len(owed)} outcomes, for example {min(owed)}"
         raise EvalError(msg)
+
+
+def _open(path: Path, journal: Path, flags: int = 0) -> int:
+    """A file of the journal to be added to, created where it is not there; never through a link."""
+    try:
+        flags |= os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        file = os.open(path, flags, 0o644)
+    except OSError as error:
+        msg = f"{journal}: cannot open the journal: {error.strerror}"
+        raise EvalError(msg) from error
+    with suppress(OSError):  # a mounted drive may not know how
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # else a power loss may take a new file's name with it
+        finally:
+            os.close(folder)
+    return file
 
 
 def _dump(row: dict[str, Any]) -> bytes:

@@ -174,7 +174,9 @@ def check_versions(machine: Machine, software: Software, needs: Needs) -> list[F
         what = f"version {machine.python}, and vllm_eval needs 3.11 or newer"
         findings.append(error("Python", what, "make the environment with a newer Python"))
     if software.vllm is None:
-        extra = "pip install 'vllm_eval[vllm]'" if machine.gpus else "run scripts/environment"
+        extra = "pip install 'vllm_eval[vllm]'"
+        if not machine.gpus:
+            extra += ", which needs a GPU, or without one run scripts/environment in a clone"
         return [*findings, error("vLLM", "is not installed", extra)]
     if (0, 0) < software.release < (0, 19):
         what = f"version {software.vllm}, and vllm_eval needs 0.19.1 or newer"

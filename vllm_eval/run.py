@@ -187,7 +187,7 @@ def _note_engine(folder: store.RunFolder, about: Mapping[str, str | int]) -> Non
     """
     path = folder.path / manifest.FILE
     before = manifest.read(folder.path).get("engine", {})
-    for key in ("engine", "vllm", "transformers", "dtype", "quantization"):
+    for key in ("engine", "vllm", "transformers", "dtype", "quantization", "models"):
         if before and before.get(key) != about.get(key):
             msg = f"{folder.path}: begun with {key} {before.get(key)!r}, this is {about.get(key)!r}"
             msg += "; start a new run, without --resume"

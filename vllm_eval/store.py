@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from array import array
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,8 +15,8 @@ import yaml
 
 from vllm_eval import manifest
 from vllm_eval.config import file_name
-from vllm_eval.errors import InputError
-from vllm_eval.journal import LOCK, read_journal
+from vllm_eval.errors import EvalError, InputError
+from vllm_eval.journal import LOCK, open_journal, parts, read_journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -46,7 +47,7 @@ class RunFolder:
 
     @property
     def journal(self) -> Path:
-        """Every attempt, in the order they finished."""
+        """Every attempt, in the order they finished: the first part."""
         return self.path / JOURNAL
 
     @property
@@ -127,8 +128,8 @@ def find_like(
         try:
             same = orjson.loads((folder / manifest.FILE).read_bytes())["identity"] == identity
             if same and (finished or _is_unfinished(folder)):
-                newest = max(newest or (0.0, folder), (journal.stat().st_mtime, folder))
-        except (OSError, KeyError, TypeError, orjson.JSONDecodeError):
+                newest = max(newest or (0.0, folder), (parts(journal)[-1].stat().st_mtime, folder))
+        except (OSError, EvalError, KeyError, TypeError, orjson.JSONDecodeError):
             continue  # no run folder of ours
     return newest[1] if newest else None
 
@@ -181,14 +182,14 @@ def write_results(
     """One arm's result file, its cases in data set order, with all their attempts.
 
     The structure is the predecessor's (`design.md`, "The run folder") with more in it.
-    Memory holds one case at a time: its attempts are fetched from the journal by offset.
+    Memory holds one case at a time: its attempts are fetched from the journal by their places.
     """
-    places: dict[tuple[int, int], list[int]] = {}
+    places: dict[tuple[int, int], array[int]] = {}
     ended: list[tuple[int, int]] = []
-    for offset, attempt in read_journal(journal):
+    for place, attempt in read_journal(journal):
         if attempt.arm == head["arm"]:
             key = (order[attempt.concept_id], attempt.sample)
-            places.setdefault(key, []).append(offset)
+            places.setdefault(key, array("q")).append(place)
             if attempt.final:  # an interrupted run has begun more than it has ended
                 ended.append(key)
     top = {
@@ -200,10 +201,10 @@ def write_results(
         "first_attempt_valid_samples": summary.first_valid,
         "metrics": {key: getattr(summary, key) for key in METRICS},
     }
-    with _written_whole(path) as out, journal.open("rb") as file:
+    with _written_whole(path) as out, open_journal(journal) as line_at:
         out.write(orjson.dumps(top)[:-1] + b',"results":[')
         for number, key in enumerate(sorted(ended)):
-            attempts = [_read_at(file, offset) for offset in places[key]]
+            attempts = [orjson.loads(line_at(place)) for place in places[key]]
             out.write(b",\n" if number else b"\n")
             out.write(orjson.dumps(_result(attempts, blocks)))
         out.write(b"\n]}\n")
@@ -256,12 +257,6 @@ def write_zip(folder: RunFolder) -> Path:
             if file.name not in NOT_ARCHIVED and file.suffix not in (".zip", ".part"):
                 archive.write(file, folder.path.name / file.relative_to(folder.path))
     return path
-
-
-def _read_at(file: BinaryIO, offset: int) -> dict[str, Any]:
-    file.seek(offset)
-    row: dict[str, Any] = orjson.loads(file.readline())
-    return row
 
 
 def _result(

@@ -66,6 +66,10 @@ def open_engine(
         from vllm_eval.engines.transformers import TransformersEngine
 
         return TransformersEngine.open(config, arms, base_model or "", log)
+    if config.engine == "openai":
+        from vllm_eval.engines.openai import OpenAIEngine
+
+        return OpenAIEngine.open(config, arms, log)
     from vllm_eval.engines.vllm import VllmEngine
 
     return VllmEngine.open(config, arms, base_model or "", log)

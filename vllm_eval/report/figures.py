@@ -227,7 +227,9 @@ def _attempts(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -
     if least is not None:
         shown.append(axes.axhline(least, color=colours.text, linestyle="--", linewidth=1))
         names.append(f"gate: {least:g}")
-    axes.locator_params(axis="x", integer=True)
+    most = max(len(comparison["attempts"][arm]["by_attempt"]) for arm in arms)
+    axes.set_xlim(0.5, most + 0.5)
+    axes.set_xticks(range(1, most + 1, 1 + most // 10))
     axes.set_xlabel("attempts")
     axes.set_ylabel("valid answers")
     axes.set_ylim(0, 1.03)

@@ -55,7 +55,6 @@ def render_html(run: StoredRun) -> str:
             run=run,
             c=run.comparison,
             arms=run.arms,
-            baseline=BASELINE,
             colours={arm: number % len(ARM_COLOURS) for number, arm in enumerate(run.arms)},
             tiers=_tiers(run.comparison),
             head=_head(run),

@@ -10,7 +10,7 @@ import orjson
 from vllm_eval import store
 from vllm_eval.conclude import SCHEMA_VERSION, conclude, reopen
 from vllm_eval.errors import InputError
-from vllm_eval.journal import parse_attempt, read_journal
+from vllm_eval.journal import open_journal, parse_attempt, parts, read_journal
 from vllm_eval.tasks import open_task
 
 if TYPE_CHECKING:

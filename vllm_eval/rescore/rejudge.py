@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.cases import add_id, holds_record, read_case, read_record
+from vllm_eval.datasets import Lines, open_lines
 from vllm_eval.errors import DatasetError, EvalError
 from vllm_eval.records import Problem
 from vllm_eval.tasks import open_task
@@ -33,7 +34,7 @@ POOL_FROM = 600
 CHUNK_ANSWERS = 64
 CHUNK_CHARACTERS = 2**20
 
-Place = tuple["Path", int, int]
+Place = tuple[Lines, int, int]
 """Data set, line number and byte offset of a case."""
 
 
@@ -63,18 +64,19 @@ def index_cases(path: Path) -> CaseIndex:
     Raises:
         DatasetError: the file cannot be read, or a line is no record or repeats an id.
     """
+    lines = open_lines(path)
     digest = hashlib.sha256()
     places: dict[str, Place] = {}
     seen: dict[str, int] = {}
     offset = 0
     try:
-        with path.open("rb") as file:
+        with lines.file.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 digest.update(line)
                 if holds_record(number, line):
-                    _, identifier = read_record(path, number, line)
-                    add_id(path, number, identifier, seen)
-                    places[identifier] = (path, number, offset)
+                    _, identifier = read_record(lines, number, line)
+                    add_id(lines, number, identifier, seen)
+                    places[identifier] = (lines, number, offset)
                 offset += len(line)
     except OSError as error:
         msg = f"{path}: cannot read the data set: {error.strerror}; give --dataset-path"
@@ -164,9 +166,9 @@ def _open_task(name: str) -> Task:
 
 
 @lru_cache(maxsize=1024)  # the arms and attempts of a case ask again
-def _read_case(path: Path, line: int, offset: int) -> Case:
-    with path.open("rb") as file:
-        return read_case(path, file, line, offset)
+def _read_case(lines: Lines, line: int, offset: int) -> Case:
+    with lines.file.open("rb") as file:
+        return read_case(lines, file, line, offset)
 
 
 def _cores() -> int:

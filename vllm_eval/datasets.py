@@ -1,0 +1,159 @@
+"""Data sets of other formats: each is streamed once into JSON lines that can be sought."""
+
+from __future__ import annotations
+
+import gzip
+import tempfile
+import weakref
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import orjson
+
+from vllm_eval.errors import DatasetError, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+HUB = "hf:"
+"""Prefix of a data set on the Hugging Face hub: `hf:NAME`, or `hf:NAME:SPLIT`."""
+FIELDS = ("input", "concept_id", "concept", "requirements_yaml", "tier", "prompt")
+"""Columns that are read; a table may have any others."""
+SAVED = ("state.json", "dataset_dict.json")
+"""Files that tell a saved data set, or one of several splits, from any other folder."""
+BATCH_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class Lines:
+    """A data set as a file with one JSON object a line."""
+
+    path: Path
+    """As it was given: for messages."""
+    file: Path
+    """Where the lines are; a file of our own lives as long as this object."""
+    unit: str = "line"
+    """What the data set itself would call a record."""
+
+    def at(self, number: int) -> str:
+        """A record's place, for messages."""
+        return f"{self.path}, {self.unit} {number}"
+
+
+def open_lines(path: Path) -> Lines:
+    """JSON lines as they are; gzip, Parquet and Hugging Face data sets copied to such a file.
+
+    The copy lies in the folder for temporary files (`TMPDIR`) and holds what `FIELDS` names. It is
+    gone once nobody needs it; a later change of the data set does not reach it.
+
+    Args:
+        path: a file of JSON lines, `*.gz` with such lines inside, `*.parquet`, a folder written by
+            `Dataset.save_to_disk`, or `hf:NAME[:SPLIT]`.
+
+    Raises:
+        DatasetError: it cannot be read; names file and row.
+        InputError: its format needs an extra that is not installed.
+    """
+    if str(path).startswith(HUB):
+        return _copy(path, _hub_rows, "row")
+    if any((path / name).is_file() for name in SAVED):
+        return _copy(path, _folder_rows, "row")
+    if path.suffix == ".parquet":
+        return _copy(path, _parquet_rows, "row")
+    if path.suffix == ".gz":
+        return _copy(path, _gzip_lines, "line")
+    return Lines(path, path)
+
+
+def _copy(path: Path, read: Callable[[Path], Iterable[bytes]], unit: str) -> Lines:
+    done = 0
+    with tempfile.NamedTemporaryFile(prefix="vllm_eval-", suffix=".jsonl", delete=False) as out:
+        lines = Lines(path, Path(out.name), unit)
+        weakref.finalize(lines, lines.file.unlink, missing_ok=True)
+        try:
+            for line in read(path):
+                out.write(line)
+                done += 1
+        except OSError as error:
+            msg = f"{path}: cannot read the data set: {error.strerror or error}"
+            raise DatasetError(f"{msg}; after {unit} {done}; give --dataset-path") from error
+        except (EOFError, ValueError, zlib.error) as error:
+            msg = f"{lines.at(done + 1)}: the data set is damaged here: {error}"
+            raise DatasetError(msg) from error
+    return lines
+
+
+def _gzip_lines(path: Path) -> Iterator[bytes]:
+    with gzip.open(path, "rb") as file:
+        yield from file
+
+
+def _parquet_rows(path: Path) -> Iterator[bytes]:
+    try:
+        from pyarrow import parquet  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise _lacking(path, "parquet") from error
+    with parquet.ParquetFile(path) as table:
+        columns = [name for name in FIELDS if name in table.schema_arrow.names]
+        for batch in table.iter_batches(BATCH_ROWS, columns=columns):
+            yield from map(_line, batch.to_pylist())
+
+
+def _folder_rows(path: Path) -> Iterator[bytes]:
+    try:
+        import datasets  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise _lacking(path, "datasets") from error
+    found = datasets.load_from_disk(path)
+    if isinstance(found, datasets.DatasetDict):
+        splits = ", ".join(str(path / name) for name in found)
+        msg = f"{path}: holds several splits; give --dataset-path one of {splits}"
+        raise DatasetError(msg)
+    yield from _rows(found)
+
+
+def _hub_rows(path: Path) -> Iterator[bytes]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise _lacking(path, "datasets") from error
+    name, _, split = str(path).removeprefix(HUB).partition(":")
+    found = datasets.load_dataset(name, split=split or None, streaming=True)
+    if isinstance(found, dict):
+        if len(found) > 1:
+            splits = ", ".join(f"{HUB}{name}:{one}" for one in found)
+            msg = f"{path}: holds several splits; give --dataset-path one of {splits}"
+            raise DatasetError(msg)
+        (found,) = found.values()
+    yield from _rows(found)
+
+
+class _Table(Protocol):
+    """What whole and streamed data sets have in common."""
+
+    @property
+    def column_names(self) -> list[str] | None: ...
+
+    def select_columns(self, column_names: list[str]) -> Self: ...
+
+    def __iter__(self) -> Iterator[dict[str, Any]]: ...
+
+
+def _rows(table: _Table) -> Iterator[bytes]:
+    columns = table.column_names
+    if columns is not None:  # a stream may not know before its first row
+        table = table.select_columns([name for name in FIELDS if name in columns])
+    for row in table:
+        yield _line({name: row[name] for name in FIELDS if name in row})
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    """Whatever JSON does not know is put as text, and refused later if it is not to be text."""
+    return orjson.dumps(row, default=str, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _lacking(path: Path, extra: str) -> InputError:
+    msg = f"{path}: this format needs an extra that is not installed"
+    return InputError(f"{msg}: pip install 'vllm_eval[{extra}]'")
