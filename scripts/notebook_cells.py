@@ -43,6 +43,7 @@ Everything that can be found out before a model is loaded: versions, memory with
 the adapter against its base, the cases to their last line."""
 
 TOOL = """\
+import os
 import signal
 import subprocess
 import sys
@@ -52,6 +53,8 @@ def run_tool(*arguments):
     \"\"\"Run vllm_eval, show what it says as it says it; stopping the cell ends it in order.\"\"\"
     command = [sys.executable, "-m", "vllm_eval", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    # Jupyter claims to be a terminal, but what moves a cursor only litters a cell.
+    pipes["env"] = {name: text for name, text in os.environ.items() if name != "FORCE_COLOR"}
     with subprocess.Popen(command, cwd=WORK, start_new_session=True, **pipes) as process:
         while line := next_line(process):
             print(line, end="", flush=True)

@@ -185,15 +185,12 @@ def notebook(on: Platform) -> str:
         kinds: dict[str, object] = {"cell_type": "markdown"}
         if kind != "markdown":
             kinds = {"cell_type": "code", "execution_count": None, "outputs": []}
-        head = {"id": f"cell-{number:02}", "metadata": metadata}
+        head: dict[str, object] = {"id": f"cell-{number:02}", "metadata": metadata}
         made.append(head | kinds | {"source": text.splitlines(keepends=True)})
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    metadata = {
-        "accelerator": "GPU",
-        "kernelspec": kernel,
-        "language_info": {"name": "python"},
-    }
-    whole = {"cells": made, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+    language = {"name": "python"}
+    about = {"accelerator": "GPU", "kernelspec": kernel, "language_info": language}
+    whole = {"cells": made, "metadata": about, "nbformat": 4, "nbformat_minor": 5}
     return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -133,7 +133,7 @@ def _keys_of(tree: ast.Module, name: str) -> list[str]:
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
             named = isinstance(target, ast.Name) and target.id == name
             if named and isinstance(node.value, ast.Dict):
-                return [key.value for key in node.value.keys if isinstance(key, ast.Constant)]
+                return [str(key.value) for key in node.value.keys if isinstance(key, ast.Constant)]
     raise LookupError(name)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from vllm_eval.report import html_text
 from vllm_eval.report.html import write_html
-from vllm_eval.report.stored_run import load_run
+from vllm_eval.report.stored_run import StoredRun, load_run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -227,6 +227,18 @@ def test_a_case_with_nothing_but_a_failed_first_attempt_is_shown_unfinished(
     (row,) = index_of(rendered(folder))["cases"]
     assert [cell["status"] for cell in row["arms"]] == ["unfinished", "unfinished"]
     assert row["arms"][0]["reasons"] == ["review_missing_narrative"]
+
+
+def test_a_sample_of_very_many_cases_says_that_it_is_one(bench: Bench, answers: Answers) -> None:
+    bench.dataset(3)
+    bench.answers({"text": answers.text()})
+    run = load_run(bench.run().folder)
+    rows = run.comparison["cases"][:2]
+    many = {"cases": rows, "cases_sampled": True, "cases_total": 54_321}
+    sampled = StoredRun(run.folder, {**run.comparison, **many})
+    page = parse(write_html(sampled, bench.folder / "r.html"))
+    assert "2 of 54,321 cases" in page.one("p", id="sampled").text
+    assert [row["id"] for row in index_of(page)["cases"]] == [row["concept_id"] for row in rows]
 
 
 def test_nothing_from_outside_becomes_markup(bench: Bench, answers: Answers) -> None:

@@ -49,7 +49,9 @@ def open_arms(config: Config) -> tuple[Arm, ...]:
         if name.casefold() in {arm.name.casefold() for arm in arms}:
             msg = f"adapters: two arms would be called {name!r}; rename a folder"
             raise AdapterError(msg)
-        if config.engine == "scripted":  # only a label: no adapter file is read
+        if config.engine == "scripted" or (
+            config.engine == "openai" and not _places(given, config.adapter_dirs)
+        ):  # only a label, or a model's name on a server: no adapter file is read
             arms.append(Arm(name))
         else:
             arms.append(Arm(name, read_adapter(name, find_adapter(given, config.adapter_dirs))))
@@ -78,15 +80,21 @@ def find_adapter(given: str, adapter_dirs: Sequence[str]) -> Path:
     Raises:
         AdapterError: nothing of that name; lists where it was looked for.
     """
-    places = [resolve_path(given), *(resolve_path(folder) / given for folder in adapter_dirs)]
-    for place in places:
-        if place.is_dir():
-            return place.resolve()
+    if there := _places(given, adapter_dirs):
+        return there[0].resolve()
     if _HUB_ID.fullmatch(given):
         return _download(given)
-    looked = ", ".join(dict.fromkeys(str(place) for place in places))
+    looked = ", ".join(dict.fromkeys(str(place) for place in _where(given, adapter_dirs)))
     msg = f"adapter {given!r}: no such folder (looked for {looked}); give a folder or a hub id"
     raise AdapterError(msg)
+
+
+def _where(given: str, adapter_dirs: Sequence[str]) -> list[Path]:
+    return [resolve_path(given), *(resolve_path(folder) / given for folder in adapter_dirs)]
+
+
+def _places(given: str, adapter_dirs: Sequence[str]) -> list[Path]:
+    return [place for place in _where(given, adapter_dirs) if place.is_dir()]
 
 
 def read_adapter(name: str, folder: Path) -> Adapter:

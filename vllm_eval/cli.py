@@ -181,6 +181,28 @@ def report_command(
     sys.exit(PASS)
 
 
+@app.command("export")
+@click.argument("run_name", metavar="RUN")
+@click.argument("path", metavar="FILE.parquet", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--output-dir", default="results", help="Where runs lie.  [results]")
+@click.option("--attempts", is_flag=True, help="Every attempt, not only the outcomes.")
+def export_command(run_name: str, path: Path, output_dir: str, attempts: bool) -> None:
+    """Write a run's outcomes as a Parquet table, one row each.
+
+    RUN is a run folder, or the name of a run.
+
+    Exit codes: 0 written, 2 bad usage or input.
+    """
+    from vllm_eval.console import Terminal
+    from vllm_eval.export import export_run
+    from vllm_eval.store import find_run
+
+    with Terminal() as terminal:
+        rows = export_run(find_run(run_name, output_dir), path, attempts=attempts)
+        terminal.stage(f"{rows:,} rows in {path}")
+    sys.exit(PASS)
+
+
 @app.command("bench")
 @config_options
 @bench_options

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from vllm_eval import gate, manifest, stats, store
 from vllm_eval.config import load_config
 from vllm_eval.errors import EvalError
-from vllm_eval.journal import check_complete, read_journal, read_outcomes
+from vllm_eval.journal import read_journal
+from vllm_eval.ledger import check_complete, read_outcomes
 from vllm_eval.records import BASELINE
 from vllm_eval.stats.bootstrap import CONFIDENCE, Bootstrap
-from vllm_eval.stats.case_rows import case_rows, distributions
+from vllm_eval.stats.case_rows import case_rows, distributions, sample_rows
 from vllm_eval.stats.failures import take_account
 from vllm_eval.stats.timing import take_timing
 from vllm_eval.tasks import open_task
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
     from vllm_eval.stats.failures import Account, Blocks
     from vllm_eval.stats.timing import Timing
 
-SCHEMA_VERSION = 2
-"""Of `comparison.json`; 2 added cases, distributions, environment and the timing's details."""
+SCHEMA_VERSION = 3
+"""Of `comparison.json`; 2 added cases, distributions, environment and the timing's details, 3 tells
+how many cases there are and whether those listed are a sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,7 @@ def reopen(path: Path) -> Evaluated:
     folder = store.RunFolder(path, store.timestamp_of(path, recorded))
     paths = {name: about["path"] for name, about in recorded["adapters"].items()}
     names = (BASELINE, *recorded["identity"]["adapters"])
-    rows = (row["concept_id"] for row in store.read_cases(path))
-    order = {case: place for place, case in enumerate(rows)}
+    order = store.read_order(path)
     done = sum(attempt.final for _, attempt in read_journal(folder.journal))
     return Evaluated(
         folder=folder,
@@ -163,6 +164,8 @@ def _write_files(run: Evaluated, finished: Finished, outcomes: Sequence[Outcome]
         path = folder.path / f"{stem if number else name}_{folder.timestamp}.json"
         summary = comparison.arms[name]
         store.write_results(path, folder.journal, run.order, head, summary, run.blocks)
+    rows = case_rows(outcomes, comparison, run.order, BASELINE)
+    total, shown = len(rows), sample_rows(rows)
     whole = {
         "schema_version": SCHEMA_VERSION,
         "partial": run.owed > 0,
@@ -174,6 +177,8 @@ def _write_files(run: Evaluated, finished: Finished, outcomes: Sequence[Outcome]
         "timing": dict(finished.timing),
         "distributions": {arm: asdict(d) for arm, d in distributions(comparison).items()},
         "environment": manifest.read(folder.path),
-        "cases": [asdict(row) for row in case_rows(outcomes, comparison, run.order, BASELINE)],
+        "cases_total": total,
+        "cases_sampled": len(shown) < total,
+        "cases": [asdict(row) for row in shown],
     }
     store.write_json(folder.path / store.COMPARISON, whole)

@@ -111,6 +111,8 @@ class Config(_Record):
     engine_env: dict[Annotated[str, Field(pattern=ENGINE_ENV)], str] = {}
     """Environment of the engine, where a variable is not set already."""
     gate: GateConfig = GateConfig()
+    journal_part_mib: Annotated[int, Field(gt=0)] = 256
+    """Size in MiB from which the journal goes on in a next file."""
     report: bool = True
     """Whether a run ends with its report; `report RUN` makes it at any time."""
 

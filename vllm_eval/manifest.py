@@ -24,7 +24,11 @@ FILE = "manifest.json"
 NOT_IDENTITY = frozenset(
     (
         *("profile", "tag", "output_dir", "gate", "report", "engine_env", "max_engine_restarts"),
+        "journal_part_mib",
         "batch_size",  # decides what fits: each row is drawn with its own request's seed
+        # where and how servers are asked; their models and release are noted by `run`
+        *("base_url", "served_models", "load_adapters", "max_concurrency"),
+        *("request_timeout_s", "server_patience_s"),
         # these are identified by what lies there, not by their path
         *("adapters", "adapter_dirs", "base_model", "dataset_path", "prompt_template", "script"),
     )

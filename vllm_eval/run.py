@@ -15,7 +15,8 @@ from vllm_eval.config import dump_config, resolve_path
 from vllm_eval.engines import open_engine
 from vllm_eval.errors import EngineDiedError, EngineError, InputError
 from vllm_eval.evaluate import Job, Progress, evaluate
-from vllm_eval.journal import Journal, read_ledger
+from vllm_eval.journal import Journal
+from vllm_eval.ledger import read_ledger
 from vllm_eval.peak_memory import PeakMemory
 from vllm_eval.plan import prepare
 from vllm_eval.preflight.check import check_plan, refuse
@@ -66,7 +67,7 @@ def run(config: Config, watcher: Watcher, resume: Path | Literal["auto"] | None 
             watcher.stage(finding.line)
     refuse(findings)
     folder = _open_folder(plan, resume, watcher)
-    with Journal(folder.journal) as journal:
+    with Journal(folder.journal, config.journal_part_mib * 2**20) as journal:
         if changed := store.note_config(folder.path, dump_config(config)):
             watcher.stage(f"resumed with another {', '.join(changed)}")
         ledger = read_ledger(folder.journal)
@@ -109,7 +110,7 @@ def _evaluated(
     plan: Plan, folder: store.RunFolder, owed: int, session: Mapping[str, Any]
 ) -> Evaluated:
     paths = {arm.name: str(arm.adapter.path) if arm.adapter else None for arm in plan.arms}
-    order = {case.id: place for place, case in enumerate(cases.read_cases(plan.dataset))}
+    order = store.read_order(folder.path)
     return Evaluated(folder, plan.config, paths, order, plan.task.blocks, owed, session)
 
 
@@ -168,6 +169,7 @@ def _generate(
                 ledger = read_ledger(folder.journal)
                 with _stop_on_signal(progress):
                     evaluate(job, engine, ledger, journal.append, progress, watcher.progress)
+                _note_engine(folder, engine.about)  # and what it had to send again
                 return load_s
         except EngineDiedError as error:
             if progress.stopping:  # Ctrl-C reaches the engine's own processes as well

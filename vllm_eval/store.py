@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from sys import intern
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -156,13 +157,13 @@ def write_text(path: Path, text: str) -> Path:
 
 def write_bytes(path: Path, data: bytes) -> Path:
     """Write a small file, whole or not at all."""
-    with _written_whole(path) as out:
+    with written_whole(path) as out:
         out.write(data)
     return path
 
 
 @contextmanager
-def _written_whole(path: Path) -> Iterator[BinaryIO]:
+def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path` once it is whole; never through a link."""
     part = path.with_name(path.name + ".part")
     part.unlink(missing_ok=True)
@@ -201,7 +202,7 @@ def write_results(
         "first_attempt_valid_samples": summary.first_valid,
         "metrics": {key: getattr(summary, key) for key in METRICS},
     }
-    with _written_whole(path) as out, open_journal(journal) as line_at:
+    with written_whole(path) as out, open_journal(journal) as line_at:
         out.write(orjson.dumps(top)[:-1] + b',"results":[')
         for number, key in enumerate(sorted(ended)):
             attempts = [orjson.loads(line_at(place)) for place in places[key]]
@@ -217,7 +218,7 @@ def write_cases(folder: RunFolder, rows: Iterable[tuple[Case, str]]) -> Path:
     With it the folder alone is enough to judge the answers again, and to show what was asked.
     """
     path = folder.path / CASES
-    with _written_whole(path) as out:
+    with written_whole(path) as out:
         for case, asked in rows:
             row = {
                 "concept_id": case.id,
@@ -248,11 +249,20 @@ def read_cases(folder: Path) -> Iterator[dict[str, Any]]:
         raise InputError(msg) from error
 
 
+def read_order(folder: Path) -> dict[str, int]:
+    """Place of each case, by its id, in the order drawn.
+
+    Raises:
+        InputError: the file of the cases is missing or damaged.
+    """
+    return {intern(row["concept_id"]): place for place, row in enumerate(read_cases(folder))}
+
+
 def write_zip(folder: RunFolder) -> Path:
     """Everything needed to read and judge the run again, in one archive: all but engine logs."""
     path = folder.path / f"eval_results_{folder.timestamp}.zip"
     files = [file for file in sorted(folder.path.rglob("*")) if file.is_file()]
-    with _written_whole(path) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+    with written_whole(path) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in files:
             if file.name not in NOT_ARCHIVED and file.suffix not in (".zip", ".part"):
                 archive.write(file, folder.path.name / file.relative_to(folder.path))

@@ -219,8 +219,9 @@ def _with_shapes(layers: Layers, options: BenchOptions, scratch: Path) -> Layers
 
 
 def _refuse_lengths(contestants: Sequence[Contestant], work: Work) -> None:
-    """Only vLLM is told a length for each request."""
-    others = [one.name for one in contestants if one.config.engine == "transformers"]
+    """Only vLLM is told a length for each request; a script has its own."""
+    told = ("vllm", "scripted")
+    others = [one.name for one in contestants if one.config.engine not in told]
     if work.varies and others:
         msg = f"--output-len: {others[0]} cannot vary it; give one number, or --contestants"
         raise ConfigError(msg)

@@ -29,7 +29,7 @@ def bench_tables(done: Benched) -> Iterator[Table | Text]:
     )
     title = f"Medians, least and greatest; ratios to {plain(done.reference)} in the same repeat"
     table = Table(title=Text(title), title_justify="left", box=SIMPLE)
-    table.add_column("contestant")
+    table.add_column("contestant", overflow="fold")
     columns = ("seconds", "range", "tokens/s", "ratio", "range", "start s", "judging", "of limit")
     for column in columns:
         table.add_column(column, justify="right")

@@ -14,9 +14,10 @@ import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vllm_eval.engines.openai_records import FIRST_LIMIT, Server
 from vllm_eval.engines.openai_start import root_of
-from vllm_eval.engines.openai_traffic import FIRST_LIMIT, Server, Traffic
-from vllm_eval.engines.openai_wire import FaultError, api_key, faults
+from vllm_eval.engines.openai_traffic import Traffic
+from vllm_eval.engines.openai_wire import NO_KEY, FaultError, api_key, faults
 from vllm_eval.errors import ConfigError, EngineError
 from vllm_eval.records import Completion
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-NO_KEY = "EMPTY"
 CONNECT_S = 10.0
 COUNT_S = 10.0
 """Longest wait for a server to count a prompt's tokens; it is asked anyway where it does not."""
@@ -98,10 +98,11 @@ class OpenAIEngine:
         served = [server.served for server in self._traffic.servers if server.served]
         counts = self._traffic.counts
         sizes = [one.max_model_len for one in served if one.max_model_len]
-        models = served[0].models if served else {}
+        begun = self._traffic.begun
+        models = begun.models if begun else {}
         return {
             "engine": "openai",
-            "vllm": self._traffic.version or "unknown",
+            "vllm": (begun and begun.vllm) or "unknown",
             "models": ", ".join(f"{arm}={model}" for arm, model in models.items()),
             "max_model_len": min(sizes, default=0),
             "servers": len(self._traffic.servers),
@@ -213,9 +214,7 @@ def connect(config: Config, url: str) -> AsyncOpenAI:
     from openai import AsyncOpenAI, Timeout
 
     timeout = Timeout(config.request_timeout_s, connect=min(CONNECT_S, config.request_timeout_s))
-    return AsyncOpenAI(
-        base_url=url, api_key=api_key() or NO_KEY, max_retries=0, timeout=timeout
-    )
+    return AsyncOpenAI(base_url=url, api_key=api_key() or NO_KEY, max_retries=0, timeout=timeout)
 
 
 async def _count(client: AsyncOpenAI, model: str, prompt: str, prompt_format: str) -> int:

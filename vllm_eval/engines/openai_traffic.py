@@ -8,15 +8,22 @@ Jain 1989). Everything here runs in one event loop.
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vllm_eval.engines import openai_wire
+from vllm_eval.engines.openai_records import (
+    FIRST_LIMIT,
+    Counts,
+    Job,
+    Server,
+    complete,
+    pause,
+)
 from vllm_eval.engines.openai_start import prepare
-from vllm_eval.engines.openai_wire import Answer, FaultError
+from vllm_eval.engines.openai_wire import FaultError
 from vllm_eval.errors import EngineDiedError, EngineError
 from vllm_eval.records import Completion
 
@@ -24,66 +31,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from typing import Any
 
-    from openai import AsyncOpenAI
-
     from vllm_eval.config import Config
     from vllm_eval.engines.openai_start import Served
     from vllm_eval.records import Arm, Request
 
-FIRST_LIMIT = 32
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 15.0
-ALONE = 8
+ALONE = 6
 """So often a request may fail on servers that answer others meanwhile; then it is to blame."""
-
-
-@dataclass(slots=True)
-class Server:
-    """One base URL."""
-
-    url: str
-    client: AsyncOpenAI
-    limit: float
-    """Requests it may be given at a time."""
-    served: Served | None = None
-    """None while it is out of service: it has to prove its arms (again)."""
-    in_flight: int = 0
-    climbing: bool = True
-    """Until the first sign of too much, the limit grows with every answer by one."""
-    cut_at: float = 0.0
-    """When the limit was last halved."""
-    free_at: float = 0.0
-    """Until then it is left alone."""
-    answered_at: float = 0.0
-    failures: int = 0
-    """Since its last answer."""
-
-
-@dataclass(slots=True)
-class Job:
-    """A request on its way to an answer."""
-
-    request: Request
-    queued_at: float
-    tries: int = 0
-    alone: int = 0
-    """Failed tries during which the server answered others."""
-
-
-@dataclass(slots=True)
-class Counts:
-    """What was sent again, by cause: no attempt of the model's, and never counted as one."""
-
-    busy: int = 0
-    failed: int = 0
-    timeout: int = 0
-    lost: int = 0
-    unreachable: int = 0
-    missing: int = 0
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return sum(getattr(self, name) for name in self.__slots__)
 
 
 @dataclass(slots=True)
@@ -103,9 +56,8 @@ class Traffic:
     silent_since: float | None = None
     """Since when nothing has come back but failures."""
     dead: bool = False
-    begun: bool = False
-    version: str | None = None
-    """The release of the first server that proved itself; no other one may join."""
+    begun: Served | None = None
+    """What the first server proved; one of another release or with other models may not join."""
 
     async def start(self) -> None:
         """Wait until one server has proved its arms; the others join when they have.
@@ -113,7 +65,7 @@ class Traffic:
         Raises:
             EngineError: one serves something else, or none answers for as long as patience lasts.
         """
-        end, pause = time.monotonic() + self.config.server_patience_s, FIRST_PAUSE_S
+        end, tries = time.monotonic() + self.config.server_patience_s, 0
         while True:
             tried = await asyncio.gather(*map(self._prove, self.servers), return_exceptions=True)
             faults = [error for error in tried if error is not None]
@@ -121,13 +73,13 @@ class Traffic:
                 raise fatal
             if len(faults) < len(tried):
                 break
-            if time.monotonic() + pause > end:
+            tries += 1
+            if time.monotonic() > end:
                 patience = f"{self.config.server_patience_s:g} s"
                 named = "; ".join(f"{s.url}: {e}" for s, e in zip(self.servers, tried, strict=True))
                 msg = f"no server has answered for {patience} (server_patience_s): {named}"
                 raise EngineError(msg)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_S)
+            await asyncio.sleep(pause(tries))
         for server in self.servers:
             if server.served is None:
                 self._spawn(self._revive(server))
@@ -200,14 +152,15 @@ class Traffic:
             return
         setattr(self.counts, fault.kind, getattr(self.counts, fault.kind) + 1)
         job.tries += 1
-        if fault.kind in ("failed", "timeout", "lost") and server.answered_at > began:
-            job.alone += 1
+        now = time.monotonic()
+        if fault.kind in ("failed", "timeout", "lost"):
+            job.alone += server.answered_at > max(job.failed_at, job.queued_at)
+            job.failed_at = now
         if job.alone >= ALONE:
             words = f"failed {ALONE} times while the server answered others: {fault.words}"
             self.note(f"{server.url}: {job.request.id}: {words}")
             self.done(Completion(job.request.id, error=words))
             return
-        now = time.monotonic()
         server.failures += 1
         if fault.kind in ("busy", "timeout"):
             self._cut(server, fault, began, now)
@@ -219,7 +172,7 @@ class Traffic:
 
     def _again(self, job: Job, server: Server, fault: FaultError, now: float) -> None:
         """Put a request back; at once where only another server or a pause is needed."""
-        loop, pause = asyncio.get_running_loop(), _pause(job.tries)
+        loop = asyncio.get_running_loop()
         if fault.wait_s is not None:
             rest = min(fault.wait_s, self.config.server_patience_s)
             server.free_at = max(server.free_at, now + rest)
@@ -228,7 +181,7 @@ class Traffic:
             self.waiting.appendleft(job)
             self._dispatch()
         else:
-            loop.call_later(pause, self._rejoin, job)
+            loop.call_later(pause(job.tries), self._rejoin, job)
 
     def _rejoin(self, job: Job) -> None:
         self.waiting.appendleft(job)  # it is the oldest
@@ -254,7 +207,7 @@ class Traffic:
         tries = 0
         while not self.dead:
             tries += 1
-            await asyncio.sleep(_pause(tries))
+            await asyncio.sleep(pause(tries))
             try:
                 await self._prove(server)
             except FaultError as fault:
@@ -269,12 +222,11 @@ class Traffic:
 
     async def _prove(self, server: Server) -> None:
         served = await prepare(server.client, self.config, self.arms)
-        if not self.begun:
-            self.begun, self.version = True, served.vllm
-        elif served.vllm != self.version:
+        begun = self.begun = self.begun or served
+        if (served.vllm, served.models) != (begun.vllm, begun.models):
             msg = (
-                f"{server.url}: answers as vLLM {served.vllm}, the run was begun with "
-                f"{self.version}; serve one release, or start a new run"
+                f"{server.url}: serves {dict(served.models)} with vLLM {served.vllm}, the run was "
+                f"begun with {dict(begun.models)} and {begun.vllm}; serve one, or start a new run"
             )
             raise EngineError(msg)
         server.limit = min(float(FIRST_LIMIT), float(self.config.max_concurrency))
@@ -308,35 +260,3 @@ class Traffic:
         self.tasks.discard(task)
         if not task.cancelled() and (defect := task.exception()) is not None:
             self._die(defect)  # ours: it must not pass for a silent server
-
-
-def complete(job: Job, began: float, answer: Answer, config: Config) -> Completion:
-    """An answer as the engine's protocol wants it; times are from submission."""
-    prompt, output = answer.tokens("prompt"), answer.tokens("completion")
-    cut = answer.finish_reason == "length" and 0 < output < config.max_new_tokens
-    error = None
-    if cut:
-        error = (
-            f"the prompt's {prompt} tokens leave room for {output} of {config.max_new_tokens} for "
-            "the answer; raise the server's --max-model-len or lower --max-new-tokens"
-        )
-    elif answer.finish_reason not in ("stop", "length", "repetition"):
-        error = f"the server ended the request: {str(answer.finish_reason)[:100]}"
-    return Completion(
-        job.request.id,
-        text=answer.text,
-        finish_reason=answer.finish_reason,
-        error=error,
-        prompt_tokens=prompt,
-        output_tokens=output or answer.chunks,
-        cached_tokens=answer.cached_tokens,
-        queued_s=began - job.queued_at,
-        ttft_s=answer.first_at - job.queued_at,
-        total_s=answer.last_at - job.queued_at,
-    )
-
-
-def _pause(tries: int) -> float:
-    """Seconds before the next try: doubled each time, and spread, so that not all come at once."""
-    longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(tries, 10))
-    return longest * random.uniform(0.5, 1.0)

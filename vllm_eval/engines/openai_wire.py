@@ -19,12 +19,14 @@ import orjson
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from openai import AsyncOpenAI
+    from openai import APIStatusError, AsyncOpenAI
 
     from vllm_eval.config import Config
 
 KEYS = ("VLLM_API_KEY", "OPENAI_API_KEY")
 """Variables the API key is taken from, the first that is set; it is never stored."""
+NO_KEY = "EMPTY"
+"""What the client sends where there is none: it insists on one."""
 Kind = Literal[
     "busy", "failed", "timeout", "lost", "unreachable", "missing", "forbidden", "refused"
 ]
@@ -213,7 +215,7 @@ def _of_status(code: int, message: str, wait_s: float | None) -> FaultError:
     return FaultError(kind, words, wait_s)
 
 
-def _retry_after(error: Any) -> float | None:
+def _retry_after(error: APIStatusError) -> float | None:
     """Seconds to wait; the form with a date is rare, and waiting on our own schedule does."""
     text = error.response.headers.get("retry-after", "")
     try:

@@ -19,6 +19,7 @@ from vllm_eval.preflight import memory, reference
 from vllm_eval.preflight.adapter_check import LARGEST_RANK, check_adapter
 from vllm_eval.preflight.base_model import missing_modules, read_base
 from vllm_eval.preflight.lengths import check_lengths, open_counter
+from vllm_eval.preflight.server import check_servers
 from vllm_eval.records import BASELINE, Arm
 from vllm_eval.tasks import open_task
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from vllm_eval.tasks import Task
 
 _T = TypeVar("_T")
-
+NO_MODEL_HERE = ("openai", "scripted")
 BYTES_PER_TOKEN = 6
 COPIES = 3
 """An answer is in the journal, in a result file and, packed, in the ZIP."""
@@ -60,7 +61,7 @@ def check_config(
     dataset = _tried(failed, lambda: cases.open_dataset(data, config.max_samples, config.seed))
     arms = _open_arms(config, failed)
     base_model = None
-    if config.engine != "scripted" and (config.base_model or len(arms) > 1):
+    if config.engine not in NO_MODEL_HERE and (config.base_model or len(arms) > 1):
         base_model = _tried(failed, lambda: adapters.base_of(arms, config.base_model))
     parts = Parts(config, task, dataset, arms, base_model)
     return failed + _check(parts, hardware or machine.detect(), software or machine.installed())
@@ -106,8 +107,8 @@ def _check(parts: Parts, hardware: Machine, software: Software) -> list[Finding]
     if parts.dataset is not None:
         of = f"{parts.dataset.total} records, {len(parts.dataset.drawn)} drawn"
         findings.append(ok(str(parts.dataset.path), of))
-    findings += _check_output(parts)
-    if parts.config.engine == "scripted":
+    findings += _check_output(parts) + check_servers(parts.config, parts.arms)
+    if parts.config.engine in NO_MODEL_HERE:
         return findings
     findings += _check_profile(parts.config, hardware)
     findings += _check_software(parts, hardware, software)

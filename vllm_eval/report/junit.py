@@ -24,8 +24,9 @@ def write_junit(run: StoredRun, path: Path) -> Path:
     """A suite for each student's gate and one for each arm's cases.
 
     A broken contract is a `failure`, an answer that is missing an `error`, one that a partial run
-    still owes is `skipped`. The time of an arm's suite is the sum over its attempts, which ran side
-    by side; the time of all is that of the generation.
+    still owes is `skipped`. Of very many cases the sample in `comparison.json` is listed. The time
+    of an arm's suite is the sum over its attempts, which ran side by side; the time of all is that
+    of the generation.
     """
     root = ET.Element("testsuites", name=_text(run.folder.name))
     suites = [*_gates(run.comparison), *_arms(run)]
@@ -57,7 +58,8 @@ def _gates(comparison: Mapping[str, Any]) -> Iterator[ET.Element]:
 def _arms(run: StoredRun) -> Iterator[ET.Element]:
     comparison = run.comparison
     cases = {row["concept_id"]: row["arms"] for row in comparison["cases"]}
-    drawn = [row["concept_id"] for row in store.read_cases(run.folder)]
+    sampled = comparison["cases_sampled"]
+    drawn = list(cases) if sampled else list(store.read_order(run.folder))
     for arm in run.arms:
         examples = _examples(comparison, arm)
         tests = [_case(arm, case, cases.get(case, {}).get(arm), examples) for case in drawn]

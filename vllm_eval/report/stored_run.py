@@ -75,17 +75,21 @@ def load_run(folder: Path) -> StoredRun:
 
 
 def read_details(run: StoredRun) -> Iterator[CaseDetail]:
-    """The texts of every case with an attempt, in the data set's order, one case at a time."""
+    """The texts of every case with an attempt, in the data set's order, one case at a time.
+
+    Of a run whose `comparison.json` holds a sample of its cases, only those.
+    """
     journal = run.folder / store.JOURNAL
+    shown = {row["concept_id"] for row in run.comparison["cases"]}
     places: dict[str, list[int]] = {}
-    for offset, attempt in read_journal(journal):
-        places.setdefault(attempt.concept_id, []).append(offset)
-    with journal.open("rb") as file:
+    for place, attempt in read_journal(journal):
+        if not run.comparison["cases_sampled"] or attempt.concept_id in shown:
+            places.setdefault(attempt.concept_id, []).append(place)
+    with open_journal(journal) as line_at:
         for row in store.read_cases(run.folder):
             attempts: dict[str, list[Attempt]] = {arm: [] for arm in run.arms}
-            for offset in places.get(row["concept_id"], ()):
-                file.seek(offset)
-                attempt = parse_attempt(file.readline())
+            for place in places.get(row["concept_id"], ()):
+                attempt = parse_attempt(line_at(place))
                 attempts[attempt.arm].append(attempt)
             made = {arm: tuple(rows) for arm, rows in attempts.items()}
             if any(made.values()):
@@ -97,6 +101,6 @@ def _is_current(folder: Path) -> bool:
     try:
         comparison = orjson.loads(path.read_bytes())
         whole = comparison["schema_version"] == SCHEMA_VERSION and not comparison["partial"]
-        return bool(whole or path.stat().st_mtime_ns > journal.stat().st_mtime_ns)
+        return bool(whole or path.stat().st_mtime_ns > parts(journal)[-1].stat().st_mtime_ns)
     except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
         return False

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.errors import InputError
+from vllm_eval.journal import parts
 from vllm_eval.records import BASELINE
 from vllm_eval.rescore import recorded
 from vllm_eval.rescore.json_text import TORN, JsonText
 from vllm_eval.rescore.recorded import text_of
+from vllm_eval.store import JOURNAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -185,19 +187,26 @@ def _read(path: Path, reading: _Reading) -> Iterator[Answer]:
     """Every answer; what else is met in the file is put into `reading`."""
     before: dict[tuple[str, str], int] = {}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for place, value in _rows(JsonText(path, file), reading):
-                row, arm, concept_id = _identify(path, place, value, reading.head)
-                nth = before.get((arm, concept_id), 0)
-                answer = _answer(path, place, row, (arm, concept_id, nth))
-                before[arm, concept_id] = nth + answer.final
-                yield answer
+        for place, value in _values(path, reading):
+            row, arm, concept_id = _identify(path, place, value, reading.head)
+            nth = before.get((arm, concept_id), 0)
+            answer = _answer(path, place, row, (arm, concept_id, nth))
+            before[arm, concept_id] = nth + answer.final
+            yield answer
     except UnicodeDecodeError as error:
         msg = f"{path}: is not UTF-8 text: {error.reason}"
         raise InputError(msg) from error
     except OSError as error:
         msg = f"{path}: cannot read the answers: {error.strerror}"
         raise InputError(msg) from error
+
+
+def _values(path: Path, reading: _Reading) -> Iterator[tuple[str, object]]:
+    """Place and content of every answer, of a journal through all its parts."""
+    for part in parts(path) if path.name == JOURNAL else [path]:
+        with part.open(encoding="utf-8-sig", newline="") as file:
+            for place, value in _rows(JsonText(part, file), reading):
+                yield (place if part == path else f"{part.name}, {place}"), value
 
 
 def _rows(text: JsonText, reading: _Reading) -> Iterator[tuple[str, object]]:

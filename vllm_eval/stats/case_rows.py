@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 BINS = 20
 """Stretches of equal width into which [0, 1] is divided."""
+MOST_ROWS = 2_000
+"""Of more cases than these a sample is shown: no reader looks at all of them."""
+MOST_FAILED, MOST_LOSSES = 1_000, 200
+"""Rows of the sample that failures may take, and the largest losses against the baseline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,25 @@ def case_rows(
     return rows
 
 
+def sample_rows(rows: Sequence[CaseRow]) -> Sequence[CaseRow]:
+    """At most `MOST_ROWS` of the rows, in their order.
+
+    Cases that failed in an arm come first, evenly spread where they are too many; then those that
+    lose most against the baseline; the room that is left goes to all others, evenly spread.
+    """
+    if len(rows) <= MOST_ROWS:
+        return rows
+    failed = [n for n, row in enumerate(rows) if not _succeeded(row)]
+    taken = set(_spread(failed, MOST_FAILED))
+    losses = (
+        (loss, n) for n, row in enumerate(rows) if n not in taken and (loss := _loss(row)) < 0
+    )
+    taken |= {n for _, n in heapq.nsmallest(MOST_LOSSES, losses)}
+    others = [n for n, row in enumerate(rows) if n not in taken and _succeeded(row)]
+    taken |= set(_spread(others, MOST_ROWS - len(taken)))
+    return [rows[n] for n in sorted(taken)]
+
+
 def distributions(comparison: Comparison) -> dict[str, Distribution]:
     """By arm, over the cases with a score."""
     return {
@@ -102,6 +126,22 @@ def distribute(scores: Sequence[float]) -> Distribution:
         low, middle, high = statistics.quantiles(scores, n=4, method="inclusive")
         quartiles = low, middle, high
     return Distribution(edges, tuple(counts), quartiles)
+
+
+def _spread(places: Sequence[int], most: int) -> Sequence[int]:
+    """At most so many of the places, at equal distances."""
+    if len(places) <= most:
+        return places
+    return [places[number * len(places) // most] for number in range(most)]
+
+
+def _succeeded(row: CaseRow) -> bool:
+    return all(cell.status == "success" for cell in row.arms.values())
+
+
+def _loss(row: CaseRow) -> float:
+    """The most negative difference; 0 where no arm lost."""
+    return min((cell.difference or 0.0 for cell in row.arms.values()), default=0.0)
 
 
 def _cell(rows: Sequence[Outcome], score: float | None, base: float | None) -> CaseCell:

@@ -1,0 +1,141 @@
+"""The canary of `engines.canary`, asked of a server over the wire.
+
+Nothing can be put into one batch from outside. So while every adapter is kept at work on a long
+answer, all arms are asked: the base's rows are then computed beside an adapter's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm_eval.engines import canary, openai_wire
+from vllm_eval.engines.openai_wire import FaultError, faults
+from vllm_eval.records import BASELINE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from openai import AsyncOpenAI
+
+    from vllm_eval.config import Config
+
+    Rows = list[dict[int, float]]
+
+LOG_PROBABILITIES = (canary.TOP_TOKENS, 5)
+"""How many of the likeliest tokens a server is asked for: vLLM's limit, then OpenAI's."""
+TEXT_TOKENS = 32
+"""Length of the canary's answers where a server gives no log probabilities."""
+COMPANION_TOKENS = 1024
+TOKEN_PREFIX = "token_id:"  # noqa: S105  vLLM's spelling of a token by its number
+
+
+@dataclass(frozen=True, slots=True)
+class Prover:
+    """Asks one server the canary's texts."""
+
+    client: AsyncOpenAI
+    config: Config
+    models: Mapping[str, str]
+    vllm: bool
+
+    async def prove(self) -> str:
+        """Ask the base alone, then all arms while every adapter is at work; says by what.
+
+        Raises:
+            EngineError: an arm does not answer from its own weights.
+            FaultError: the server could not be asked.
+        """
+        await self._texts(self.models[BASELINE], canary.TEXTS[:1])  # the run's own way is open
+        if len(self.models) == 1:
+            return "no adapter to tell from the base"
+        most, alone = await self._find_way(self.models[BASELINE])
+        async with contextlib.AsyncExitStack() as stack:
+            students = (model for arm, model in self.models.items() if arm != BASELINE)
+            for model in students:
+                await stack.enter_async_context(self._companion(model))
+            rows = await asyncio.gather(*(self._rows(m, most) for m in self.models.values()))
+        canary.prove(alone, dict(zip(self.models, rows, strict=True)))
+        return f"log probabilities of {most} tokens" if most else "texts"
+
+    async def _find_way(self, model: str) -> tuple[int, Rows]:
+        """How many log probabilities the server gives, 0 for none; and the first rows."""
+        for most in LOG_PROBABILITIES:
+            try:
+                rows = await self._rows(model, most)
+            except FaultError as fault:
+                if fault.kind not in ("refused", "missing"):
+                    raise
+            else:
+                if all(rows):
+                    return most, rows
+        return 0, await self._rows(model, 0)
+
+    async def _rows(self, model: str, most: int) -> Rows:
+        """For each text the likeliest next tokens; or, for lack of them, the answer as one."""
+        if most == 0:
+            return [{hash(text): 0.0} for text in await self._texts(model, canary.TEXTS)]
+        # A salt of its own: a row that found its prompt cached would be another shape.
+        extra = {"return_tokens_as_token_ids": True, "cache_salt": uuid.uuid4().hex}
+        with faults():
+            answer: Any = await self.client.completions.create(
+                model=model,
+                prompt=list(canary.TEXTS),
+                max_tokens=1,
+                temperature=0.0,
+                logprobs=most,
+                extra_body=extra | openai_wire.PLAIN_SAMPLING if self.vllm else None,
+            )
+        choices = sorted(getattr(answer, "choices", None) or (), key=lambda choice: choice.index)
+        if len(choices) != len(canary.TEXTS):
+            raise FaultError("refused", "several prompts in one request are not answered")
+        given = (choice.logprobs and choice.logprobs.top_logprobs for choice in choices)
+        return [_distribution(likeliest or ()) for likeliest in given]
+
+    async def _texts(self, model: str, texts: Sequence[str]) -> list[str]:
+        update = {"temperature": 0.0, "max_new_tokens": TEXT_TOKENS, "ignore_eos": False}
+        config = self.config.model_copy(update=update)
+        bodies = (openai_wire.fields(config, model, text, 0, vllm=self.vllm) for text in texts)
+        asked = (openai_wire.ask(self.client, config, body) for body in bodies)
+        return [answer.text for answer in await asyncio.gather(*asked)]
+
+    @contextlib.asynccontextmanager
+    async def _companion(self, model: str) -> AsyncIterator[None]:
+        """Keep the server busy with one long answer: whoever is asked now shares its batch."""
+        update = {"temperature": 1.0, "max_new_tokens": COMPANION_TOKENS, "ignore_eos": False}
+        config = self.config.model_copy(update=update)
+        body = openai_wire.fields(config, model, canary.TEXTS[0], 0, vllm=self.vllm)
+        if self.vllm:
+            body["extra_body"]["ignore_eos"] = True
+        begun = asyncio.Event()
+
+        async def listen() -> None:
+            answer = openai_wire.Answer()
+            async for _ in openai_wire.stream(self.client, config, body, answer):
+                begun.set()
+
+        task = asyncio.create_task(listen())
+        try:
+            first = asyncio.create_task(begun.wait())
+            await asyncio.wait((task, first), return_when=asyncio.FIRST_COMPLETED)
+            first.cancel()
+            if task.done():
+                task.result()
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def _distribution(logprobs: Sequence[Mapping[str, float] | None]) -> dict[int, float]:
+    """Log probability by token; a token spelled as text counts by its text."""
+    found = {}
+    for token, value in (logprobs[0] if logprobs and logprobs[0] else {}).items():
+        number = token.removeprefix(TOKEN_PREFIX)
+        named = number != token and number.isdecimal()
+        if isinstance(value, float):
+            found[int(number) if named else hash(token)] = value
+    return found
