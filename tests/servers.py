@@ -223,7 +223,8 @@ class FaultProxy:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         if fault in ("garbage", "endless"):
             await response.prepare(request)
-            await response.write(b"data: {what is this\n\n")
+            if fault == "garbage":
+                await response.write(b"data: {what is this\n\n")
             while fault == "endless":
                 await _event(response, {"choices": [{"index": 0, "text": "x" * 10_000}]})
             return response

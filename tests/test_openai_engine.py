@@ -123,7 +123,7 @@ def expected(*requests: Request) -> dict[str, str]:
     }
 
 
-MANY = [ask(number, arm) for number in range(20) for arm in ARMS]
+MANY = [ask(number, arm) for number in range(10) for arm in ARMS]
 
 
 @pytest.mark.parametrize("fault", ["busy", "later", "broken", "slow", "cut", "drop", "garbage"])
@@ -163,7 +163,7 @@ def test_the_limit_follows_what_the_server_takes(desk: Desk) -> None:
     """A server with room for 8: it is soon asked for little more, and it is kept busy."""
     server = desk.server(room=8, seconds=0.01)
     engine = desk.engine(server)
-    waiting, found = [ask(number) for number in range(400)], 0
+    waiting, found = [ask(number) for number in range(200)], 0
     capacities = []
     in_flight = 0
     while waiting or engine.busy:
@@ -175,11 +175,11 @@ def test_the_limit_follows_what_the_server_takes(desk: Desk) -> None:
         in_flight -= len(finished)
         found += len(finished)
         capacities.append(engine.capacity)
-    assert found == 400
+    assert found == 200
     assert server.busiest == 8
     late = capacities[len(capacities) // 2 :]
     assert 2 <= sum(late) / len(late) <= 12
-    assert server.turned_away < 150
+    assert server.turned_away < 100
 
 
 def test_a_server_that_takes_everything_is_given_more_and_more(desk: Desk) -> None:
@@ -203,7 +203,7 @@ def test_a_request_that_alone_fails_comes_back_with_an_error(desk: Desk) -> None
         found |= {done.request_id: done for done in engine.poll()}
         if f"{BASELINE}/7" in found:
             break
-        time.sleep(0.02)
+        time.sleep(0.1)
     proxy.loopback.stop()
     assert "failed 6 times while the server answered others: 500" in str(
         found[f"{BASELINE}/7"].error
@@ -228,7 +228,7 @@ def test_several_servers_share_the_work(desk: Desk) -> None:
     drain(engine)
     shares = [len(server.bodies) - n for server, n in zip(servers, before, strict=True)]
     assert sum(shares) == len(MANY)
-    assert min(shares) >= 10
+    assert min(shares) >= 5
 
 
 def test_a_dead_server_is_left_out_and_taken_back(desk: Desk) -> None:
@@ -371,7 +371,7 @@ def outcomes(run: Run) -> list[tuple[Any, ...]]:
 def test_a_run_through_faults_ends_as_one_without(desk: Desk, answers: Answers) -> None:
     """Format retries are attempts; what had to be sent again is counted apart from them."""
     server = desk.server(
-        answer=lambda body: answers.text() if int(body["seed"]) % 2 else answers.bad()
+        answer=lambda body: answers.text() if int(body["seed"]) % 3 else answers.bad()
     )
     quiet = desk.run(server)
     desk.bench.output_dir = desk.bench.folder / "loud"

@@ -100,7 +100,10 @@ def _is_current(folder: Path) -> bool:
     path, journal = folder / store.COMPARISON, folder / store.JOURNAL
     try:
         comparison = orjson.loads(path.read_bytes())
-        whole = comparison["schema_version"] == SCHEMA_VERSION and not comparison["partial"]
-        return bool(whole or path.stat().st_mtime_ns > parts(journal)[-1].stat().st_mtime_ns)
+        if comparison["schema_version"] != SCHEMA_VERSION:
+            return False
+        # Of a run that did not end, it may be behind the journal.
+        newest = parts(journal)[-1].stat().st_mtime_ns
+        return not comparison["partial"] or path.stat().st_mtime_ns > newest
     except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
         return False
