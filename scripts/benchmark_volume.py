@@ -192,9 +192,8 @@ def show_parts(run: Path, count: int) -> None:
     rest = timing["attempts"] / max(generation - judging, 1e-9)
     rate = timing["attempts"] / generation
     print(f"{count:>8,} ceiling: {rate:,.0f} attempts a second, {rest:,.0f} without judging")
-    print(
-        f"{count:>8,} journal {size_of(run) / 2**20:,.0f} MiB in {len(parts(run / 'attempts.jsonl'))} parts"
-    )
+    files = len(parts(run / "attempts.jsonl"))
+    print(f"{count:>8,} journal {size_of(run) / 2**20:,.0f} MiB in {files} files")
     sys.stdout.flush()
 
 

@@ -13,6 +13,8 @@ import subprocess
 import sys
 
 if INSTALL:
+    if not TOOL:
+        raise RuntimeError("fill in TOOL in the first cell: where vllm_eval is installed from")
     driver = subprocess.getoutput("nvidia-smi --query-gpu=driver_version --format=csv,noheader")
     major = int((re.match(r"\\d+", driver) or ["0"])[0])
     if not major:
@@ -22,7 +24,7 @@ if INSTALL:
     %pip install -q uv
     !uv pip install -q --python {sys.executable} --exclude-newer {day} {packages}
     if _exit_code:
-        raise RuntimeError("the installation failed: see above; is TOOL filled in?")
+        raise RuntimeError("the installation failed: see above; is TOOL right?")
     print("installed vLLM", vllm, "for driver", driver.split()[0])"""
 
 FETCH = """\

@@ -13,8 +13,6 @@ from pathlib import Path
 from scripts import notebook_cells as cell
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-HOME = "git+https://github.com/OWNER/vllm_eval.git"
-"""Where the notebooks install vllm_eval from."""
 BOTH_ARMS_IN_4_BITS = (
     "A 7B model in 16 bits does not fit this card, so **the base is quantised to 4 bits** "
     "(bitsandbytes NF4), for base and student alike; the program and its report say so."
@@ -168,7 +166,7 @@ PROFILE = "auto"  # by platform and GPU, as `check` says
 OPTIONS = []  # any option of `python -m vllm_eval --help`, one word each: ["--retries", "1"]
 OUTPUT_DIR = "{on.output_dir}"{keep}
 
-TOOL = "{HOME}"  # vllm_eval: a git URL or a wheel's path
+TOOL = ""  # fill in where vllm_eval is: "git+https://..." or a wheel's path
 INSTALL = True  # False where vllm_eval and its engine are installed already"""
 
 

@@ -71,7 +71,7 @@ class FakeServer:
 
     models: dict[str, str | None] = field(default_factory=lambda: {BASE: None, STUDENT: BASE})
     """Name to parent."""
-    answer: Callable[[Mapping[str, Any]], str] = lambda body: hash_words(body)
+    answer: Callable[[Mapping[str, Any]], str] = lambda body: hash_words(body)  # noqa: PLW0108  defined below
     seconds: float = 0.02
     room: int = 10**6
     """More requests at a time are answered with 429."""

@@ -6,10 +6,11 @@ Not covered: that answers come from the right weights (test_engine_arms.py).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.servers import FakeServer
 from vllm_eval.config import load_config
 from vllm_eval.engines import open_engine
 from vllm_eval.plan import prepare
@@ -31,19 +32,29 @@ MODELS = [pytest.param(name, marks=pytest.mark.engine) for name in ("vllm", "tra
 """Engines that load the demo model."""
 
 
-@pytest.fixture(scope="module", params=["scripted", *MODELS])
+@pytest.fixture(scope="module", params=["scripted", "openai", *MODELS])
 def engine(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Engine]:
     folder: Path = tmp_path_factory.mktemp("engine")
     script = folder / "script.jsonl"
     script.write_text('{"concept_id": "*", "text": "one two three", "seconds": 0.05}\n')
-    flags = {"engine": request.param, "script": str(script), "max_new_tokens": 24, "batch_size": 4}
+    flags: dict[str, Any] = {
+        "engine": request.param,
+        "script": str(script),
+        "max_new_tokens": 24,
+        "batch_size": 4,
+    }
+    # To a server on loopback that only speaks the protocol; a real one is in test_openai_vllm.py.
+    server = FakeServer(models={ARMS[0]: None, ARMS[1]: ARMS[0]}, seconds=0.05)
+    if request.param == "openai":
+        flags["base_url"] = [server.url]
     config = load_config(["demo"], flags=flags | {"temperature": 1.0})
     plan = prepare(config)
     opened = open_engine(config, plan.arms, plan.base_model, folder / "engine.log")
     yield opened
     opened.close()
+    server.loopback.stop()
 
 
 def ask(name: str, prompt: str = "Concept: a portal", arm: str = "baseline") -> Request:
@@ -98,10 +109,10 @@ def test_it_holds_more_than_one_request_in_flight(engine: Engine) -> None:
 
 
 def test_it_says_what_it_is(engine: Engine) -> None:
-    assert engine.about["engine"] in ("scripted", "transformers", "vllm")
+    assert engine.about["engine"] in ("openai", "scripted", "transformers", "vllm")
 
 
-@pytest.mark.parametrize("engine", MODELS, indirect=True)
+@pytest.mark.parametrize("engine", ["openai", *MODELS], indirect=True)
 def test_a_prompt_without_room_for_its_answer_is_refused_with_the_numbers(engine: Engine) -> None:
     why = engine.refusal("word " * 5000)
     assert why is not None

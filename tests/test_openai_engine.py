@@ -161,9 +161,9 @@ def test_the_time_a_server_asks_for_is_kept(desk: Desk) -> None:
 
 def test_the_limit_follows_what_the_server_takes(desk: Desk) -> None:
     """A server with room for 8: it is soon asked for little more, and it is kept busy."""
-    server = desk.server(room=8, seconds=0.01)
+    server = desk.server(room=8, seconds=0.05)
     engine = desk.engine(server)
-    waiting, found = [ask(number) for number in range(200)], 0
+    waiting, found = [ask(number) for number in range(160)], 0
     capacities = []
     in_flight = 0
     while waiting or engine.busy:
@@ -175,21 +175,21 @@ def test_the_limit_follows_what_the_server_takes(desk: Desk) -> None:
         in_flight -= len(finished)
         found += len(finished)
         capacities.append(engine.capacity)
-    assert found == 200
+    assert found == 160
     assert server.busiest == 8
     late = capacities[len(capacities) // 2 :]
-    assert 2 <= sum(late) / len(late) <= 12
+    assert 4 <= sum(late) / len(late) <= 14
     assert server.turned_away < 100
 
 
 def test_a_server_that_takes_everything_is_given_more_and_more(desk: Desk) -> None:
-    server = desk.server(seconds=0.4)
+    server = desk.server(seconds=0.6)
     engine = desk.engine(server, max_concurrency=48)
     before = engine.capacity
-    engine.submit([ask(number) for number in range(140)])
+    engine.submit([ask(number) for number in range(100)])
     drain(engine)
     assert before < engine.capacity == 49
-    assert server.busiest == 48
+    assert before <= server.busiest <= 48
 
 
 def test_a_request_that_alone_fails_comes_back_with_an_error(desk: Desk) -> None:
@@ -205,7 +205,7 @@ def test_a_request_that_alone_fails_comes_back_with_an_error(desk: Desk) -> None
             break
         time.sleep(0.1)
     proxy.loopback.stop()
-    assert "failed 6 times while the server answered others: 500" in str(
+    assert "failed 5 times while the server answered others: 500" in str(
         found[f"{BASELINE}/7"].error
     )
     assert all(done.error is None for name, done in found.items() if name != f"{BASELINE}/7")
@@ -246,6 +246,14 @@ def test_a_dead_server_is_left_out_and_taken_back(desk: Desk) -> None:
     log = desk.log.read_text("utf-8")
     assert f"{first.url}: out of service" in log
     assert log.count(f"{first.url}: in service") == 2
+
+
+def test_a_server_that_fails_at_once_does_not_draw_the_work_to_itself(desk: Desk) -> None:
+    sick = desk.proxy(desk.server(), "pass", "pass", again="broken")
+    engine = desk.engine(sick, desk.server(seconds=0.1), max_concurrency=2)
+    engine.submit(MANY)
+    assert {name: done.text for name, done in drain(engine).items()} == expected(*MANY)
+    assert len(sick.seen) < 2 + len(MANY)
 
 
 def test_a_server_that_is_gone_for_good_ends_the_engine(desk: Desk) -> None:
@@ -384,7 +392,9 @@ def test_a_run_through_faults_ends_as_one_without(desk: Desk, answers: Answers) 
     assert (engine["sent_again"], engine["sent_again_busy"], engine["sent_again_lost"]) == (8, 2, 4)
 
 
-def test_a_run_whose_server_is_gone_is_resumed(desk: Desk, answers: Answers) -> None:
+def test_a_run_whose_server_is_gone_is_resumed_on_the_same_release(
+    desk: Desk, answers: Answers
+) -> None:
     gone = threading.Event()
 
     def answer(body: Any) -> str:
@@ -398,21 +408,15 @@ def test_a_run_whose_server_is_gone_is_resumed(desk: Desk, answers: Answers) -> 
     assert begun.code == 3
     assert "--resume" in begun.err
     server.loopback.start()
+    server.version = "0.33.0"
+    refused = desk.run(server, "--resume", str(begun.folder))
+    assert refused.code == 2
+    assert "begun with vllm '0.32.0', this is '0.33.0'" in refused.err
+    server.version = "0.32.0"
     ended = desk.run(server, "--resume", str(begun.folder))
     assert ended.code in (0, 1)
     keys = [(line["arm"], line["concept_id"]) for line in ended.journal]
     assert sorted(keys) == sorted(itertools.product(ARMS, ("K1", "K2", "K3")))
-
-
-def test_a_run_is_not_resumed_on_another_release(desk: Desk, answers: Answers) -> None:
-    server = desk.server(answer=lambda body: answers.text())
-    first = desk.run(server)
-    journal = first.folder / "attempts.jsonl"
-    journal.write_text("".join(journal.read_text("utf-8").splitlines(keepends=True)[:-1]))
-    server.version = "0.33.0"
-    again = desk.run(server, "--resume", str(first.folder))
-    assert again.code == 2
-    assert "begun with vllm '0.32.0', this is '0.33.0'" in again.err
 
 
 def test_the_key_comes_from_the_environment_and_is_stored_nowhere(

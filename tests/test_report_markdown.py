@@ -7,6 +7,7 @@ code.
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from tests.report_runs import (
 )
 from vllm_eval.report.markdown import MOST_CASES, render_summary, write_markdown
 from vllm_eval.report.stored_run import load_run
+from vllm_eval.report.write import write_reports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -183,3 +185,16 @@ def test_the_summary_says_verdict_gate_failures_and_next_step(failing: Path) -> 
     for said in ("FAIL", "| valid rate of pupil |", "### Failed attempts", "### Next step"):
         assert said in text
     assert len(text) < 6000
+
+
+def test_a_quantised_base_is_said_beside_the_verdict(tmp_path: Path) -> None:
+    run = make_run(tmp_path, FAILING)
+    path = run / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["engine"]["quantization"] = "bitsandbytes"
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    (run / "comparison.json").unlink()
+    write_reports(run)
+    said = "All arms stand on a base quantised by `bitsandbytes`."
+    assert said in (run / "report.md").read_text(encoding="utf-8")
+    assert said in (run / "summary.md").read_text(encoding="utf-8")

@@ -279,3 +279,25 @@ def test_answers_of_any_characters_are_kept(bench: Bench, answers: Answers) -> N
     bench.dataset(1)
     bench.answers({"text": text})
     assert by_case(bench.run().result("student"))["K1"]["raw_response"] == text
+
+
+def test_the_verdict_says_when_the_base_was_quantised(bench: Bench, run: Run) -> None:
+    path = run.folder / "manifest.json"
+    manifest = json.loads(path.read_text("utf-8"))
+    manifest["engine"]["quantization"] = "bitsandbytes"
+    path.write_text(json.dumps(manifest), "utf-8")
+    again = bench.call("--resume", str(run.folder))
+    assert "FAIL  pupil  (all arms on a base quantised by bitsandbytes)" in again.out
+
+
+def test_a_run_ends_with_its_report_unless_told_not_to(bench: Bench, answers: Answers) -> None:
+    bench.dataset(1)
+    bench.answers({"text": answers.text()})
+    names = {path.name for path in bench.run("--report").folder.iterdir()}
+    assert {"report.html", "report.md", "summary.md", "junit.xml", "plots"} <= names
+
+
+def test_a_run_without_a_report_still_has_its_archive(run: Run) -> None:
+    names = {path.name.partition("_")[0] for path in run.folder.iterdir()}
+    assert "eval" in names
+    assert "report.html" not in names

@@ -37,7 +37,7 @@ def cut(run: Run, lines: int, torn: bytes = b"") -> None:
     journal = run.folder / "attempts.jsonl"
     kept = journal.read_bytes().splitlines(keepends=True)[:lines]
     for path in run.folder.iterdir():
-        if path.name not in ("config.yaml", "manifest.json"):
+        if path.name not in ("cases.jsonl", "config.yaml", "manifest.json"):
             path.unlink()
     journal.write_bytes(b"".join(kept) + torn)
 

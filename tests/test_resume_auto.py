@@ -24,8 +24,8 @@ def cut_off(folder: Path) -> None:
     journal = folder / "attempts.jsonl"
     first = journal.read_bytes().splitlines(keepends=True)[0]
     journal.write_bytes(first + b'{"torn')
-    for path in folder.iterdir():
-        if path.name not in ("attempts.jsonl", "config.yaml", "manifest.json"):
+    for made_at_the_end in ("comparison.json", "baseline_*", "student_*", "*.zip"):
+        for path in folder.glob(made_at_the_end):
             path.unlink()
 
 

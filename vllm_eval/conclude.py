@@ -62,6 +62,8 @@ class Finished:
     timing: Mapping[str, Any]
     owed: int
     """Outcomes an interrupted run still owes; 0 for a whole one."""
+    quantization: str = "none"
+    """Of the base that all arms stand on, as the engine calls it: part of what was measured."""
 
     @property
     def passed(self) -> bool:
@@ -111,7 +113,16 @@ def conclude(run: Evaluated) -> Finished:
     account = take_account(attempts, run.blocks)
     spent = take_timing(attempt for _, attempt in read_journal(run.folder.journal))
     timing = _timing(run, spent)
-    finished = Finished(run.folder.path, comparison, verdicts, account, timing, run.owed)
+    engine = manifest.read(run.folder.path).get("engine", {})
+    finished = Finished(
+        run.folder.path,
+        comparison,
+        verdicts,
+        account,
+        timing,
+        run.owed,
+        engine.get("quantization", "none"),
+    )
     _write_files(run, finished, outcomes)
     return finished
 
@@ -171,6 +182,7 @@ def _write_files(run: Evaluated, finished: Finished, outcomes: Sequence[Outcome]
         "partial": run.owed > 0,
         "owed": run.owed,
         "passed": finished.passed,
+        "quantization": finished.quantization,
         "verdicts": [asdict(verdict) | {"verdict": verdict.word} for verdict in finished.verdicts],
         **stats.to_json(comparison),
         **asdict(finished.account),

@@ -76,7 +76,7 @@ class Terminal:
 
     def progress(self, progress: Progress) -> None:
         """The evaluation has come further."""
-        if self.console.is_terminal:
+        if self._out.isatty():  # Jupyter has rich take a pipe for a terminal
             self._show_bar(progress)
         elif (
             time.monotonic() - self._last_line >= PLAIN_INTERVAL_S
@@ -100,7 +100,9 @@ class Terminal:
             return
         for verdict in finished.verdicts:
             style = "bold green" if verdict.passed else "bold red"
-            self.console.print(Text(f"{verdict.word}  {plain(verdict.arm)}", style=style))
+            quantized = finished.quantization != "none"
+            base = f"  (all arms on a base quantised by {finished.quantization})" * quantized
+            self.console.print(Text(f"{verdict.word}  {plain(verdict.arm + base)}", style=style))
 
     def _show_bar(self, progress: Progress) -> None:
         if self._bar is None:

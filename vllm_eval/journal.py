@@ -14,7 +14,7 @@ from bisect import bisect_right
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
@@ -88,7 +88,7 @@ class Journal:
         """
         if not attempts:
             return
-        data = b"".join(_dump(asdict(attempt)) for attempt in attempts)
+        data = b"".join(_dump(attempt) for attempt in attempts)
         before = os.fstat(self._file).st_size
         if before >= self._part_bytes:
             self._begin_part()
@@ -205,14 +205,14 @@ def _open(path: Path, journal: Path, flags: int = 0) -> int:
     return file
 
 
-def _dump(row: dict[str, Any]) -> bytes:
+def _dump(attempt: Attempt) -> bytes:
     """One line; what JSON cannot hold (a lone surrogate) is replaced, not refused."""
     try:
-        return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+        return orjson.dumps(attempt, option=orjson.OPT_APPEND_NEWLINE)
     except orjson.JSONEncodeError:
         clean = {
             key: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
-            for key, value in row.items()
+            for key, value in asdict(attempt).items()
         }
         return orjson.dumps(clean, option=orjson.OPT_APPEND_NEWLINE)
 

@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import closing, contextmanager
 from datetime import datetime
+from sys import intern
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from vllm_eval import cases, manifest, store
@@ -110,7 +111,7 @@ def _evaluated(
     plan: Plan, folder: store.RunFolder, owed: int, session: Mapping[str, Any]
 ) -> Evaluated:
     paths = {arm.name: str(arm.adapter.path) if arm.adapter else None for arm in plan.arms}
-    order = store.read_order(folder.path)
+    order = {intern(case.id): place for place, case in enumerate(cases.read_cases(plan.dataset))}
     return Evaluated(folder, plan.config, paths, order, plan.task.blocks, owed, session)
 
 
@@ -128,16 +129,23 @@ def _open_folder(
         if changed := manifest.differences(recorded["identity"], identity):
             msg = f"{resume}: cannot be resumed, it is another run: {'; '.join(changed)}"
             raise InputError(msg)
-        return store.RunFolder(resume, store.timestamp_of(resume, recorded))
+        folder = store.RunFolder(resume, store.timestamp_of(resume, recorded))
+        if not (resume / store.CASES).is_file():
+            _note_cases(plan, folder)
+        return folder
     if unfinished := store.find_like(output_dir, identity, finished=False):
         watcher.stage(f"an unfinished run like this one: continue it with --resume {unfinished}")
     now = datetime.now().astimezone()
     folder = store.create_run(output_dir, plan.config.tag or plan.arms[1].name, now)
     store.write_text(folder.path / store.CONFIG, dump_config(plan.config))
-    drawn = cases.read_cases(plan.dataset)
-    store.write_cases(folder, ((case, plan.task.prompt(case)) for case in drawn))
+    _note_cases(plan, folder)
     store.write_json(folder.path / manifest.FILE, manifest.describe(plan, identity, now))
     return folder
+
+
+def _note_cases(plan: Plan, folder: store.RunFolder) -> None:
+    drawn = cases.read_cases(plan.dataset)
+    store.write_cases(folder, ((case, plan.task.prompt(case)) for case in drawn))
 
 
 def _generate(

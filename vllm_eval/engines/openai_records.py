@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 FIRST_LIMIT = 32
 """Requests a server is given at first."""
+TOLERATED = 2
+"""Failures one after the other for which a server is not yet left alone."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 15.0
 
 
@@ -39,8 +41,9 @@ class Server:
     free_at: float = 0.0
     """Until then it is left alone."""
     answered_at: float = 0.0
+    failed_at: float = 0.0
     failures: int = 0
-    """Since its last answer."""
+    """Since its last answer; those of requests that were on their way together count as one."""
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from vllm_eval.engines import openai_wire
 from vllm_eval.engines.openai_records import (
     FIRST_LIMIT,
+    TOLERATED,
     Counts,
     Job,
     Server,
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     from vllm_eval.engines.openai_start import Served
     from vllm_eval.records import Arm, Request
 
-ALONE = 6
+PROVE_S = 120.0
+"""Longest wait for a server that is to prove its arms."""
+ALONE = 5
 """So often a request may fail on servers that answer others meanwhile; then it is to blame."""
 
 
@@ -161,9 +164,10 @@ class Traffic:
             self.note(f"{server.url}: {job.request.id}: {words}")
             self.done(Completion(job.request.id, error=words))
             return
-        server.failures += 1
         if fault.kind in ("busy", "timeout"):
             self._cut(server, fault, began, now)
+        if fault.kind != "busy":
+            self._count_failure(server, began, now)
         if fault.kind in ("unreachable", "missing"):
             self._take_out(server, fault)
         if self._out_of_patience(f"{server.url}: {fault.words}"):
@@ -175,8 +179,7 @@ class Traffic:
         loop = asyncio.get_running_loop()
         if fault.wait_s is not None:
             rest = min(fault.wait_s, self.config.server_patience_s)
-            server.free_at = max(server.free_at, now + rest)
-            loop.call_later(rest + 0.001, self._dispatch)
+            self._leave_alone(server, now, rest)
         if fault.wait_s is not None or server.served is None:
             self.waiting.appendleft(job)
             self._dispatch()
@@ -194,6 +197,18 @@ class Traffic:
         before, server.limit = server.limit, max(1.0, server.limit / 2)
         server.climbing, server.cut_at = False, now
         self.note(f"{server.url}: {fault.words}; limit {before:.0f} -> {server.limit:.0f}")
+
+    def _count_failure(self, server: Server, began: float, now: float) -> None:
+        """Leave a server alone for longer and longer: one that fails at once has always room."""
+        if began <= server.failed_at:
+            return
+        server.failed_at, server.failures = now, server.failures + 1
+        if server.failures > TOLERATED:
+            self._leave_alone(server, now, pause(server.failures - TOLERATED))
+
+    def _leave_alone(self, server: Server, now: float, seconds: float) -> None:
+        server.free_at = max(server.free_at, now + seconds)
+        asyncio.get_running_loop().call_later(seconds + 0.001, self._dispatch)
 
     def _take_out(self, server: Server, fault: FaultError) -> None:
         if server.served is None:
@@ -221,7 +236,8 @@ class Traffic:
                 return
 
     async def _prove(self, server: Server) -> None:
-        served = await prepare(server.client, self.config, self.arms)
+        client = server.client.with_options(timeout=min(PROVE_S, self.config.request_timeout_s))
+        served = await prepare(client, self.config, self.arms)
         begun = self.begun = self.begun or served
         if (served.vllm, served.models) != (begun.vllm, begun.models):
             msg = (
