@@ -107,6 +107,8 @@ class Traffic:
         await asyncio.gather(*self.tasks, return_exceptions=True)
         for server in self.servers:
             await server.client.close()
+        await asyncio.get_running_loop().shutdown_asyncgens()
+        await asyncio.sleep(0)  # a closed connection is let go in the loop's next turn
 
     def _dispatch(self) -> None:
         """Give what waits to the servers with room, the least loaded one first."""

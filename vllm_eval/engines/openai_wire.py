@@ -128,8 +128,11 @@ async def stream(
     calls: Any = client.completions if config.prompt_format == "raw" else client.chat.completions
     most = CHARACTERS_PER_TOKEN * body["max_tokens"]
     with faults():
-        async with calls.with_streaming_response.create(**body) as response:
-            async for line in _lines(response.iter_bytes()):
+        async with (
+            calls.with_streaming_response.create(**body) as response,
+            contextlib.aclosing(_lines(response.iter_bytes())) as lines,
+        ):
+            async for line in lines:
                 if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
                     _read_event(answer, data)
                     if answer.characters > most:
