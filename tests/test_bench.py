@@ -118,7 +118,7 @@ def test_a_barrier_makes_retries_wait_for_the_slowest_case(scripted: Bench) -> N
 
 
 def test_a_swept_setting_gets_a_contestant_for_each_value(scripted: Bench) -> None:
-    run = call(scripted, "--set", "temperature=0.1,0.9")
+    run = call(scripted, "--temperature", "0.5", "--set", "temperature=0.1,0.9")
     rows = found(run)["contestants"]
     assert list(rows) == ["mixed", "temperature=0.1", "temperature=0.9"]
     assert rows["temperature=0.9"]["config"]["temperature"] == 0.9
@@ -175,6 +175,11 @@ def test_contestants_of_one_configuration_share_an_engine() -> None:
         (None, ("temperature=",), "must be KEY.PATH=VALUE"),
         (None, ("temperature=[",), "not valid YAML"),
         (None, ("temprature=1",), "did you mean 'temperature'"),
+        (None, ("max_new_tokens=64,512",), "max_new_tokens itself: --output-len"),
+        (None, ("ignore_eos=true,false",), "sets ignore_eos itself"),
+        (None, ("retries=0,2",), "retries itself: --retries"),
+        (None, ("seed=1,2",), "seed itself: --seed"),
+        (None, ("samples_per_case=1,3",), "sets samples_per_case itself"),
     ],
 )
 def test_a_contestant_that_cannot_be_is_named(
@@ -182,6 +187,18 @@ def test_a_contestant_that_cannot_be_is_named(
 ) -> None:
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         names(SCRIPTED, chosen, *sets)
+
+
+def test_a_swept_value_beats_the_flag_of_its_key_and_leaves_the_others() -> None:
+    given = {"temperature": 0.5, "engine_args": {"max_num_seqs": 32, "max_model_len": 900}}
+    layers = Layers(SCRIPTED.files, SCRIPTED.settings, SCRIPTED.flags | given)
+    sets = ["engine_args.max_num_seqs=16,64", "temperature=0,0.7"]
+    configs = {one.name: one.config for one in choose(layers, None, sets, fails=False)}
+    assert {name: config.engine_args for name, config in configs.items()} == {
+        name: {"max_num_seqs": sequences, "max_model_len": 900}
+        for name, sequences in zip(configs, [32, 16, 64, 32, 32], strict=True)
+    }
+    assert [config.temperature for config in configs.values()] == [0.5, 0.5, 0.5, 0, 0.7]
 
 
 def test_only_vllm_varies_its_answers_lengths(bench: Bench) -> None:

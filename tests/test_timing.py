@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,6 +11,8 @@ from tests.attempts import attempt, failed
 from vllm_eval.stats.timing import MOST_BINS, percentiles, take_timing
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.conftest import Answers, Bench
 
 
@@ -103,3 +105,45 @@ def test_a_run_records_where_its_time_went(bench: Bench, answers: Answers) -> No
     assert timing["arms"]["pupil"]["retry_attempts"] == 1
     assert timing["arms"]["pupil"]["e2e"]["p50"] >= 0.02
     assert timing["output_tokens"] == timing["all"]["output_tokens"]
+
+
+def read_timing(folder: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((folder / "comparison.json").read_text("utf-8"))["timing"]
+    return loaded
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_times(bench: Bench, answers: Answers) -> None:
+    bench.dataset(2)
+    bench.answers({"text": answers.text(), "seconds": 0.02})
+    folder = bench.run().folder
+    before = read_timing(folder)
+    bench.call("--resume", str(folder))
+    assert read_timing(folder) == before
+
+
+def test_the_times_of_all_sessions_are_added_up(bench: Bench, answers: Answers) -> None:
+    bench.dataset(2)
+    bench.answers({"text": answers.text(), "seconds": 0.02})
+    folder = bench.run().folder
+    before = read_timing(folder)
+    journal = folder / "attempts.jsonl"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:2]))
+    bench.call("--resume", str(folder))
+    after = read_timing(folder)
+    assert (before["sessions"], after["sessions"]) == (1, 2)
+    assert after["total_s"] > before["total_s"]
+    assert after["peak_host_mib"] >= before["peak_host_mib"]
+    assert after["first_answer_s"] == pytest.approx(before["first_answer_s"])
+
+
+def test_a_report_that_cannot_be_written_does_not_take_the_verdict_with_it(
+    bench: Bench, answers: Answers
+) -> None:
+    bench.dataset(2)
+    bench.answers({"text": answers.text()})
+    folder = bench.run().folder
+    (folder / "report.html").mkdir()
+    run = bench.call("--resume", str(folder), "--report")
+    assert run.code == 0
+    assert "the report was not written" in run.out
+    assert "PASS  pupil" in run.out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval import gate, manifest, stats, store
@@ -32,6 +32,9 @@ SCHEMA_VERSION = 3
 """Of `comparison.json`; 2 added cases, distributions, environment and the timing's details, 3 tells
 how many cases there are and whether those listed are a sample."""
 
+NOT_FINISHED = "NOT FINISHED"
+"""In place of a verdict while outcomes are owed: no part of a run passes, or fails."""
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
@@ -46,8 +49,6 @@ class Evaluated:
     blocks: Blocks
     owed: int = 0
     """Outcomes that a run that did not end still owes; 0 for a whole one."""
-    session: Mapping[str, Any] = field(default_factory=dict)
-    """What only the process that ran it knows: times of start and judging, peak memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +113,8 @@ def conclude(run: Evaluated) -> Finished:
     attempts = (attempt for _, attempt in read_journal(run.folder.journal))
     account = take_account(attempts, run.blocks)
     spent = take_timing(attempt for _, attempt in read_journal(run.folder.journal))
-    timing = _timing(run, spent)
-    engine = manifest.read(run.folder.path).get("engine", {})
+    recorded = manifest.read(run.folder.path)
+    timing = _timing(spent, recorded.get("sessions", ()))
     finished = Finished(
         run.folder.path,
         comparison,
@@ -121,7 +122,7 @@ def conclude(run: Evaluated) -> Finished:
         account,
         timing,
         run.owed,
-        engine.get("quantization", "none"),
+        recorded.get("engine", {}).get("quantization", "none"),
     )
     _write_files(run, finished, outcomes)
     return finished
@@ -141,17 +142,19 @@ def refuse_unanswered(finished: Finished) -> None:
             raise EvalError(msg)
 
 
-def _timing(run: Evaluated, spent: Timing) -> dict[str, Any]:
+def _timing(spent: Timing, sessions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the journal tells, and what only the processes knew that came to their end.
+
+    Starts, judging and wall time are sums over these, memory is the most of any.
+    """
+    sums = ("engine_load_s", "judging_s", "total_s")
+    peaks = ("peak_host_mib", "peak_device_mib")
+    known = {key: [s[key] for s in sessions if s.get(key) is not None] for key in sums + peaks}
     tokens, seconds = spent.all.output_tokens, spent.generation_s
     return {
-        "engine_load_s": None,
-        "first_answer_s": None,
-        "judging_s": None,
-        "peak_host_mib": None,
-        "peak_device_mib": None,
-        "total_s": None,
-        **run.session,
-        "generation_s": seconds,
+        "sessions": len(sessions),
+        **{key: sum(known[key]) if known[key] else None for key in sums},
+        **{key: max(known[key], default=None) for key in peaks},
         "attempts": spent.all.attempts,
         "output_tokens": tokens,
         "output_tokens_per_s": tokens / seconds if seconds else 0.0,
@@ -176,21 +179,25 @@ def _write_files(run: Evaluated, finished: Finished, outcomes: Sequence[Outcome]
         summary = comparison.arms[name]
         store.write_results(path, folder.journal, run.order, head, summary, run.blocks)
     rows = case_rows(outcomes, comparison, run.order, BASELINE)
-    total, shown = len(rows), sample_rows(rows)
+    shown = sample_rows(rows)
     whole = {
         "schema_version": SCHEMA_VERSION,
         "partial": run.owed > 0,
         "owed": run.owed,
         "passed": finished.passed,
         "quantization": finished.quantization,
-        "verdicts": [asdict(verdict) | {"verdict": verdict.word} for verdict in finished.verdicts],
+        "verdicts": [
+            asdict(verdict) | {"verdict": NOT_FINISHED if run.owed else verdict.word}
+            for verdict in finished.verdicts
+        ],
         **stats.to_json(comparison),
         **asdict(finished.account),
         "timing": dict(finished.timing),
         "distributions": {arm: asdict(d) for arm, d in distributions(comparison).items()},
         "environment": manifest.read(folder.path),
-        "cases_total": total,
-        "cases_sampled": len(shown) < total,
+        "cases_total": len(run.order),
+        "cases_answered": len(rows),
+        "cases_sampled": len(shown) < len(rows),
         "cases": [asdict(row) for row in shown],
     }
     store.write_json(folder.path / store.COMPARISON, whole)

@@ -39,7 +39,6 @@ class Progress:
     """Over all sessions of the run, as are the tokens and seconds."""
     output_tokens: int = 0
     seconds: float = 0.0
-    first_answer_s: float | None = None
     judging_s: float = 0.0
     """Spent on parsing, checking and scoring in this session."""
     stopping: bool = False
@@ -245,8 +244,6 @@ def _count(progress: Progress, attempts: Sequence[Attempt]) -> None:
     for attempt in attempts:
         progress.attempts += 1
         progress.output_tokens += attempt.output_tokens
-        if progress.first_answer_s is None and attempt.status != "error":
-            progress.first_answer_s = attempt.finished_at
         if attempt.final:
             progress.done += 1
             progress.valid += attempt.status == "success"

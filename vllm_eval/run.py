@@ -8,13 +8,13 @@ import time
 from contextlib import closing, contextmanager
 from datetime import datetime
 from sys import intern
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from vllm_eval import cases, manifest, store
 from vllm_eval.conclude import Evaluated, conclude, refuse_unanswered
 from vllm_eval.config import dump_config, resolve_path
 from vllm_eval.engines import open_engine
-from vllm_eval.errors import EngineDiedError, EngineError, InputError
+from vllm_eval.errors import EngineDiedError, EngineError, EvalError, InputError
 from vllm_eval.evaluate import Job, Progress, evaluate
 from vllm_eval.journal import Journal
 from vllm_eval.ledger import read_ledger
@@ -81,38 +81,38 @@ def run(config: Config, watcher: Watcher, resume: Path | Literal["auto"] | None 
             output_tokens=ledger.output_tokens,
             seconds=ledger.seconds,
         )
-        engine_load_s = 0.0
-        memory = PeakMemory()
         if progress.done < progress.total:
-            with memory:
+            with PeakMemory() as memory:
                 engine_load_s = _generate(plan, folder, journal, progress, watcher)
+            session = {
+                "engine_load_s": engine_load_s,
+                "judging_s": progress.judging_s,
+                "peak_host_mib": memory.host_mib,
+                "peak_device_mib": memory.device_mib,
+                "total_s": time.monotonic() - start,
+            }
+            sessions = [*manifest.read(folder.path).get("sessions", ()), session]
+            store.add_to_json(folder.path / manifest.FILE, {"sessions": sessions})
         # Without a stop nothing may be owed: `conclude` then finds what was lost.
         owed = progress.total - progress.done if progress.stopping else 0
         watcher.stage("scoring and writing results")
-        session = {
-            "engine_load_s": engine_load_s,
-            "first_answer_s": progress.first_answer_s,
-            "judging_s": progress.judging_s,
-            "peak_host_mib": memory.host_mib,
-            "peak_device_mib": memory.device_mib,
-            "total_s": time.monotonic() - start,
-        }
-        finished = conclude(_evaluated(plan, folder, owed, session))
+        finished = conclude(_evaluated(plan, folder, owed))
+    store.write_zip(folder)
     if config.report:
         watcher.stage("writing the report")
-        write_reports(folder.path)
-    else:
-        store.write_zip(folder)
+        try:
+            write_reports(folder.path)
+        except (EvalError, OSError) as error:  # the verdict stands without it
+            again = f"python -m vllm_eval report {folder.path}"
+            watcher.stage(f"the report was not written: {error}; try again with {again}")
     refuse_unanswered(finished)
     return finished
 
 
-def _evaluated(
-    plan: Plan, folder: store.RunFolder, owed: int, session: Mapping[str, Any]
-) -> Evaluated:
+def _evaluated(plan: Plan, folder: store.RunFolder, owed: int) -> Evaluated:
     paths = {arm.name: str(arm.adapter.path) if arm.adapter else None for arm in plan.arms}
     order = {intern(case.id): place for place, case in enumerate(cases.read_cases(plan.dataset))}
-    return Evaluated(folder, plan.config, paths, order, plan.task.blocks, owed, session)
+    return Evaluated(folder, plan.config, paths, order, plan.task.blocks, owed)
 
 
 def _open_folder(

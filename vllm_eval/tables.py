@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import unicodedata
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
+from vllm_eval.hidden import has_hidden, is_hidden
 from vllm_eval.stats import CORRECTION, NO_TIER
 
 if TYPE_CHECKING:
@@ -26,12 +26,11 @@ MAX_FAILURES = 5
 
 
 def plain(text: str) -> str:
-    """`text` on one line, without what could steer a terminal: control and direction characters."""
-    steers = ("Cc", "Cf", "Cs", "Zl", "Zp")
-    return "".join(
-        c if unicodedata.category(c) not in steers else "\N{REPLACEMENT CHARACTER}"
-        for c in text.replace("\n", " ")
-    )
+    """`text` on one line, each character that is hidden or could steer a terminal replaced."""
+    line = text.replace("\n", " ")
+    if not has_hidden(line):
+        return line
+    return "".join("\N{REPLACEMENT CHARACTER}" if is_hidden(c) else c for c in line)
 
 
 def run_tables(finished: Finished) -> Iterator[Table | Text]:
@@ -112,22 +111,13 @@ def doubt_lines(verdict: Verdict, paired: Paired) -> Iterator[Text]:
 
 def timing_lines(timing: Mapping[str, Any]) -> Iterator[str]:
     """Where the time of a run went that has just ended; memory and latencies where known."""
-    memory = [
-        f"{timing[key] / 1024:.1f} GiB of {where} memory"
-        for where, key in (("host", "peak_host_mib"), ("device", "peak_device_mib"))
-        if timing[key]
-    ]
-    parts = [
-        f"engine start {timing['engine_load_s']:.1f} s",
-        (
-            f"generation {timing['generation_s']:.1f} s "
-            f"({timing['output_tokens_per_s']:.0f} output tokens/s)"
-        ),
-        f"judging {timing['judging_s']:.2f} s",
-        f"all {timing['total_s']:.1f} s",
-        *([f"at most {', '.join(memory)}"] if memory else []),
-    ]
-    yield ", ".join(parts)
+    memory = (("host memory", "peak_host_mib"), ("device memory, all processes", "peak_device_mib"))
+    times = (("engine start", "engine_load_s"), ("judging", "judging_s"), ("all", "total_s"))
+    spent = [f"{name} {timing[key]:.1f} s" for name, key in times if timing[key] is not None]
+    most = [f"{timing[key] / 1024:.1f} GiB of {where}" for where, key in memory if timing[key]]
+    rate = f"{timing['output_tokens_per_s']:.0f} output tokens/s"
+    parts = [f"generation {timing['generation_s']:.1f} s ({rate})", *spent]
+    yield ", ".join([*parts, *([f"at most {', '.join(most)}"] if most else [])])
     latencies = (("first token", "ttft"), ("between tokens", "itl"), ("whole answer", "e2e"))
     timed = [(name, timing["all"][key]) for name, key in latencies if timing["all"][key]]
     if timed:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 
-from vllm_eval.config import dump_config, load_config
+from vllm_eval.config import _merge, _setting_layer, dump_config, load_config
 from vllm_eval.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,6 +25,14 @@ OF_ANY_ENGINE = frozenset({"mixed", "arms", "barrier", "longest-first"})
 TRANSFORMERS = {"transformers": 1, "transformers-batched": 8}
 """Contestants on the transformers engine, and their batch size where none is configured."""
 REFERENCE: Way = "mixed"
+FIXED = {
+    "max_new_tokens": "--output-len says it for all contestants",
+    "ignore_eos": "every answer runs to its forced length",
+    "retries": "--retries says it for all contestants, with --fail-rate",
+    "seed": "--seed says it for all contestants",
+    "samples_per_case": "each arm answers each case once",
+}
+"""Keys the benchmark sets itself, so that a sweep of them would change nothing; and what does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +52,13 @@ class Layers:
     settings: Sequence[str]
     flags: dict[str, Any]
 
-    def load(self, *more: str) -> Config:
-        """The configuration, with further `-c` settings."""
-        return load_config(self.files, [*self.settings, *more], self.flags)
+    def load(self) -> Config:
+        """The configuration."""
+        return load_config(self.files, self.settings, self.flags)
+
+    def over(self, setting: str) -> Layers:
+        """With `KEY.PATH=VALUE` over everything, flags too: a swept value must take effect."""
+        return replace(self, flags=_merge(self.flags, _setting_layer(setting)))
 
 
 def choose(
@@ -61,7 +73,8 @@ def choose(
         fails: whether attempts are made to fail, without which a barrier is none.
 
     Raises:
-        ConfigError: there is no such contestant or key, or two are the same.
+        ConfigError: there is no such contestant or key, two are the same, or the benchmark sets
+            the key itself.
     """
     base = layers.load()
     if names is None:
@@ -72,8 +85,10 @@ def choose(
     for setting in sets:
         key, values = _read_set(setting)
         found += [
-            Contestant(f"{key.rpartition('.')[2]}={value}", REFERENCE, layers.load(f"{key}={dump}"))
-            for value, dump in values
+            Contestant(
+                f"{key.rpartition('.')[2]}={value}", REFERENCE, layers.over(f"{key}={value}").load()
+            )
+            for value in values
         ]
     counted = [contestant.name for contestant in found]
     if twice := {name for name in counted if counted.count(name) > 1}:
@@ -114,8 +129,8 @@ def _contestant(layers: Layers, base: Config, name: str) -> Contestant:
     raise ConfigError(msg)
 
 
-def _read_set(setting: str) -> tuple[str, list[tuple[str, str]]]:
-    """The key, and each value as it is shown and as YAML on one line."""
+def _read_set(setting: str) -> tuple[str, list[str]]:
+    """The key, and each value as YAML on one line."""
     key, equals, text = setting.partition("=")
     try:
         values = yaml.safe_load(f"[{text}]")
@@ -123,10 +138,12 @@ def _read_set(setting: str) -> tuple[str, list[tuple[str, str]]]:
         msg = f"--set {setting}: the values are not valid YAML"
         raise ConfigError(msg) from error
     if not equals or not key.strip(".") or not isinstance(values, list) or not values:
-        msg = f"--set {setting}: must be KEY.PATH=VALUE,VALUE, for example retries=0,2"
+        msg = f"--set {setting}: must be KEY.PATH=VALUE,VALUE, for example temperature=0,0.7"
         raise ConfigError(msg)
-    dumps = [
+    if key in FIXED:
+        msg = f"--set {setting}: the benchmark sets {key} itself: {FIXED[key]}"
+        raise ConfigError(msg)
+    return key, [
         yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
         for value in values
     ]
-    return key, [(dump, dump) for dump in dumps]

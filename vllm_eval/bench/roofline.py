@@ -4,10 +4,13 @@ Attainable speed is the lesser of the arithmetic roof and bandwidth times arithm
 (Williams, Waterman, Patterson 2009, CACM 52(4)). Here it is turned round: the least time of a step
 is the greater of its bytes over the bandwidth and its operations over the arithmetic roof.
 
-A decoding step of B sequences reads every weight once (layers, output embedding, adapters) and
-each sequence's cache; a token costs two operations a weight, and four for each head's value and
-token of context (query times key, weight times value). Norms, sampling and activations are left
-out, so the limit is one that nobody can reach.
+A decoding step of B sequences reads every weight once (layers, output embedding, adapters of the
+arms in it) and each sequence's cache; a token costs two operations a weight, and four for each
+head's value and token of context (query times key, weight times value). Of a prompt only the last
+token goes through the output embedding, which gives the answer's first token. Norms, sampling and
+activations are left out. Less time than this is possible in two ways: weights that fit into a
+processor's cache are not read from memory, and prompts computed in the same step as decoding, which
+is counted apart here, share its reading of the weights.
 """
 
 from __future__ import annotations
@@ -39,9 +42,21 @@ class Shapes:
     cache_bytes: int
     """Keys and values of one token."""
     flops: int
-    """Of one token through layers and output embedding."""
+    """Of one token through the layers."""
+    output_flops: int
+    """Of one token through the output embedding."""
     context_flops: int
     """Of one token for each token of context."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which arms' sequences share a step."""
+
+    arms: int
+    """How many there are, the baseline included."""
+    together: bool
+    """In one running batch; otherwise a step is of one arm alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +73,7 @@ class Limit:
     tokens_per_s: float
     """Most output tokens a second while decoding."""
     prefill_s: float
-    """Least time for the prompts, cached tokens left out."""
+    """Least time for the prompts, cached tokens left out, and each answer's first token."""
     least_s: float
     """Prompts and decoding together."""
 
@@ -93,22 +108,30 @@ def read_shapes(plan: Plan) -> Shapes | None:
         weight_bytes=linear + output,
         adapter_bytes=sum((folder / WEIGHTS_FILE).stat().st_size for folder in folders),
         cache_bytes=2 * shape.layers * shape.kv_heads * shape.head_dim * width,
-        flops=2 * (shape.linear_parameters + shape.vocab * shape.hidden),
+        flops=2 * shape.linear_parameters,
+        output_flops=2 * shape.vocab * shape.hidden,
         context_flops=4 * shape.layers * shape.heads * shape.head_dim,
     )
 
 
-def find_limit(shapes: Shapes, speed: Speed, work: Trial, batch: int) -> Limit:
-    """The least time for `work` with `batch` sequences decoded at a time."""
-    batch = min(batch, work.requests - work.retries)  # a retry takes a place that became free
+def find_limit(shapes: Shapes, speed: Speed, work: Trial, batch: int, asked: Asked) -> Limit:
+    """The least time for `work` with at most `batch` sequences decoded at a time."""
+    first = work.requests - work.retries  # a retry takes a place that became free
+    batch = min(batch, first if asked.together else first // asked.arms)
     prompt = work.prompt_tokens / work.requests
     context = prompt + work.output_tokens / work.requests / 2
-    step_bytes = shapes.weight_bytes + shapes.adapter_bytes + batch * context * shapes.cache_bytes
-    step_flops = batch * (shapes.flops + context * shapes.context_flops)
+    # A case's arms are asked one after the other, so even a small batch has as many as fit; over
+    # all steps each arm is in the same share of them, the baseline, which has no adapter, too.
+    present = min(batch, asked.arms) if asked.together else 1
+    adapters = shapes.adapter_bytes * present / asked.arms
+    step_bytes = shapes.weight_bytes + adapters + batch * context * shapes.cache_bytes
+    token_flops = shapes.flops + shapes.output_flops + context * shapes.context_flops
+    step_flops = batch * token_flops
     memory_s, arithmetic_s = step_bytes / speed.bytes_per_s, step_flops / speed.flops_per_s
     step_s = max(memory_s, arithmetic_s)
     computed = work.prompt_tokens - work.cached_tokens
     flops = computed * (shapes.flops + prompt / 2 * shapes.context_flops)
+    flops += work.requests * shapes.output_flops
     prefill_s = max(flops / speed.flops_per_s, shapes.weight_bytes / speed.bytes_per_s)
     return Limit(
         batch=batch,
@@ -118,5 +141,5 @@ def find_limit(shapes: Shapes, speed: Speed, work: Trial, batch: int) -> Limit:
         bound="memory" if memory_s >= arithmetic_s else "arithmetic",
         tokens_per_s=batch / step_s,
         prefill_s=prefill_s,
-        least_s=prefill_s + work.output_tokens / batch * step_s,
+        least_s=prefill_s + (work.output_tokens - work.requests) / batch * step_s,
     )

@@ -16,7 +16,7 @@ from vllm_eval.bench.contestants import REFERENCE, Contestant, Layers, choose, g
 from vllm_eval.bench.figures import Row, rotated, spread, tabulate, unequal
 from vllm_eval.bench.options import read_lengths
 from vllm_eval.bench.plot import draw
-from vllm_eval.bench.roofline import Limit, dtype_of, find_limit, read_shapes
+from vllm_eval.bench.roofline import Asked, Limit, dtype_of, find_limit, read_shapes
 from vllm_eval.bench.shapes import make_up
 from vllm_eval.bench.speed import Speed, measure_speed
 from vllm_eval.bench.work import Work
@@ -106,7 +106,7 @@ def _compete(layers: Layers, options: BenchOptions, work: Work, watcher: Watcher
         size=trials[reference][0],
         starts={name: spread(seconds) for name, seconds in arena.starts.items()},
         speed=speed,
-        limits=_limits(plans, trials, speed, arena.about),
+        limits=_limits(contestants, plans, trials, speed, arena.about),
     )
     described = {
         "schema_version": SCHEMA_VERSION,
@@ -235,16 +235,20 @@ def _measure(plan: Plan, watcher: Watcher) -> Speed | None:
 
 
 def _limits(
+    contestants: Sequence[Contestant],
     plans: Mapping[str, Plan],
     trials: Mapping[str, Sequence[Trial]],
     speed: Speed | None,
     about: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Limit]:
     limits = {}
-    for name, plan in plans.items():
+    for contestant in contestants:
+        name, plan = contestant.name, plans[contestant.name]
         shapes = read_shapes(plan)
         if shapes is None or speed is None:
             continue
         batch = about[name].get("max_num_seqs") or plan.config.batch_size
-        limits[name] = find_limit(shapes, speed, trials[name][0], int(batch))
+        together = contestant.way != "arms" and contestant.config.engine != "transformers"
+        asked = Asked(len(plan.arms), together)
+        limits[name] = find_limit(shapes, speed, trials[name][0], int(batch), asked)
     return limits

@@ -55,8 +55,8 @@ def write_history(runs: Sequence[StoredRun], path: Path) -> Path:
     rows = sorted(
         (row for run in runs for row in _rows(run, path.parent)), key=lambda row: row.begun
     )
-    names = dict.fromkeys(row.line for row in rows)
-    ordered = sorted(names, key=lambda name: not name.startswith(BASELINE))
+    lines = dict.fromkeys((row.arm != BASELINE, row.line) for row in rows)
+    ordered = sorted(lines, key=lambda line: line[0])  # the baselines first
     page = (
         page_templates()
         .get_template("history.html.j2")
@@ -64,7 +64,7 @@ def write_history(runs: Sequence[StoredRun], path: Path) -> Path:
             rows=rows,
             runs=len(runs),
             mixed=len({row.data for row in rows}) > 1,
-            plot=Markup(history_svg([_line(name, rows) for name in ordered])),  # noqa: S704  drawn by us
+            plot=Markup(history_svg([_line(*line, rows) for line in ordered])),  # noqa: S704  drawn by us
             style=Markup(style()),  # noqa: S704  our own file
         )
     )
@@ -104,8 +104,8 @@ def _ratio(verdict: Mapping[str, Any] | None) -> float | None:
     return next((rule["value"] for rule in rules if rule["kind"] == "ratio"), None)
 
 
-def _line(name: str, rows: Sequence[Row]) -> Line:
-    mine = [row for row in rows if row.line == name]
+def _line(student: bool, name: str, rows: Sequence[Row]) -> Line:  # noqa: FBT001  half of a key
+    mine = [row for row in rows if (row.arm != BASELINE, row.line) == (student, name)]
     return Line(
         name,
         [row.begun for row in mine],

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from functools import cache
-from importlib.resources import files
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 from markupsafe import Markup
 
 from vllm_eval import store
 from vllm_eval.records import BASELINE
 from vllm_eval.report import html_text
 from vllm_eval.report.html_data import page_data
+from vllm_eval.report.pages import asset, page_templates, style
 from vllm_eval.report.plots import ARM_COLOURS, TITLES, inline_svgs
 from vllm_eval.stats import NO_TIER
 
@@ -25,10 +23,9 @@ if TYPE_CHECKING:
 
     from vllm_eval.report.stored_run import StoredRun
 
-TEMPLATES = "vllm_eval.report"
 SCRIPTS = ("text.js", "diff.js", "table.js", "case.js", "report.js")
 """In the order they are joined: one script, so that one hash allows it and nothing else."""
-FIGURES = {
+NOTES = {
     "paired": "Each mark is a case of the table below.",
     "distribution": "Mean, deviation and ends are in the table of arms.",
     "tiers": "The same figures are in the table of tiers.",
@@ -36,7 +33,7 @@ FIGURES = {
     "failures": "The same counts stand with the failures below.",
     "throughput": "All arms share one batch; totals are under timing.",
 }
-"""Of each plot, in the order shown: where a reader who does not see it finds its numbers."""
+"""Of each plot: where a reader who does not see it finds its numbers."""
 
 
 def write_html(run: StoredRun, path: Path) -> Path:
@@ -49,7 +46,7 @@ def render_html(run: StoredRun) -> str:
     data = page_data(run)
     script = _script()
     return (
-        _environment()
+        page_templates()
         .get_template("report.html.j2")
         .render(
             run=run,
@@ -59,44 +56,18 @@ def render_html(run: StoredRun) -> str:
             tiers=_tiers(run.comparison),
             head=_head(run),
             figures=_figures(run.comparison),
-            style=Markup(_asset("report.css")),  # noqa: S704  our own file, as is the script
+            style=Markup(style()),  # noqa: S704  our own file, as is the script
             script=Markup(script),  # noqa: S704
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             index=html_text.json_in_script(data.index),
             chunks=data.chunks,
+            listed={row["id"] for row in data.index["cases"]},
         )
     )
 
 
-@cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "visible": html_text.visible,
-        "score": html_text.score,
-        "signed": html_text.signed,
-        "percent": html_text.percent,
-        "count": html_text.count,
-        "seconds": html_text.seconds,
-        "chance": html_text.chance,
-        "facts": html_text.facts,
-        "span": _span,
-    }
-    return environment
-
-
-def _asset(name: str) -> str:
-    return (files(TEMPLATES) / "templates" / name).read_text(encoding="utf-8")
-
-
 def _script() -> str:
-    parts = "\n".join(_asset(name) for name in SCRIPTS)
+    parts = "\n".join(asset(name) for name in SCRIPTS)
     return f"'use strict';\n{parts}"
 
 
@@ -138,20 +109,7 @@ def _short(model: str | None) -> str | None:
 
 def _figures(comparison: Mapping[str, Any]) -> list[tuple[str, str, str, Markup]]:
     """Name, title, note and drawing of each plot there is."""
-    drawn = inline_svgs(comparison)
     return [
-        (name, TITLES[name], note, Markup(drawn[name]))  # noqa: S704  drawn by us, its text escaped
-        for name, note in FIGURES.items()
-        if name in drawn
+        (name, TITLES[name], NOTES[name], Markup(svg))  # noqa: S704  drawn by us, its text escaped
+        for name, svg in inline_svgs(comparison).items()
     ]
-
-
-def _span(interval: Mapping[str, Any], threshold: float, width: float = 100.0) -> dict[str, float]:
-    """Where an interval, its value and a threshold lie on a scale of `width` that holds them."""
-    ends = [v for v in (interval["low"], interval["value"], interval["high"]) if v is not None]
-    low, high = min([*ends, threshold]), max([*ends, threshold])
-    pad = (high - low or 0.1) * 0.12
-    start, length = low - pad, (high - low) + 2 * pad
-    named = {"value": interval["value"], "low": interval["low"], "high": interval["high"]}
-    places = {key: v for key, v in (named | {"threshold": threshold}).items() if v is not None}
-    return {key: round((v - start) / length * width, 2) for key, v in places.items()}

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from markupsafe import Markup, escape
 
+from vllm_eval.hidden import has_hidden, is_hidden
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NOTHING = "\N{EN DASH}"
 """Stands where there is no number."""
-_HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp"))
-_HIDDEN_LETTERS = frozenset("\u034f\u115f\u1160\u3164\uffa0")
-"""Letters and marks by category that show nothing."""
 _MINUS = str.maketrans("-", "\N{MINUS SIGN}")
 _UNSAFE = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
 
@@ -25,8 +24,9 @@ def visible(text: object) -> Markup:
 
     The result is isolated: whatever its direction, what stands around it stays where it is.
     """
-    parts = (_named(c) if _is_hidden(c) else escape(c) for c in str(text))
-    shown = escape(text) if str(text).isprintable() else Markup("").join(parts)
+    words = str(text)
+    parts = (_named(c) if is_hidden(c) else escape(c) for c in words)
+    shown = Markup("").join(parts) if has_hidden(words) else escape(words)
     return Markup("<bdi>{}</bdi>").format(shown)
 
 
@@ -85,15 +85,22 @@ def facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
+def span(interval: Mapping[str, Any], threshold: float, width: float = 100.0) -> dict[str, float]:
+    """Where an interval, its value and a threshold lie on a scale of `width` that holds them."""
+    ends = [v for v in (interval["low"], interval["value"], interval["high"]) if v is not None]
+    low, high = min([*ends, threshold]), max([*ends, threshold])
+    pad = (high - low or 0.1) * 0.12
+    start, length = low - pad, (high - low) + 2 * pad
+    named = {"value": interval["value"], "low": interval["low"], "high": interval["high"]}
+    places = {key: v for key, v in (named | {"threshold": threshold}).items() if v is not None}
+    return {key: round((v - start) / length * width, 2) for key, v in places.items()}
+
+
 def _words(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {words}" for key, words in facts(value))
     plain = {None: "none", True: "yes", False: "no"}
     return plain[value] if value is None or isinstance(value, bool) else str(value)
-
-
-def _is_hidden(c: str) -> bool:
-    return unicodedata.category(c) in _HIDDEN or c in _HIDDEN_LETTERS
 
 
 def _named(c: str) -> Markup:

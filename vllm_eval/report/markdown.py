@@ -88,7 +88,7 @@ def failed_cases(comparison: Mapping[str, Any]) -> list[FailedCase]:
         if cell["status"] != "success"
     ]
     places = {arm: place for place, arm in enumerate(comparison["arms"])}
-    return sorted(found, key=lambda case: -places[case.arm] % len(places))
+    return sorted(found, key=lambda case: (places[case.arm] - 1) % len(places))
 
 
 def _render(template: str, run: StoredRun, **more: object) -> str:

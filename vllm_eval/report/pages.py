@@ -1,4 +1,4 @@
-"""The templates of small pages: every text is escaped, and what hides in it is named."""
+"""The templates of all pages: every text is escaped, and what hides in it is named."""
 
 from __future__ import annotations
 
@@ -29,10 +29,19 @@ def page_templates() -> jinja2.Environment:
         "signed": html_text.signed,
         "percent": html_text.percent,
         "count": html_text.count,
+        "seconds": html_text.seconds,
+        "chance": html_text.chance,
+        "facts": html_text.facts,
+        "span": html_text.span,
     }
     return environment
 
 
 def style() -> str:
-    """The report's style sheet."""
-    return (files(PACKAGE) / "templates" / STYLE).read_text(encoding="utf-8")
+    """The style sheet of all pages."""
+    return asset(STYLE)
+
+
+def asset(name: str) -> str:
+    """The text of a style sheet or script of ours."""
+    return (files(PACKAGE) / "templates" / name).read_text(encoding="utf-8")

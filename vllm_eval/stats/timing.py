@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 MOST_BINS = 60
 """Points of the throughput curve at most."""
 NOTE = (
-    "all arms share one running batch: an arm's latencies hold the others' load, and a base served "
-    "beside adapters is slower than a base alone"
+    "all arms share one engine, so an arm's latencies hold the others' load; in vLLM's running "
+    "batch a base served beside adapters is slower than a base alone"
 )
 
 
@@ -69,6 +69,8 @@ class Timing:
 
     generation_s: float
     """From the first submission to the last completion, without the time between sessions."""
+    first_answer_s: float | None
+    """From the first submission to the first answer; None without any."""
     all: ArmTiming
     arms: Mapping[str, ArmTiming]
     over_time: Throughput
@@ -88,6 +90,7 @@ def take_timing(attempts: Iterable[Attempt]) -> Timing:
         _note(spans, attempt)
     return Timing(
         generation_s=ended,
+        first_answer_s=min(spans.end, default=None),
         all=_sum_up(list(tallies.values())),
         arms={arm: _sum_up([tally]) for arm, tally in tallies.items()},
         over_time=_over_time(spans),
