@@ -159,7 +159,8 @@ def high_water(pid: int) -> int:
 
 def size_of(run: Path) -> int:
     """Bytes of the journal."""
-    return sum(path.stat().st_size for path in parts(run / "attempts.jsonl"))
+    files = parts(run / "attempts.jsonl")
+    return sum(path.stat().st_size for path in files if path.exists())
 
 
 def outcomes(run: Path) -> str:

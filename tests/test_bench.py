@@ -189,6 +189,11 @@ def test_a_contestant_that_cannot_be_is_named(
         names(SCRIPTED, chosen, *sets)
 
 
+def test_one_arm_at_a_time_and_transformers_mix_no_arms_in_a_step() -> None:
+    chosen = choose(DEMO, "mixed,arms,generate,transformers-batched", (), fails=False)
+    assert [one.mixes_arms for one in chosen] == [True, False, True, False]
+
+
 def test_a_swept_value_beats_the_flag_of_its_key_and_leaves_the_others() -> None:
     given = {"temperature": 0.5, "engine_args": {"max_num_seqs": 32, "max_model_len": 900}}
     layers = Layers(SCRIPTED.files, SCRIPTED.settings, SCRIPTED.flags | given)

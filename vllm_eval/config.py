@@ -133,7 +133,7 @@ def load_config(
         ConfigError: unknown key, wrong type, missing file; names the layer and the key.
     """
     layers = [(name, read_layer(name)) for name in files]
-    layers += [(f"-c {setting}", _setting_layer(setting)) for setting in settings]
+    layers += [(f"-c {setting}", setting_layer(setting)) for setting in settings]
     layers.append(("command line", dict(flags or {})))
     for source, layer in layers:
         _validate(layer, source)
@@ -142,7 +142,7 @@ def load_config(
         profile = platforms.choose(machine.detect()).profile
     merged: dict[str, Any] = {}
     for layer in [*_profile_layers(profile), *(layer for _, layer in layers)]:
-        merged = _merge(merged, layer)
+        merged = merge(merged, layer)
     return _validate(merged | {"profile": profile}, "configuration")
 
 
@@ -216,7 +216,12 @@ def _profile_dir() -> Path:
     return packaged if packaged.is_dir() else _HERE.parent / "configs"
 
 
-def _setting_layer(setting: str) -> dict[str, Any]:
+def setting_layer(setting: str) -> dict[str, Any]:
+    """The layer that one `-c KEY.PATH=VALUE` is.
+
+    Raises:
+        ConfigError: it is none.
+    """
     path, equals, text = setting.partition("=")
     if not equals or not path.strip("."):
         msg = f"-c {setting}: must be KEY.PATH=VALUE, for example gate.min_ratio=0.85"
@@ -231,12 +236,13 @@ def _setting_layer(setting: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    """Two layers as one: `high` wins, mappings key by key."""
     merged = dict(low)
     for key, value in high.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
-            merged[key] = _merge(old, value)
+            merged[key] = merge(old, value)
         else:
             merged[key] = value
     return merged

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 
-from vllm_eval.config import _merge, _setting_layer, dump_config, load_config
+from vllm_eval.config import dump_config, load_config, merge, setting_layer
 from vllm_eval.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ class Contestant:
     way: Way
     config: Config
 
+    @property
+    def mixes_arms(self) -> bool:
+        """Whether sequences of several arms share a step; transformers switches adapters."""
+        return self.way != "arms" and self.config.engine != "transformers"
+
 
 @dataclass(frozen=True, slots=True)
 class Layers:
@@ -58,7 +63,7 @@ class Layers:
 
     def over(self, setting: str) -> Layers:
         """With `KEY.PATH=VALUE` over everything, flags too: a swept value must take effect."""
-        return replace(self, flags=_merge(self.flags, _setting_layer(setting)))
+        return replace(self, flags=merge(self.flags, setting_layer(setting)))
 
 
 def choose(

@@ -248,7 +248,6 @@ def _limits(
         if shapes is None or speed is None:
             continue
         batch = about[name].get("max_num_seqs") or plan.config.batch_size
-        together = contestant.way != "arms" and contestant.config.engine != "transformers"
-        asked = Asked(len(plan.arms), together)
+        asked = Asked(len(plan.arms), contestant.mixes_arms)
         limits[name] = find_limit(shapes, speed, trials[name][0], int(batch), asked)
     return limits

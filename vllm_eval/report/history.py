@@ -64,7 +64,7 @@ def write_history(runs: Sequence[StoredRun], path: Path) -> Path:
             rows=rows,
             runs=len(runs),
             mixed=len({row.data for row in rows}) > 1,
-            plot=Markup(history_svg([_line(*line, rows) for line in ordered])),  # noqa: S704  drawn by us
+            plot=Markup(history_svg([_line(line, rows) for line in ordered])),  # noqa: S704  drawn by us
             style=Markup(style()),  # noqa: S704  our own file
         )
     )
@@ -104,10 +104,11 @@ def _ratio(verdict: Mapping[str, Any] | None) -> float | None:
     return next((rule["value"] for rule in rules if rule["kind"] == "ratio"), None)
 
 
-def _line(student: bool, name: str, rows: Sequence[Row]) -> Line:  # noqa: FBT001  half of a key
-    mine = [row for row in rows if (row.arm != BASELINE, row.line) == (student, name)]
+def _line(line: tuple[bool, str], rows: Sequence[Row]) -> Line:
+    """Of students or baselines, as the first half of its key says."""
+    mine = [row for row in rows if (row.arm != BASELINE, row.line) == line]
     return Line(
-        name,
+        line[1],
         [row.begun for row in mine],
         [row.summary["mean"] for row in mine],
         [row.summary["valid_rate"] if row.summary["total"] else None for row in mine],

@@ -38,7 +38,11 @@ class PageData:
 
 def page_data(run: StoredRun) -> PageData:
     """Read every attempt once, one case at a time; memory holds what the page will."""
-    cells = {row["concept_id"]: row["arms"] for row in run.comparison["cases"]}
+    samples = run.environment["identity"]["samples_per_case"]
+    cells = {
+        row["concept_id"]: {arm: _cell(cell, samples) for arm, cell in row["arms"].items()}
+        for row in run.comparison["cases"]
+    }
     blocks = run.task.blocks
     rows: list[dict[str, Any]] = []
     chunks: list[str] = []
@@ -55,10 +59,15 @@ def page_data(run: StoredRun) -> PageData:
     index = {
         "arms": run.arms,
         "baseline": BASELINE,
-        "samples": run.environment["identity"]["samples_per_case"],
+        "samples": samples,
         "cases": rows,
     }
     return PageData(index, chunks)
+
+
+def _cell(cell: Mapping[str, Any], samples: int) -> Mapping[str, Any]:
+    """As `comparison.json` has it; not finished where answers of the case are still owed."""
+    return cell if cell["samples"] >= samples else {**cell, "status": "unfinished"}
 
 
 def _row(detail: CaseDetail, cells: Mapping[str, Any]) -> dict[str, Any]:

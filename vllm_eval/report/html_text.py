@@ -72,6 +72,11 @@ def chance(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
+def tone(word: str) -> str:
+    """The style class of a verdict: neither colour is that of a run that has not finished."""
+    return {"PASS": "pass", "FAIL": "fail"}.get(word, "open")
+
+
 def facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     """A mapping's plain values as words, those of an inner mapping under `outer.inner`."""
     found: list[tuple[str, str]] = []

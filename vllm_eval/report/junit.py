@@ -23,8 +23,8 @@ KINDS = ("failure", "error", "skipped")
 def write_junit(run: StoredRun, path: Path) -> Path:
     """A suite for each student's gate and one for each arm's cases.
 
-    A broken contract is a `failure`, an answer that is missing an `error`, one that a partial run
-    still owes is `skipped`. Of very many cases the sample in `comparison.json` is listed. The time
+    A broken contract is a `failure`, an answer that is missing an `error`. Where a partial run still
+    owes answers, the case is `skipped`, and so is every rule. Of very many cases the sample in `comparison.json` is listed. The time
     of an arm's suite is the sum over its attempts, which ran side by side; the time of all is that
     of the generation.
     """
@@ -42,37 +42,46 @@ def write_junit(run: StoredRun, path: Path) -> Path:
 
 def _gates(comparison: Mapping[str, Any]) -> Iterator[ET.Element]:
     for verdict in comparison["verdicts"]:
-        tests = [
-            _test(
-                "gate." + verdict["arm"],
-                rule["name"],
-                None if rule["passed"] else "failure",
-                "rule",
-                rule["reason"],
-            )
-            for rule in verdict["rules"]
-        ]
+        name = f"gate.{verdict['arm']}"
+        if comparison["partial"]:
+            why = f"{verdict['verdict']}: answers are still owed"
+            tests = [_test(name, rule["name"], "skipped", None, why) for rule in verdict["rules"]]
+        else:
+            tests = [_rule(name, rule) for rule in verdict["rules"]]
         yield _suite(f"gate of {verdict['arm']}", tests)
+
+
+def _rule(name: str, rule: Mapping[str, Any]) -> ET.Element:
+    kind = None if rule["passed"] else "failure"
+    return _test(name, rule["name"], kind, "rule", rule["reason"])
 
 
 def _arms(run: StoredRun) -> Iterator[ET.Element]:
     comparison = run.comparison
     cases = {row["concept_id"]: row["arms"] for row in comparison["cases"]}
-    sampled = comparison["cases_sampled"]
+    sampled, samples = comparison["cases_sampled"], run.environment["identity"]["samples_per_case"]
     drawn = list(cases) if sampled else list(store.read_order(run.folder))
     for arm in run.arms:
         examples = _examples(comparison, arm)
-        tests = [_case(arm, case, cases.get(case, {}).get(arm), examples) for case in drawn]
+        cells = ((case, cases.get(case, {}).get(arm)) for case in drawn)
+        tests = [_case(arm, case, cell, examples, samples) for case, cell in cells]
         made = comparison["attempts"].get(arm)
         yield _suite(f"cases of {arm}", tests, made["all"]["seconds"] if made else 0.0)
 
 
 def _case(
-    arm: str, case: str, cell: Mapping[str, Any] | None, examples: Mapping[str, Mapping[str, Any]]
+    arm: str,
+    case: str,
+    cell: Mapping[str, Any] | None,
+    examples: Mapping[str, Mapping[str, Any]],
+    samples: int,
 ) -> ET.Element:
+    """Of a case with fewer answers than `samples` nothing is known yet, whatever those are."""
     name = f"cases.{arm}"
-    if cell is None:
-        return _test(name, case, "skipped", None, "the run ended before its answer")
+    if cell is None or cell["samples"] < samples:
+        there = cell["samples"] if cell else 0
+        why = f"the run ended with {there} of its {samples} answers"
+        return _test(name, case, "skipped", None, why)
     if cell["status"] == "success":
         return _test(name, case)
     kind = "error" if cell["status"] == "error" else "failure"

@@ -73,10 +73,8 @@ def _log(client: Any, run: StoredRun, files: Sequence[Path]) -> str:  # noqa: AN
 
 
 def _tags(run: StoredRun) -> dict[str, str]:
-    comparison = run.comparison
-    verdicts = {f"verdict.{v['arm']}": v["verdict"] for v in comparison["verdicts"]}
-    whole = "partial" if comparison["partial"] else "PASS" if comparison["passed"] else "FAIL"
-    return {"verdict": whole, **verdicts, "vllm_eval": run.environment["vllm_eval"]}
+    verdicts = {f"verdict.{v['arm']}": v["verdict"] for v in run.comparison["verdicts"]}
+    return {"verdict": run.word, **verdicts, "vllm_eval": run.environment["vllm_eval"]}
 
 
 def _params(run: StoredRun) -> Iterable[tuple[str, str]]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from vllm_eval.adapters import SLOT_RANKS
 from vllm_eval.records import BASELINE
 from vllm_eval.report.html_text import count, percent, signed
-from vllm_eval.report.markdown_text import Md, code
+from vllm_eval.report.markdown_text import Md, code, words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from vllm_eval.report.stored_run import StoredRun
 
@@ -76,19 +76,26 @@ def _integrate(run: StoredRun, verdict: Mapping[str, Any]) -> Iterator[Md]:
 
 
 def _doubt(verdict: Mapping[str, Any]) -> str:
-    """How often the rules hold, and how many cases would tell."""
-    text = f"the rules hold on {percent(verdict['pass_chance'])} of resamples of the cases."
-    if verdict["cases_to_settle"] is None:
-        return text
-    return f"{text} About {count(verdict['cases_to_settle'])} such cases settle the ratio."
+    """How often the rules hold, and how many cases would tell; as far as either is known."""
+    parts = []
+    if verdict["pass_chance"] is not None:
+        parts.append(f"the rules hold on {percent(verdict['pass_chance'])} of resamples.")
+    if verdict["cases_to_settle"] is not None:
+        parts.append(f"About {count(verdict['cases_to_settle'])} such cases settle the ratio.")
+    return " ".join(parts)
 
 
 def _repair(comparison: Mapping[str, Any], verdict: Mapping[str, Any]) -> Iterator[Md]:
     arm = verdict["arm"]
     yield Md(f"Do not integrate {code(arm)}.")
-    for rule in verdict["rules"]:
-        if not rule["passed"]:
-            yield from _remedy(comparison, verdict, rule)
+    failed = [rule for rule in verdict["rules"] if not rule["passed"]]
+    # A number that does not exist follows from something else, such as answers that all failed.
+    told = [rule for rule in failed if rule["value"] is not None]
+    for rule in told:
+        yield from _remedy(comparison, verdict, rule)
+    if not told:
+        for rule in failed:
+            yield Md(f"{words(rule['name'])} cannot be told: {code(rule['reason'])}")
     if verdict["pass_chance"] is not None and verdict["pass_chance"] > 1 - SURE:
         yield Md(f"The fail of {code(arm)} is close: {_doubt(verdict)}")
 
@@ -99,7 +106,8 @@ def _remedy(
     arm, kind = rule["arm"], rule["kind"]
     student = code(verdict["arm"])
     if kind == "answered":
-        yield Md(f"Answers of {code(arm)} are missing: {_main_reason(comparison, arm)}")
+        why = _main_reason(comparison, arm, NO_ANSWER)
+        yield Md(f"Answers of {code(arm)} are missing. {why}")
     elif kind == "valid_rate":
         why = _main_reason(comparison, arm)
         yield Md(f"Too few answers of {code(arm)} are valid. {why}")
@@ -109,26 +117,30 @@ def _remedy(
             "prompt and cases before the adapter."
         )
     elif kind == "ratio_low":
-        yield Md(f"The ratio of {student} is too uncertain: more cases. {_doubt(verdict)}")
+        yield Md(f"The ratio of {student} is too uncertain: more cases; {_doubt(verdict)}".rstrip("; "))
     elif kind == "distance":
         yield Md(f"The means of {student} and the baseline lie further apart than allowed.")
     else:
         yield Md(f"{student} scores too low. {_worst_cases(comparison, verdict['arm'])}")
 
 
-def _main_reason(comparison: Mapping[str, Any], arm: str) -> str:
-    reasons = comparison["reasons"].get(arm, {})
+def _main_reason(
+    comparison: Mapping[str, Any], arm: str, only: Collection[str] | None = None
+) -> str:
+    """The most frequent of an arm's reasons, or of some among them, and what helps."""
+    found = comparison["reasons"].get(arm, {})
+    reasons = {why: times for why, times in found.items() if only is None or why in only}
     if not reasons:
         return "No reason was recorded."
     reason, times = next(iter(reasons.items()))
     mine = [g for g in comparison["failures"] if g["arm"] == arm and g["reason"] == reason]
     remedies = (text for pattern, text in REMEDIES.items() if re.fullmatch(pattern, reason))
     remedy = next(remedies, "Look at the failed cases below.")
-    if any(2 * group["truncated"] > group["attempts"] for group in mine):
+    if 2 * sum(g["truncated"] for g in mine) > sum(g["attempts"] for g in mine):
         remedy = CUT
     elif arm == BASELINE and reason not in NO_ANSWER:
         remedy = UNTRAINED
-    return f"What fails most is {code(reason)} ({count(times)} answers). {remedy}"
+    return f"What fails most is {code(reason)} ({count(times)} {'answer' if times == 1 else 'answers'}). {remedy}"
 
 
 def _worst_cases(comparison: Mapping[str, Any], arm: str) -> str:

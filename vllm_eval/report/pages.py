@@ -32,6 +32,7 @@ def page_templates() -> jinja2.Environment:
         "seconds": html_text.seconds,
         "chance": html_text.chance,
         "facts": html_text.facts,
+        "tone": html_text.tone,
         "span": html_text.span,
     }
     return environment

@@ -1,7 +1,7 @@
 """Figures of a run: inline in a page that chooses the colours, and as files for slides.
 
 Every number drawn stands in `comparison.json`. A figure with nothing to show is left out, so the
-names at hand are a subset of `FIGURES`.
+names at hand are a subset of those in `TITLES`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ TEXT, GRID, BACKGROUND = "#1a1a1a", "#d9d9d9", "#ffffff"
 _BY_NAME = {TEXT: "currentColor", GRID: "var(--grid)"} | {
     colour: f"var(--arm-{number})" for number, colour in enumerate(ARM_COLOURS)
 }
-FIGURES = ("paired", "distribution", "tiers", "attempts", "failures", "throughput")
 TITLES = {
     "paired": "Score per case, students against the baseline",
     "distribution": "Scores of the cases, per arm",

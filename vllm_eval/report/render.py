@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from vllm_eval.config import resolve_path
+from vllm_eval.errors import EvalError, InputError
 from vllm_eval.report.write import HTML, write_reports
 from vllm_eval.store import find_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from vllm_eval.report.stored_run import StoredRun
 
 
 class Teller(Protocol):
@@ -37,20 +40,27 @@ def render(
         mlflow: address of an MLflow store that gets the runs too.
 
     Raises:
-        InputError: a run is missing or damaged, or MLflow cannot be used.
+        InputError: runs are missing or damaged, which is said once all others are written; or the
+            page cannot be written, or MLflow cannot be used.
     """
     from vllm_eval.report.history import FILE, write_history
     from vllm_eval.report.mlflow_log import log_run
     from vllm_eval.report.stored_run import load_run
 
-    folders = [find_run(name, output_dir) for name in dict.fromkeys(names)]
-    runs = []
-    for folder in folders:
-        files = write_reports(folder)
-        run = load_run(folder)
-        runs.append(run)
+    written: dict[Path, tuple[StoredRun, list[Path]]] = {}
+    bad: dict[str, None] = {}
+    for name in names:
+        try:
+            folder = find_run(name, output_dir)
+            if folder.resolve() not in written:
+                files = write_reports(folder)
+                written[folder.resolve()] = load_run(folder), files
+        except EvalError as error:  # also of a journal: here it is input
+            bad[str(error)] = None
+    runs = [run for run, _ in written.values()]
+    for run, files in written.values():
+        folder, owed = run.folder, run.comparison["owed"]
         if run.comparison["partial"]:
-            owed = run.comparison["owed"]
             teller.stage(f"{folder}: partial, {owed:,} answers are owed: --resume {folder}")
         teller.stage(f"{folder / HTML}")
         if mlflow:
@@ -58,3 +68,5 @@ def render(
     if len(runs) > 1 or output:
         path = output or resolve_path(output_dir) / FILE
         teller.stage(str(write_history(runs, path)))
+    if bad:
+        raise InputError("\n".join(bad))

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from vllm_eval import store
+from vllm_eval import manifest, store
 from vllm_eval.conclude import SCHEMA_VERSION, conclude, reopen
-from vllm_eval.errors import InputError
-from vllm_eval.journal import open_journal, parse_attempt, parts, read_journal
+from vllm_eval.errors import EvalError, InputError
+from vllm_eval.journal import Journal, open_journal, parse_attempt, parts, read_journal
 from vllm_eval.tasks import open_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from vllm_eval.conclude import Evaluated
     from vllm_eval.records import Attempt
     from vllm_eval.tasks import Task
 
@@ -28,6 +29,12 @@ class StoredRun:
     folder: Path
     comparison: Mapping[str, Any]
     """`comparison.json`: the source of every figure but those of a single attempt."""
+
+    @property
+    def word(self) -> str:
+        """On the whole run: `NOT FINISHED`, `PASS` or `FAIL`."""
+        whole = "PASS" if self.comparison["passed"] else "FAIL"
+        return "NOT FINISHED" if self.comparison["partial"] else whole
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -62,10 +69,11 @@ def load_run(folder: Path) -> StoredRun:
     """Read what `conclude` wrote; where it is missing or behind the journal, conclude first.
 
     Raises:
-        InputError: the folder holds no run of ours, or a damaged one.
+        InputError: the folder holds no run of ours, or a damaged one, or the run is to be concluded
+            and another process is at work on it.
     """
     if not _is_current(folder):
-        conclude(reopen(folder))
+        _conclude_alone(folder)
     path = folder / store.COMPARISON
     try:
         return StoredRun(folder, orjson.loads(path.read_bytes()))
@@ -96,6 +104,34 @@ def read_details(run: StoredRun) -> Iterator[CaseDetail]:
                 yield CaseDetail(row["concept_id"], row["tier"], row["asked"], made)
 
 
+def _conclude_alone(folder: Path) -> None:
+    """Write what is missing, while no other process writes: its temporary files have our names."""
+    journal = folder / store.JOURNAL
+    if not journal.is_file():  # else it would be made here, and the run concluded as an empty one
+        msg = f"{journal}: is missing; without its answers a run cannot be reported"
+        raise InputError(msg)
+    try:
+        with Journal(journal):
+            conclude(_reopened(folder))
+    except InputError:
+        raise
+    except EvalError as error:
+        msg = f"{error}; restore the file, or evaluate again"
+        raise InputError(msg) from error
+    except OSError as error:
+        msg = f"{error.filename or folder}: cannot conclude this run: {error.strerror or error}"
+        raise InputError(msg) from error
+
+
+def _reopened(folder: Path) -> Evaluated:
+    try:
+        return reopen(folder)
+    except (KeyError, TypeError, AttributeError) as error:
+        path = folder / manifest.FILE
+        msg = f"{path}: damaged ({error!r}); restore it, or evaluate again"
+        raise InputError(msg) from error
+
+
 def _is_current(folder: Path) -> bool:
     path, journal = folder / store.COMPARISON, folder / store.JOURNAL
     try:
@@ -105,5 +141,5 @@ def _is_current(folder: Path) -> bool:
         # Of a run that did not end, it may be behind the journal.
         newest = parts(journal)[-1].stat().st_mtime_ns
         return not comparison["partial"] or path.stat().st_mtime_ns > newest
-    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+    except (OSError, EvalError, orjson.JSONDecodeError, KeyError, TypeError):
         return False

@@ -78,7 +78,7 @@ function caseParts(row, texts, sample) {
 function sampleChoice(row, samples, sample) {
   const onchange = (event) => openCase(row, Number(event.target.value));
   const options = samples.map((one) => el('option', { value: one, selected: one === sample }, `${one + 1} of ${samples.length}`));
-  return el('p', { class: 'sample' }, el('label', { for: 'sample' }, 'Sample '), el('select', { id: 'sample', onchange }, ...options));
+  return el('p', { class: 'sample' }, el('label', { for: 'case-sample' }, 'Sample '), el('select', { id: 'case-sample', onchange }, ...options));
 }
 
 /** Status and score, and beside them the points of each part of the metric; arms in columns. */

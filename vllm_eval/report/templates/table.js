@@ -12,7 +12,7 @@ const WANTED = {
 };
 
 const index = JSON.parse(byId('index').textContent);
-const view = { sort: 'order', down: false, page: 0, size: 50, rows: index.cases };
+const view = { sort: 'order', down: false, page: 0, size: 50, arm: '', rows: index.cases };
 
 function byId(id) {
   return document.getElementById(id);
@@ -28,17 +28,21 @@ function statusLabel(status) {
   return el('span', { class: `status ${kind}` }, el('span', { 'aria-hidden': 'true' }, sign), ` ${words}`);
 }
 
-/** Every column: its name, what it sorts by, and its cell; those of an arm name it. */
+/** Every column shown: its name, what it sorts by, and its cell; those of an arm name it. */
 function columns() {
   const found = [
     { key: 'order', name: '#', value: (row) => row.order, cell: (row) => String(row.order + 1), numeric: true },
     { key: 'id', name: 'Case', value: (row) => row.id, cell: caseButton, head: true },
     { key: 'tier', name: 'Tier', value: (row) => row.tier, cell: (row) => (row.tier === null ? NOTHING : visible(row.tier)) },
   ];
-  index.arms.forEach((arm, n) => found.push(...armColumns(arm, n)));
-  const reasons = (row) => [...new Set(row.arms.flatMap((cell) => cell.reasons))].join(', ');
+  index.arms.forEach((arm, n) => { if (isWanted(n, view.arm)) found.push(...armColumns(arm, n)); });
+  const reasons = (row) => [...new Set(row.arms.flatMap((cell, n) => (isWanted(n, view.arm) ? cell.reasons : [])))].join(', ');
   found.push({ key: 'reasons', name: 'Reasons', value: (row) => reasons(row) || null, cell: (row) => visible(reasons(row)), wide: true });
   return found;
+}
+
+function isWanted(n, arm) {
+  return arm === '' || index.arms[n] === arm;
 }
 
 function armColumns(arm, n) {
@@ -69,14 +73,25 @@ function differenceCell(value) {
 }
 
 function matches(row, wanted) {
-  if (wanted.tier !== '' && (row.tier ?? '') !== wanted.tier) return false;
+  if (wanted.tier !== '' && tierValue(row.tier) !== wanted.tier) return false;
   if (wanted.words && !haystack(row).includes(wanted.words)) return false;
-  if (!wanted.status && !wanted.reason) return true;
+  if (!wanted.arm && !wanted.status && !wanted.reason) return true;
   return row.arms.some((cell, n) => (
-    (wanted.arm === '' || index.arms[n] === wanted.arm)
+    isWanted(n, wanted.arm)
+    && (!wanted.arm || isFinished(cell, wanted))
     && (!wanted.status || WANTED[wanted.status][1](cell))
     && (!wanted.reason || cell.reasons.includes(wanted.reason))
   ));
+}
+
+/** An arm alone keeps what it has finished; what is asked for beside it may be of any state. */
+function isFinished(cell, wanted) {
+  return cell.status !== 'unfinished' || Boolean(wanted.status || wanted.reason);
+}
+
+/** Of a select's option: no tier's name can be taken for that of none, nor for any. */
+function tierValue(tier) {
+  return tier === null ? 'none' : `is ${tier}`;
 }
 
 function haystack(row) {
@@ -105,11 +120,11 @@ function refresh() {
     status: byId('filter-status').value,
     reason: byId('filter-reason').value,
   };
+  view.arm = wanted.arm;
+  if (!columns().some((one) => one.key === view.sort)) Object.assign(view, { sort: 'order', down: false });
+  drawHead();
   view.rows = sorted(index.cases.filter((row) => matches(row, wanted)));
   view.page = 0;
-  byId('table').querySelectorAll('[data-arm]').forEach((cell) => {
-    cell.classList.toggle('chosen', wanted.arm !== '' && cell.dataset.arm === wanted.arm);
-  });
   drawPage();
 }
 
@@ -142,7 +157,7 @@ function drawHead() {
     if (column.arm === undefined) groups.append(el('td', {}));
     else if (all[n - 1].arm !== column.arm) {
       const span = all.filter((one) => one.arm === column.arm).length;
-      groups.append(el('th', { scope: 'colgroup', colspan: span, 'data-arm': column.arm }, armLabel(column.arm)));
+      groups.append(el('th', { scope: 'colgroup', colspan: span }, armLabel(column.arm)));
     }
     const order = view.sort === column.key ? (view.down ? 'descending' : 'ascending') : 'none';
     const button = el('button', { type: 'button', class: 'sort', 'data-key': column.key, onclick: () => sortBy(column.key) }, column.name);
@@ -154,7 +169,6 @@ function drawHead() {
 function sortBy(key) {
   view.down = view.sort === key && !view.down;
   view.sort = key;
-  drawHead();
   refresh();
   byId('table').querySelector(`[data-key="${key}"]`).focus();
 }
@@ -172,11 +186,13 @@ function fillSelect(id, any, options) {
 function setUpTable() {
   index.cases.forEach((row, order) => { row.order = order; });
   const cells = index.cases.flatMap((row) => row.arms);
-  const tiers = [...new Set(index.cases.map((row) => row.tier).filter((tier) => tier !== null))].sort();
+  const found = new Set(index.cases.map((row) => row.tier));
+  const tiers = [...found].filter((tier) => tier !== null).sort();
+  const untiered = found.has(null) ? [[tierValue(null), 'no tier']] : [];
   const reasons = [...new Set(cells.flatMap((cell) => cell.reasons))].sort();
   const statuses = Object.entries(WANTED).filter(([, [, fits]]) => cells.some(fits));
   fillSelect('filter-arm', 'any', index.arms.map((arm) => [arm, arm]));
-  fillSelect('filter-tier', 'any', tiers.map((tier) => [tier, tier]));
+  fillSelect('filter-tier', 'any', [...tiers.map((tier) => [tierValue(tier), tier]), ...untiered]);
   fillSelect('filter-status', 'any', statuses.map(([key, [words]]) => [key, words]));
   fillSelect('filter-reason', 'any', reasons.map((reason) => [reason, reason]));
   byId('filters').addEventListener('input', refresh);
@@ -189,7 +205,6 @@ function setUpTable() {
     view.page = 0;
     drawPage();
   });
-  drawHead();
   refresh();
   byId('no-script').hidden = true;
   byId('explorer').hidden = false;

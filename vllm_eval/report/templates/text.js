@@ -1,6 +1,6 @@
 // Text from models: shown as text, nothing hidden, long parts folded.
 
-const HIDDEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\u2028\u2029\u034F\u115F\u1160\u3164\uFFA0\u{FE00}-\u{FE0E}\u{E0100}-\u{E01EF}]/gu;
+const HIDDEN = new RegExp(`[\\p{Cc}\\p{Cf}\\p{Cs}\\p{Co}\\p{Zl}\\p{Zp}${index.hidden}]`, 'gu'); // as the page's own maker has them
 const LINE_END = /\r\n|[\n\r\x85\u2028\u2029]/; // what counts as one in YAML
 const LONG_LINE = 600;
 const MANY_LINES = 200;
@@ -125,7 +125,10 @@ const signed = (value) => (value === null || value === undefined ? NOTHING : (va
 const integer = (value) => value.toLocaleString('en');
 const points = (value) => (value === undefined ? NOTHING : String(Math.round(value * 100) / 100));
 
+/** As `html_text.seconds` has it. */
 function seconds(value) {
+  if (value === null || value === undefined) return NOTHING;
   if (value < 1) return `${(value * 1000).toFixed(value < 0.1 ? 1 : 0)} ms`;
-  return `${value.toFixed(value < 10 ? 2 : 1)} s`;
+  const digits = value < 10 ? 2 : value < 100 ? 1 : 0;
+  return `${value.toLocaleString('en', { minimumFractionDigits: digits, maximumFractionDigits: digits })} s`;
 }
