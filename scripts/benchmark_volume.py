@@ -4,7 +4,8 @@ Cases are the demo's, each with a word of its own, so that nothing is parsed onc
 scripted engine answers at once with a whole answer; every twentieth first attempt of the student
 is broken, half of those stay broken over all retries. So every cost but the model's is there:
 drawing, prompts, judging, journal, statistics, result files, ZIP, report. Each run is a process of
-its own, whose memory is read from the kernel (VmHWM, of one process: there are no others).
+its own, whose memory is read from the kernel (VmHWM, of one process: there are no others). Seconds
+are wall clock; time per case is processor time, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -36,6 +38,7 @@ class Process:
     """One command, from start to end."""
 
     seconds: float
+    processor_s: float
     peak_mib: int
     killed: bool
 
@@ -43,7 +46,9 @@ class Process:
 def main(counts: list[int]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        print(f"{'cases':>8} {'step':<22} {'s':>8} {'ms a case':>10} {'peak MiB':>9}")
+        print(
+            f"{'cases':>8} {'step':<22} {'s':>8} {'cpu s':>8} {'cpu ms a case':>14} {'peak MiB':>9}"
+        )
         for count in counts:
             work = folder / str(count)
             work.mkdir()
@@ -131,7 +136,7 @@ def evaluate(work: Path, name: str, kill_at: int | None = None) -> Process:
 
 def watch(arguments: list[str], kill_at: int | None = None, output: Path = Path()) -> Process:
     """Run `vllm_eval`; with `kill_at`, until its journal in `output` has so many bytes."""
-    start = time.monotonic()
+    start, before = time.monotonic(), processor_s()
     command = [sys.executable, "-m", "vllm_eval", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     peak, killed = 0, False
@@ -145,7 +150,13 @@ def watch(arguments: list[str], kill_at: int | None = None, output: Path = Path(
         time.sleep(0.2)
     _, errors = process.communicate()
     assert killed or process.returncode in (0, 1), errors.decode()[-2000:]
-    return Process(time.monotonic() - start, peak, killed)
+    return Process(time.monotonic() - start, processor_s() - before, peak, killed)
+
+
+def processor_s() -> float:
+    """Of all processes that were started and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def high_water(pid: int) -> int:
@@ -175,7 +186,8 @@ def outcomes(run: Path) -> str:
 
 
 def show(count: int, step: str, done: Process) -> None:
-    line = f"{count:>8,} {step:<22} {done.seconds:>8.1f} {1000 * done.seconds / count:>10.3f}"
+    each = 1000 * done.processor_s / count
+    line = f"{count:>8,} {step:<22} {done.seconds:>8.1f} {done.processor_s:>8.1f} {each:>14.3f}"
     print(f"{line} {done.peak_mib:>9}" + (" too much" if done.peak_mib > LIMIT_MIB else ""))
     sys.stdout.flush()
 
@@ -188,7 +200,7 @@ def show_parts(run: Path, count: int) -> None:
     retried = timing["attempts"] - asked
     generation, judging = timing["generation_s"], timing["judging_s"]
     for step, seconds in (("  evaluation", generation), ("  of it judging", judging)):
-        print(f"{count:>8,} {step:<22} {seconds:>8.1f} {1000 * seconds / count:>10.3f}")
+        print(f"{count:>8,} {step:<22} {seconds:>8.1f}")
     print(f"{count:>8,} {timing['attempts']:,} attempts, {retried:,} retries, {asked:,} outcomes")
     rest = timing["attempts"] / max(generation - judging, 1e-9)
     rate = timing["attempts"] / generation

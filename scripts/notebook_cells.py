@@ -4,14 +4,18 @@ from __future__ import annotations
 
 INSTALL_WORDS = """\
 ## Install
-Wheels for CUDA 13 (vLLM 0.20 and newer) need driver 580; for an older one this takes vLLM 0.19.1,
-the last for CUDA 12. Packages are those of a fixed day, so that tomorrow's cannot break this."""
+Into an environment of its own in SCRATCH, so that what the platform has installed neither breaks
+this nor is changed by it. Wheels for CUDA 13 (vLLM 0.20 and newer) need driver 580; for an older
+one this takes vLLM 0.19.1, the last for CUDA 12. Packages are those of a fixed day, so that
+tomorrow's cannot break this."""
 
 INSTALL = """\
 import re
+import shlex
 import subprocess
 import sys
 
+PYTHON = sys.executable
 if INSTALL:
     if not TOOL:
         raise RuntimeError("fill in TOOL in the first cell: where vllm_eval is installed from")
@@ -19,24 +23,34 @@ if INSTALL:
     major = int((re.match(r"\\d+", driver) or ["0"])[0])
     if not major:
         raise RuntimeError("no GPU, so no GPU build of vLLM: see the cell above")
-    vllm, day = ("0.26.0", "2026-09-15") if major >= 580 else ("0.19.1", "2026-06-01")
-    packages = f"vllm=={vllm} bitsandbytes==0.49.2 {TOOL}"
-    %pip install -q uv
-    !uv pip install -q --python {sys.executable} --exclude-newer {day} {packages}
+    if major >= 580:
+        day, packages = "2026-09-15", ["vllm==0.26.0"]
+    else:
+        day, packages = "2026-06-01", ["vllm==0.19.1", "transformers==5.9.0"]
+    packages = shlex.join([*packages, "bitsandbytes==0.49.2", TOOL])
+    PYTHON = f"{SCRATCH}/environment/bin/python"
+    %pip install -q uv==0.13.9
+    uv = shlex.quote(sys.executable) + " -m uv"
+    !{uv} venv -q --clear --managed-python --python 3.12 "{SCRATCH}/environment"
+    !{uv} pip install -q --python "{PYTHON}" --exclude-newer {day} {packages}
     if _exit_code:
         raise RuntimeError("the installation failed: see above; is TOOL right?")
-    print("installed vLLM", vllm, "for driver", driver.split()[0])"""
+    print("installed", packages, "for driver", driver.split()[0])"""
 
 FETCH = """\
 from pathlib import Path
 
 WORK = Path.cwd()
 if REPOSITORY:
-    WORK = WORK / Path(REPOSITORY).stem
-    if not WORK.is_dir():
-        !git clone -q --depth 1 --branch {BRANCH} {REPOSITORY} {WORK}
-        if _exit_code:
-            raise RuntimeError(f"{REPOSITORY} could not be cloned: see above")
+    WORK = Path(SCRATCH, Path(REPOSITORY).stem)
+    !git init -q "{WORK}" && git -C "{WORK}" config remote.origin.url "{REPOSITORY}"
+    !GIT_TERMINAL_PROMPT=0 git -C "{WORK}" fetch -q --depth 1 origin "{BRANCH}"
+    if _exit_code:
+        raise RuntimeError(f"{BRANCH} of {REPOSITORY} could not be fetched: see above")
+    !git -C "{WORK}" checkout -q --force FETCH_HEAD && git -C "{WORK}" log -1 --oneline
+    if _exit_code:
+        raise RuntimeError(f"{BRANCH} of {REPOSITORY} could not be checked out: see above")
+OUTPUT_DIR = str(WORK / OUTPUT_DIR)
 print("paths are looked up in", WORK)"""
 
 CHECK_WORDS = """\
@@ -48,28 +62,38 @@ TOOL = """\
 import os
 import signal
 import subprocess
-import sys
+
+# Jupyter's: it claims to be a terminal, and has modules and a way to plot that PYTHON has not.
+JUPYTERS = ("FORCE_COLOR", "MPLBACKEND", "PYTHONPATH")
+ENVIRONMENT = {name: text for name, text in os.environ.items() if name not in JUPYTERS}
+ENVIRONMENT["PYTHONUTF8"] = "1"
 
 
-def run_tool(*arguments):
-    \"\"\"Run vllm_eval, show what it says as it says it; stopping the cell ends it in order.\"\"\"
-    command = [sys.executable, "-m", "vllm_eval", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    # Jupyter claims to be a terminal, but what moves a cursor only litters a cell.
-    pipes["env"] = {name: text for name, text in os.environ.items() if name != "FORCE_COLOR"}
-    with subprocess.Popen(command, cwd=WORK, start_new_session=True, **pipes) as process:
-        while line := next_line(process):
-            print(line, end="", flush=True)
-    if process.returncode not in (0, 1):  # PASS and FAIL
-        raise RuntimeError(f"vllm_eval ended with exit code {process.returncode}: see above")
-
-
-def next_line(process):
+def run_tool(*arguments, good=(0,)):
+    \"\"\"Run vllm_eval, show what it says and return it. Stop ends it in order, Stop again at once.\"\"\"
+    # A kernel that dies or is restarted takes the program with it.
+    command = ["setpriv", "--pdeathsig", "TERM", PYTHON, "-m", "vllm_eval", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    text = {"encoding": "utf-8", "errors": "replace"}
+    process = subprocess.Popen(
+        command, cwd=WORK, env=ENVIRONMENT, start_new_session=True, **pipes, **text
+    )
+    said = []
     try:
-        return process.stdout.readline()
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        return process.stdout.readline()"""
+        while process.returncode is None:
+            try:
+                for line in process.stdout:
+                    print(line, end="", flush=True)
+                    said.append(line)
+                process.wait()
+            except KeyboardInterrupt:
+                process.send_signal(signal.SIGINT)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+    if process.returncode not in good:
+        raise RuntimeError(f"vllm_eval ended with exit code {process.returncode}: see above")
+    return "".join(said)"""
 
 KEEP = """\
 import shutil
@@ -82,7 +106,10 @@ def keep(now=False):
     \"\"\"Copy what is new to KEEP_IN: Drive takes a file once it is closed.\"\"\"
     global kept_at
     if now or time.monotonic() - kept_at >= KEEP_EVERY:
-        copy_files(Path(OUTPUT_DIR), Path(KEEP_IN), again=True)
+        try:
+            copy_files(Path(OUTPUT_DIR), Path(KEEP_IN), again=True)
+        except OSError as error:
+            print("NOT COPIED to KEEP_IN:", error)
         kept_at = time.monotonic()
 
 
@@ -94,29 +121,43 @@ def restore():
 def copy_files(source, target, again):
     for path in filter(Path.is_file, source.rglob("*")):
         copy = target / path.relative_to(source)
-        changed = again and copy.exists() and path.stat().st_mtime > copy.stat().st_mtime
-        if path.suffix != ".part" and (changed or not copy.exists()):
+        if path.suffix != ".part" and (not copy.exists() or (again and differ(path, copy))):
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)"""
+            part = copy.with_name(f"{copy.name}.part")
+            shutil.copy2(path, part)
+            part.replace(copy)  # so that a lost session leaves no half of a file
 
-SHOW = 'print(line, end="", flush=True)\n'
+
+def differ(path, copy):
+    new, old = path.stat(), copy.stat()
+    return new.st_size != old.st_size or new.st_mtime > old.st_mtime + 1  # some drives round"""
+
+SHOW = 'said.append(line)\n'
 """Where a kept session copies."""
 
 CHECK = """\
 ARGUMENTS = ["--adapter", ADAPTER, "--dataset-path", DATASET, "--output-dir", OUTPUT_DIR]
-ARGUMENTS += ["--profile", PROFILE, *OPTIONS]
+if PROFILE != "auto":
+    ARGUMENTS += ["--profile", PROFILE]
 if MAX_SAMPLES:
     ARGUMENTS += ["--max-samples", str(MAX_SAMPLES)]
-run_tool("check", *ARGUMENTS)"""
+ARGUMENTS += OPTIONS
+run_tool("check", *ARGUMENTS);"""
 
-EVALUATE = 'run_tool("run", *ARGUMENTS, "--resume", "auto")'
+EVALUATE = """\
+said = run_tool("run", *ARGUMENTS, "--resume", "auto", good=(0, 1))  # PASS, FAIL"""
+
+RUN = """\
+RUN = Path(re.search(r"^files in (.+)", said, re.MULTILINE)[1])"""
 
 REPORT = """\
-import vllm_eval
+from IPython.display import HTML
 
-ended = Path(OUTPUT_DIR).glob("*/comparison.json")
-RUN = max(ended, key=lambda path: path.stat().st_mtime).parent
-vllm_eval.show(RUN)"""
+code = "import sys, vllm_eval; print(vllm_eval.show(sys.argv[1])._repr_html_())"
+shown = subprocess.run([PYTHON, "-c", code, RUN], env=ENVIRONMENT, capture_output=True)
+if shown.returncode:
+    raise RuntimeError(shown.stderr.decode())
+HTML(shown.stdout.decode())"""
 
 DRIVE_WORDS = """\
 ## Drive

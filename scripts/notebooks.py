@@ -56,7 +56,7 @@ COLAB = Platform(
     ),
     saved="The results are on your Drive. The archive holds everything but the engine's log.",
     save="""\
-keep(now=True)
+copy_files(Path(OUTPUT_DIR), Path(KEEP_IN), again=True)
 print("saved in", Path(KEEP_IN) / RUN.name)
 # To your own computer as well:
 # from google.colab import files; files.download(str(next(RUN.glob("*.zip"))))""",
@@ -80,7 +80,7 @@ from IPython.display import FileLink
 
 archive = next(RUN.glob("*.zip"))
 print("saved in", RUN)
-FileLink(archive)""",
+FileLink(os.path.relpath(archive))  # the link is looked up in the working folder""",
 )
 LIGHTNING = Platform(
     name="Lightning AI",
@@ -107,26 +107,30 @@ Cells = list[tuple[str, str]]
 
 def cells(on: Platform) -> Cells:
     """The notebook of a platform."""
-    tool, evaluate, drive = cell.TOOL, cell.EVALUATE, []
+    tool, evaluate = cell.TOOL, cell.EVALUATE
+    drive: Cells = []
+    keep: Cells = []
     if on.keep_in:
-        tool = tool.replace(cell.SHOW, f"{cell.SHOW}            keep()\n")
-        evaluate = f"restore()\n{evaluate}\nkeep(now=True)"
-        drive = [("markdown", cell.DRIVE_WORDS), ("code", cell.DRIVE), ("code", cell.KEEP)]
+        tool = tool.replace(cell.SHOW, f"{cell.SHOW}{' ' * 20}keep()\n")
+        evaluate = f"restore()\ntry:\n    {evaluate}\nfinally:\n    keep(now=True)"
+        drive = [("markdown", cell.DRIVE_WORDS), ("code", cell.DRIVE)]
+        keep = [("code", cell.KEEP)]
     return [
         ("markdown", _title(on)),
         ("parameters", _parameters(on)),
         ("markdown", "## GPU"),
         ("code", _gpu(on)),
+        *drive,
         ("markdown", cell.INSTALL_WORDS),
         ("code", cell.INSTALL),
         ("markdown", "## Adapter and cases"),
         ("code", cell.FETCH),
-        *drive,
         ("markdown", cell.CHECK_WORDS),
         ("code", tool),
+        *keep,
         ("code", cell.CHECK),
         ("markdown", f"## Evaluate\nRunning this cell again goes on with the same run. {on.again}"),
-        ("code", evaluate),
+        ("code", f"{evaluate}\n{cell.RUN}"),
         ("markdown", "## Report"),
         ("code", cell.REPORT),
         ("markdown", f"## Save\n{on.saved}"),
@@ -165,6 +169,7 @@ MAX_SAMPLES = None  # how many cases are drawn, None for all; 20 for a first loo
 PROFILE = "auto"  # by platform and GPU, as `check` says
 OPTIONS = []  # any option of `python -m vllm_eval --help`, one word each: ["--retries", "1"]
 OUTPUT_DIR = "{on.output_dir}"{keep}
+SCRATCH = "/tmp/vllm_eval"  # for the clone and the packages; need not outlive the machine
 
 TOOL = ""  # fill in where vllm_eval is: "git+https://..." or a wheel's path
 INSTALL = True  # False where vllm_eval and its engine are installed already"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,7 +12,7 @@ from tests.conftest import REQUIREMENTS, Answers
 from vllm_eval import cli
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 HOSTILE_ID = "K1 `` | \\| <script>alert(1)</script> @octocat #1 https://example.com \u202eabc"
@@ -37,6 +37,7 @@ def make_run(
     script: Sequence[Mapping[str, object]],
     cases: Sequence[Mapping[str, object]] | int = 8,
     students: Sequence[str] = ("pupil",),
+    *more: str,
 ) -> Path:
     """A run without its report, in a folder of its own below `folder`."""
     rows = [{"concept_id": f"K{n + 1}"} for n in range(cases)] if isinstance(cases, int) else cases
@@ -53,9 +54,18 @@ def make_run(
     command += ["--dataset-path", str(folder / "cases.jsonl"), "--output-dir", str(folder / "out")]
     command += [word for name in students for word in ("--adapter", name)]
     with pytest.raises(SystemExit):
-        cli.main([*command, "--profile", "none", "--retries", "1"])
+        cli.main([*command, "--profile", "none", "--retries", "1", *more])
     (made,) = set((folder / "out").glob("*")) - before
     return made
+
+
+def without(run: Path, owed: Callable[[Mapping[str, Any]], bool]) -> Path:
+    """A copy of a run that has not come to the attempts that `owed` picks."""
+    lines = (run / "attempts.jsonl").read_bytes().splitlines(keepends=True)
+    folder = cut_off(run, 0)
+    kept = b"".join(line for line in lines if not owed(json.loads(line)))
+    (folder / "attempts.jsonl").write_bytes(kept)
+    return folder
 
 
 def cut_off(run: Path, lines: int) -> Path:

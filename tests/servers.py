@@ -258,7 +258,11 @@ async def _hang_up(request: web.Request) -> web.StreamResponse:
 
 
 async def _event(response: web.StreamResponse, event: Mapping[str, Any]) -> None:
-    await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+    """One event; whoever has hung up ends the answer, as on any server."""
+    try:
+        await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+    except ConnectionResetError as gone:
+        raise asyncio.CancelledError from gone
 
 
 def _refuse(code: int, message: str, headers: Mapping[str, str] | None = None) -> web.Response:

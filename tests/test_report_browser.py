@@ -12,7 +12,10 @@ import pytest
 
 from tests.browser import DARK, LIGHT, PHONE, browsing, opened
 from tests.conftest import REQUIREMENTS, Answers
+from tests.report_runs import without
 from vllm_eval import cli
+from vllm_eval.hidden import SPANS, is_hidden
+from vllm_eval.report import html_text
 from vllm_eval.report.html import write_html
 from vllm_eval.report.stored_run import load_run
 
@@ -77,8 +80,24 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_html(load_run(made), folder / "report.html")
 
 
+@pytest.fixture(scope="module")
+def half_done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two samples of four cases; `pupil` has none of K2 and one of K3, which has no tier."""
+    folder = tmp_path_factory.mktemp("run")
+    script = [{"concept_id": "*", "text": Answers().text()}]
+    script.append({"concept_id": "K3", "arm": "baseline", "text": Answers().bad()})
+    tiers = {"K1": "simple", "K2": "simple", "K3": None, "K4": "none"}
+    made = make_run(folder, tiers, script, "--retries", "0", "--samples-per-case", "2")
+    owed = [("pupil", "K2", 0), ("pupil", "K2", 1), ("pupil", "K3", 1)]
+    part = without(made, lambda row: (row["arm"], row["concept_id"], row["sample"]) in owed)
+    return write_html(load_run(part), part / "report.html")
+
+
 def make_run(
-    folder: Path, tiers: Mapping[str, str], script: Sequence[Mapping[str, object]], *more: str
+    folder: Path,
+    tiers: Mapping[str, str | None],
+    script: Sequence[Mapping[str, object]],
+    *more: str,
 ) -> Path:
     row = {"concept": "A tool library", "requirements_yaml": REQUIREMENTS}
     cases = [row | {"concept_id": name, "tier": tier} for name, tier in tiers.items()]
@@ -137,6 +156,60 @@ def test_filters_narrow_the_table_and_clear_again(browser: Browser, report: Path
         page.get_by_label("Reason", exact=True).select_option("any")
         page.get_by_label("Tier", exact=True).select_option("medium")
         assert page.locator("#found").inner_text() == "20 of 60 cases"
+
+
+def test_an_arm_is_shown_alone_with_the_cases_it_has_finished(
+    browser: Browser, half_done: Path
+) -> None:
+    """`pupil` still owes K2, and a second answer to K3."""
+    with opened(browser, half_done) as seen:
+        page = seen.page
+        arm = page.get_by_label("Arm", exact=True)
+        assert arm.get_attribute("aria-describedby") == "filter-note"
+        assert page.locator("#table thead th[scope=colgroup]").count() == 2
+        page.locator("#table .sort", has_text="Score").first.click()
+        arm.select_option("pupil")
+        assert page.locator("#table thead th[scope=colgroup]").all_inner_texts() == ["pupil"]
+        assert sorted(names_shown(page)) == ["K1", "K4"]
+        page.get_by_label("Status", exact=True).select_option("not finished")
+        assert sorted(names_shown(page)) == ["K2", "K3"]
+        page.get_by_role("button", name="Clear").click()
+        page.wait_for_function("document.querySelector('#found').textContent == '4 of 4 cases'")
+        assert page.locator("#table thead th[scope=colgroup]").count() == 2
+        assert not seen.complaints
+
+
+def test_cases_without_a_tier_can_be_asked_for(browser: Browser, half_done: Path) -> None:
+    """A tier may have any name, that of none too."""
+    with opened(browser, half_done) as seen:
+        tier = seen.page.get_by_label("Tier", exact=True)
+        assert tier.locator("option").all_inner_texts() == ["any", "none", "simple", "no tier"]
+        tier.select_option(label="no tier")
+        assert names_shown(seen.page) == ["K3"]
+        tier.select_option(label="none")
+        assert names_shown(seen.page) == ["K4"]
+
+
+def test_a_failed_case_without_a_tier_is_led_to(browser: Browser, half_done: Path) -> None:
+    with opened(browser, half_done) as seen:
+        page = seen.page
+        page.locator("#failures .group").get_by_role("button", name="Show these cases").click()
+        page.wait_for_function("document.querySelector('#found').textContent == '1 of 4 cases'")
+        assert names_shown(page) == ["K3"]
+
+
+def test_the_script_hides_and_rounds_as_its_maker_does(browser: Browser, half_done: Path) -> None:
+    ends = [code for span in SPANS for code in (span[0] - 1, *span, span[1] + 1)]
+    kinds = [0x07, 0x20, 0x41, 0xE9, 0x85, 0x200B, 0x202E, 0x2028, 0x2029, 0xE000, 0xFE0F, 0x1F600]
+    codes = [*ends, *kinds]
+    times = [None, 0.0, 0.0074, 0.5, 0.9994, 1.0, 7.034, 68.94, 99.96, 123.4, 1234.4]
+    with opened(browser, half_done) as seen:
+        found = seen.page.evaluate(
+            "codes => codes.filter((code) => String.fromCodePoint(code).match(HIDDEN))", codes
+        )
+        assert found == [code for code in codes if is_hidden(chr(code))]
+        shown = seen.page.evaluate("times => times.map(seconds)", times)
+        assert shown == [html_text.seconds(time) for time in times]
 
 
 def test_search_finds_ids_reasons_and_errors(browser: Browser, report: Path) -> None:

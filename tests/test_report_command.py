@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,11 +16,20 @@ import pytest
 from tests.report_runs import FAILING, WEAK, cut_off, make_run
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
     from tests.conftest import Bench
 
 RENDERED = {"report.html", "report.md", "summary.md", "junit.xml", "plots/tiers.svg"}
+
+HOLD_LOCK = """
+import sys
+from pathlib import Path
+from vllm_eval.journal import Journal
+with Journal(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +92,112 @@ def test_a_damaged_run_is_bad_input_that_names_the_file(
     done = bench.call("report", str(folder))
     assert done.code == 2
     assert "cases.jsonl" in done.err
+
+
+def _copy(run: Path, place: Path) -> Path:
+    return Path(shutil.copytree(run, place))
+
+
+def _damage_journal(folder: Path) -> None:
+    path = folder / "attempts.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], b'{"no": "attempt"}\n', *lines[2:]]))
+
+
+def _drop_adapters(folder: Path) -> None:
+    path = folder / "manifest.json"
+    about = json.loads(path.read_text("utf-8"))
+    del about["adapters"]
+    path.write_text(json.dumps(about), encoding="utf-8")
+
+
+@pytest.mark.parametrize("concluded", [False, True], ids=["owed", "whole"])
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (_damage_journal, "attempts.jsonl, line 3: the journal is damaged"),
+        (lambda folder: (folder / "attempts.jsonl").unlink(), "attempts.jsonl: is missing"),
+    ],
+    ids=["journal", "no journal"],
+)
+def test_damage_is_bad_input_that_names_the_file(
+    bench: Bench,
+    failing: Path,
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    named: str,
+    concluded: bool,
+) -> None:
+    folder = _copy(failing, tmp_path / "run")
+    damage(folder)
+    if not concluded:
+        (folder / "comparison.json").unlink()
+    done = bench.call("report", str(folder))
+    assert done.code == 2
+    assert named in done.err
+    assert (folder / "attempts.jsonl").exists() == ("missing" not in named)
+
+
+def test_a_damaged_manifest_is_bad_input_that_names_it(
+    bench: Bench, failing: Path, tmp_path: Path
+) -> None:
+    folder = cut_off(failing, 3).rename(tmp_path / "cut")
+    _drop_adapters(folder)
+    done = bench.call("report", str(folder))
+    assert done.code == 2
+    assert "manifest.json: damaged" in done.err
+
+
+def test_one_bad_run_does_not_keep_the_others_from_their_reports(
+    bench: Bench, failing: Path, tmp_path: Path
+) -> None:
+    bad, other = (_copy(failing, tmp_path / name) for name in ("bad", "other"))
+    _damage_journal(bad)
+    for folder in (bad, other):
+        (folder / "comparison.json").unlink()
+    page = tmp_path / "history.html"
+    names = [str(bad), "nowhere", str(other), str(failing)]
+    done = bench.call("report", *names, "--output", str(page))
+    assert done.code == 2
+    assert str(bad) in done.err
+    assert "nowhere" in done.err
+    assert "other" not in done.err
+    assert (other / "report.html").is_file()
+    assert page.read_text("utf-8").count('<a href="') == 2 * 2
+
+
+def test_a_run_given_twice_is_one(bench: Bench, failing: Path, tmp_path: Path) -> None:
+    page = tmp_path / "history.html"
+    twice = [failing.name, str(failing), f"{failing}/../{failing.name}"]
+    command = ["report", *twice, "--output-dir", str(failing.parent), "--output", str(page)]
+    assert bench.call(*command).code == 0
+    assert page.read_text("utf-8").count('<a href="') == 2
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(
+    bench: Bench, failing: Path, tmp_path: Path
+) -> None:
+    """The other process is a real one, and holds the lock as a run does."""
+    folder = cut_off(failing, 5).rename(tmp_path / "live")
+    command = [sys.executable, "-c", HOLD_LOCK, str(folder / "attempts.jsonl")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        before = _files(folder)
+        done = bench.call("report", str(folder))
+        assert _files(folder) == before
+        other.communicate()
+    assert done.code == 2
+    assert "another process is at work" in done.err
+    assert bench.call("report", str(folder)).code == 0
+
+
+def test_a_student_named_like_the_baseline_keeps_its_place(bench: Bench, tmp_path: Path) -> None:
+    other = make_run(tmp_path, [{"text": WEAK}], 2, ("pupil", "baseline_v2"))
+    page = tmp_path / "history.html"
+    assert bench.call("report", str(other), "--output", str(page)).code == 0
+    names = re.findall(r">(baseline|baseline_v2|pupil)</text>", page.read_text("utf-8"))
+    assert names == ["baseline", "pupil", "baseline_v2"]
 
 
 def test_several_runs_become_one_page_over_time(

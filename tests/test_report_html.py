@@ -14,9 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.report_runs import WEAK, make_run, without
+from vllm_eval.hidden import is_hidden
 from vllm_eval.report import html_text
+from vllm_eval.report.display import ShownRun
+from vllm_eval.report.history import write_history
 from vllm_eval.report.html import write_html
+from vllm_eval.report.junit import write_junit
+from vllm_eval.report.markdown import render_summary, write_markdown
 from vllm_eval.report.stored_run import StoredRun, load_run
+from vllm_eval.tables import plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,8 +60,9 @@ class Parsed(HTMLParser):
             self._open.append(element)
 
     def handle_endtag(self, tag: str) -> None:
-        while self._open and self._open.pop().tag != tag:
-            pass
+        if tag in (element.tag for element in self._open):
+            while self._open.pop().tag != tag:
+                pass
 
     def handle_data(self, data: str) -> None:
         for element in self._open:
@@ -203,7 +211,10 @@ def test_a_partial_run_says_what_is_missing(bench: Bench, answers: Answers) -> N
     bench.answers({"text": answers.text()})
     folder = bench.run().folder
     journal = folder / "attempts.jsonl"
-    kept = journal.read_bytes().splitlines(keepends=True)[:-3]
+    lines = journal.read_bytes().splitlines(keepends=True)
+    owed = [("K4", "baseline"), ("K4", "pupil"), ("K3", "pupil")]
+    rows = [(json.loads(line), line) for line in lines]
+    kept = [line for row, line in rows if (row["concept_id"], row["arm"]) not in owed]
     journal.write_bytes(b"".join(kept))
     for made in (*folder.glob("comparison.json"), *folder.glob("report.*")):
         made.unlink()
@@ -211,7 +222,59 @@ def test_a_partial_run_says_what_is_missing(bench: Bench, answers: Answers) -> N
     assert page.one("h1").text == "Not finished"
     banner = page.one("div", **{"class": "banner"}).text
     assert "3 answers are still owed" in banner
-    assert len(index_of(page)["cases"]) <= 4
+    statuses = {
+        row["id"]: [cell["status"] for cell in row["arms"]] for row in index_of(page)["cases"]
+    }
+    whole = ["success", "success"]
+    assert statuses == {"K1": whole, "K2": whole, "K3": ["success", "unfinished"]}
+
+
+def test_a_case_with_some_of_its_samples_is_shown_unfinished(tmp_path: Path) -> None:
+    made = make_run(
+        tmp_path, [{"text": WEAK}], 2, ("pupil",), "--samples-per-case", "3", "--temperature", "1"
+    )
+    last = {"concept_id": "K2", "arm": "pupil", "sample": 2}
+    folder = without(made, lambda row: last.items() <= row.items())
+    rows = {row["id"]: row["arms"] for row in index_of(rendered(folder))["cases"]}
+    assert [cell["status"] for cell in rows["K1"]] == ["success", "success"]
+    assert [cell["status"] for cell in rows["K2"]] == ["success", "unfinished"]
+    assert rows["K2"][1]["samples"] == 2
+
+
+@pytest.fixture(scope="module")
+def half_done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`pupil` has answered all cases and keeps every rule; `other` has answered none."""
+    folder = tmp_path_factory.mktemp("run")
+    made = make_run(folder, [{"text": WEAK}], 3, ("pupil", "other"))
+    return without(made, lambda row: bool(row["arm"] == "other"))
+
+
+def test_a_whole_student_of_a_partial_run_does_not_pass_on_the_page(half_done: Path) -> None:
+    page = rendered(half_done)
+    assert page.one("title").text.startswith("NOT FINISHED")
+    for arm in ("pupil", "other"):
+        card = page.one("article", **{"aria-label": f"Verdict on {arm}"})
+        assert card.attributes["class"] == "card verdict open"
+        assert "NOT FINISHED" in card.text
+        assert "of resamples" not in card.text
+    assert not page.all("span", **{"class": "badge pass"})
+    assert "PASS" not in "".join(e.text for e in page.all("main"))
+
+
+def test_no_other_text_says_that_a_student_of_a_partial_run_passes(half_done: Path) -> None:
+    run = load_run(half_done)
+    shown = ShownRun(run)
+    page = write_history([run], half_done / "history.html").read_text("utf-8")
+    texts = [
+        *(render_summary(run), repr(shown), shown._repr_html_(), page.partition("<body>")[2]),
+        write_markdown(run, half_done / "made.md").read_text("utf-8"),
+        write_junit(run, half_done / "made.xml").read_text("utf-8"),
+    ]
+    for text in texts:
+        assert "NOT FINISHED" in text
+        assert "PASS" not in text
+        assert "#0b6b41" not in text
+        assert 'class="badge pass"' not in text
 
 
 def test_a_case_with_nothing_but_a_failed_first_attempt_is_shown_unfinished(
@@ -238,7 +301,25 @@ def test_a_sample_of_very_many_cases_says_that_it_is_one(bench: Bench, answers: 
     sampled = StoredRun(run.folder, {**run.comparison, **many})
     page = parse(write_html(sampled, bench.folder / "r.html"))
     assert "2 of 54,321 cases" in page.one("p", id="sampled").text
+    assert "".join(element.text for element in page.all("main")).count("54,321") == 1
     assert [row["id"] for row in index_of(page)["cases"]] == [row["concept_id"] for row in rows]
+
+
+def test_an_example_is_linked_only_to_a_case_that_is_on_the_page(
+    bench: Bench, answers: Answers
+) -> None:
+    bench.dataset(3)
+    bench.answers({"text": answers.bad()})
+    run = load_run(bench.run("--retries", "0").folder)
+    sample = {"cases": run.comparison["cases"][:1], "cases_sampled": True}
+    page = parse(
+        write_html(StoredRun(run.folder, {**run.comparison, **sample}), bench.folder / "r")
+    )
+    examples = [e.text.split()[0] for e in page.all("div", **{"class": "example"})]
+    assert set(examples) == {"K1", "K2", "K3"}
+    links = [e.attributes["href"] for e in page.all("a") if "#case=" in e.attributes["href"]]
+    assert links
+    assert set(links) == {f"#case={run.comparison['cases'][0]['concept_id']}"}
 
 
 def test_nothing_from_outside_becomes_markup(bench: Bench, answers: Answers) -> None:
@@ -305,6 +386,7 @@ def test_a_share_never_looks_whole_when_it_is_not(value: float | None, shown: st
         (0.5, "500 ms"),
         (7.034, "7.03 s"),
         (68.94, "68.9 s"),
+        (1234.5, "1,234 s"),
     ],
 )
 def test_durations_carry_about_three_figures(value: float | None, shown: str) -> None:
@@ -317,3 +399,44 @@ def test_hidden_characters_are_named() -> None:
     assert 'title="Right-to-left override"' in shown
     assert "&lt;" in shown
     assert "U+E0041" in shown
+
+
+HIDDEN = {
+    "a control": "\x07",
+    "a control of Latin-1": "\x85",
+    "a format": "\u200b",
+    "a direction": "\u202e",
+    "a tag": "\U000e0041",
+    "a line end": "\u2028",
+    "a paragraph end": "\u2029",
+    "a lone surrogate": "\udc80",
+    "private use": "\ue000",
+    "private use of a high plane": "\U00100000",
+    "a grapheme joiner": "\u034f",
+    "a Hangul filler": "\u3164",
+    "a half-width Hangul filler": "\uffa0",
+    "a Hangul choseong filler": "\u115f",
+    "a Hangul jungseong filler": "\u1160",
+    "a Khmer vowel": "\u17b4",
+    "a Mongolian variation": "\u180b",
+    "a variation": "\ufe00",
+    "the last variation but the emoji's": "\ufe0e",
+    "a supplementary variation": "\U000e0100",
+    "the last supplementary variation": "\U000e01ef",
+    "an unassigned one to be ignored": "\ufff0",
+}
+
+
+@pytest.mark.parametrize("character", HIDDEN.values(), ids=HIDDEN.keys())
+def test_a_hidden_character_is_named_on_the_page_and_replaced_on_a_terminal(character: str) -> None:
+    text = f"a{character}b"
+    assert f">U+{ord(character):04X}<" in str(html_text.visible(text))
+    assert character not in str(html_text.visible(text))
+    assert plain(text) == "a\N{REPLACEMENT CHARACTER}b"
+
+
+@pytest.mark.parametrize("text", ["caf\xe9", "\u4e2d\u6587", "\u2764\ufe0f", "\ud55c\uae00", "a b"])
+def test_what_is_to_be_seen_is_left_as_it_is(text: str) -> None:
+    assert str(html_text.visible(text)) == f"<bdi>{text}</bdi>"
+    assert plain(text) == text
+    assert not any(map(is_hidden, text))

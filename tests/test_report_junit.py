@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.report_runs import FAILING, HOSTILE_ID, HOSTILE_TEXT, cut_off, make_run
+from tests.report_runs import FAILING, HOSTILE_ID, HOSTILE_TEXT, WEAK, cut_off, make_run, without
 from vllm_eval.report.junit import write_junit
 from vllm_eval.report.stored_run import load_run
 
@@ -61,11 +61,38 @@ def test_rules_and_cases_are_tests_and_their_verdicts_results(failing: Path) -> 
     assert len(tests["K3"]) == 0
 
 
-def test_cases_a_partial_run_still_owes_are_skipped_not_passed(failing: Path) -> None:
+def test_what_a_partial_run_still_owes_is_skipped_not_passed(failing: Path) -> None:
     folder = cut_off(failing, 5)
     root = _root(folder)
-    assert root.get("skipped") == str(load_run(folder).comparison["owed"])
+    assert root.get("skipped") == str(6 + load_run(folder).comparison["owed"])
     assert len(list(root.iter("testcase"))) == 6 + 2 * 8
+
+
+def test_a_case_is_skipped_until_all_of_its_samples_are_there(tmp_path: Path) -> None:
+    script = [{"text": WEAK}]
+    made = make_run(tmp_path, script, 2, ("pupil",), "--samples-per-case", "3")
+    kept = {"concept_id": "K2", "arm": "pupil", "sample": 0}
+    folder = without(
+        made, lambda row: row["sample"] > 0 and kept.items() <= (row | {"sample": 0}).items()
+    )
+    root = _root(folder)
+    skipped = [
+        (test.get("classname"), test.get("name"))
+        for test in root.iter("testcase")
+        if test.find("skipped") is not None and "gate" not in (test.get("classname") or "")
+    ]
+    assert skipped == [("cases.pupil", "K2")]
+
+
+def test_no_rule_of_a_partial_run_passes_or_fails(tmp_path: Path) -> None:
+    """Of two students one has answered every case, and keeps every rule."""
+    made = make_run(tmp_path, [{"text": WEAK}], 2, ("pupil", "other"))
+    root = _root(without(made, lambda row: bool(row["arm"] == "other")))
+    gates = [suite for suite in root if (suite.get("name") or "").startswith("gate of ")]
+    assert len(gates) == 2
+    for suite in gates:
+        assert suite.get("skipped") == suite.get("tests") != "0"
+        assert suite.get("failures") == "0"
 
 
 def test_no_answer_and_no_name_can_break_the_file(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from markdown_it import MarkdownIt
@@ -24,12 +24,13 @@ from tests.report_runs import (
     cut_off,
     make_run,
 )
-from vllm_eval.report.markdown import MOST_CASES, render_summary, write_markdown
-from vllm_eval.report.stored_run import load_run
+from vllm_eval.report.markdown import MOST_CASES, failed_cases, render_summary, write_markdown
+from vllm_eval.report.next_steps import next_steps
+from vllm_eval.report.stored_run import StoredRun, load_run
 from vllm_eval.report.write import write_reports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from markdown_it.token import Token
@@ -133,6 +134,71 @@ def test_a_base_that_fails_is_not_answered_with_training(tmp_path: Path) -> None
     assert "training target" not in steps
 
 
+def _steps(comparison: Mapping[str, Any], folder: Path) -> str:
+    return "\n".join(next_steps(StoredRun(folder, comparison)))
+
+
+def test_missing_answers_are_put_down_to_what_kept_them_away(tmp_path: Path) -> None:
+    """Two broken answers are more frequent than the one that is missing."""
+    script: list[dict[str, object]] = [
+        {"text": Answers().text()},
+        {"concept_id": "K1", "arm": "pupil", "error": "out of memory"},
+        *({"concept_id": name, "arm": "pupil", "text": Answers().bad()} for name in ("K2", "K3")),
+    ]
+    folder = make_run(tmp_path, script)
+    missing, rest = (
+        _steps(load_run(folder).comparison, folder).split("are missing. ")[1].split("\n", 1)
+    )
+    assert "`engine_error` (1 answer)" in missing
+    assert "`review_missing_narrative` (2 answers)" in rest
+
+
+def test_a_base_without_a_valid_answer_is_not_put_down_to_the_student(tmp_path: Path) -> None:
+    script = [{"text": Answers().text()}, {"arm": "baseline", "text": Answers().bad()}]
+    folder = make_run(tmp_path, script)
+    steps = _steps(load_run(folder).comparison, folder)
+    assert "Too few answers of `baseline` are valid" in steps
+    assert "scores too low" not in steps
+
+
+def test_a_rule_without_a_number_is_told_where_nothing_else_is(failing: Path) -> None:
+    comparison = load_run(failing).comparison
+    (verdict,) = comparison["verdicts"]
+    rules = [
+        rule | {"passed": False, "value": None, "reason": "there is no such number"}
+        for rule in verdict["rules"]
+        if rule["kind"] == "ratio"
+    ]
+    steps = _steps({**comparison, "verdicts": [{**verdict, "rules": rules}]}, failing)
+    assert "cannot be told: `there is no such number`" in steps
+
+
+@pytest.mark.parametrize(("cut", "told"), [((9, 1), False), ((9, 90), True)])
+def test_answers_are_called_cut_where_most_of_all_tiers_were(
+    failing: Path, cut: tuple[int, int], told: bool
+) -> None:
+    """Of the first tier's ten attempts nine were cut, of the second's hundred one or ninety."""
+    comparison = load_run(failing).comparison
+    reason = "review_missing_narrative"
+    group = next(g for g in comparison["failures"] if g["reason"] == reason)
+    groups = [
+        group | {"tier": tier, "attempts": made, "truncated": times}
+        for tier, made, times in zip(("simple", "hard"), (10, 100), cut, strict=True)
+    ]
+    most = {"failures": groups, "reasons": {"pupil": {reason: 110}}}
+    steps = _steps({**comparison, **most}, failing)
+    assert ("cut at the token limit" in steps) == told
+
+
+def test_doubt_that_is_not_known_is_not_told(failing: Path) -> None:
+    comparison = load_run(failing).comparison
+    (verdict,) = comparison["verdicts"]
+    rule = verdict["rules"][0] | {"kind": "ratio_low", "passed": False, "value": 0.5}
+    unknown = {"rules": [rule], "pass_chance": None, "cases_to_settle": None}
+    steps = _steps({**comparison, "verdicts": [{**verdict, **unknown}]}, failing)
+    assert steps.endswith("is too uncertain: more cases")
+
+
 def test_a_partial_run_says_what_is_owed_and_how_to_go_on(failing: Path) -> None:
     folder = cut_off(failing, 5)
     run = load_run(folder)
@@ -148,6 +214,16 @@ def test_long_lists_end_with_how_many_more(tmp_path: Path) -> None:
     text = _report(folder)
     assert f"and {MOST_CASES} more in `comparison.json`" in text
     assert text.count("| `format_error` |") == MOST_CASES
+
+
+def test_the_students_failed_cases_come_before_the_baseline_s(tmp_path: Path) -> None:
+    """Of both arms there are as many as the table holds."""
+    folder = make_run(tmp_path, [{"text": "nothing"}], MOST_CASES, ("pupil", "other"))
+    failed = failed_cases(load_run(folder).comparison)
+    assert [case.arm for case in failed[::MOST_CASES]] == ["pupil", "other", "baseline"]
+    text = _report(folder)
+    shown = re.findall(r"\| `(\w+)` \| `format_error` \|", text)
+    assert shown == ["pupil"] * MOST_CASES
 
 
 @pytest.mark.parametrize("kind", ["report", "summary"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.report_runs import FAILING, make_run
+from tests.report_runs import FAILING, WEAK, make_run, without
 from vllm_eval.report.stored_run import load_run
 
 if TYPE_CHECKING:
@@ -49,6 +49,25 @@ def test_a_run_is_logged_with_parameters_metrics_verdict_and_report(
     assert run.data.params["gate.min_ratio"] == "0.9"
     kept = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert kept >= {"report.html", "report.md", "junit.xml", "summary.md", "plots"}
+
+
+def test_no_tag_of_a_partial_run_says_pass(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    made = make_run(tmp_path, [{"text": WEAK}], 2, ("pupil", "other"))
+    folder = without(made, lambda row: bool(row["arm"] == "other"))
+    store = (tmp_path / "mlruns").as_uri()
+    assert bench.call("report", str(folder), "--mlflow", store).code == 0
+
+    from mlflow import MlflowClient
+
+    client: Any = MlflowClient(tracking_uri=store)
+    experiment = client.get_experiment_by_name("vllm_eval")
+    (run,) = client.search_runs([experiment.experiment_id])
+    tags = [value for key, value in run.data.tags.items() if key.startswith("verdict")]
+    assert tags == ["NOT FINISHED"] * 3
+    assert run.info.status == "KILLED"
 
 
 def test_a_store_that_refuses_is_bad_input(bench: Bench, failing: Path, tmp_path: Path) -> None:

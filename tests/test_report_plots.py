@@ -10,7 +10,8 @@ import orjson
 import pytest
 
 from tests.report_runs import FAILING, HOSTILE_ID, HOSTILE_TIER, WEAK, cut_off, make_run
-from vllm_eval.report.plots import ARM_COLOURS, FIGURES, inline_svgs, write_plots
+from vllm_eval.report.html import NOTES
+from vllm_eval.report.plots import ARM_COLOURS, inline_svgs, write_plots
 from vllm_eval.report.stored_run import load_run
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def _many(comparison: dict[str, Any], count: int) -> dict[str, Any]:
 
 
 def test_a_run_with_failures_has_every_figure(svgs: dict[str, str]) -> None:
-    assert tuple(svgs) == FIGURES
+    assert tuple(svgs) == tuple(NOTES)
 
 
 def test_inline_figures_take_their_colours_from_the_page(svgs: dict[str, str]) -> None:
@@ -87,7 +88,7 @@ def test_the_same_comparison_gives_the_same_files(run: Path, tmp_path: Path) -> 
 def test_files_for_slides_are_svg_and_png_of_every_figure(run: Path, tmp_path: Path) -> None:
     written = write_plots(load_run(run).comparison, tmp_path)
     names = {path.relative_to(tmp_path).as_posix() for path in written}
-    assert names == {f"plots/{name}.{kind}" for name in FIGURES for kind in ("svg", "png")}
+    assert names == {f"plots/{name}.{kind}" for name in NOTES for kind in ("svg", "png")}
     for path in written:
         head = path.read_bytes()[:8]
         assert head.startswith(b"<?xml" if path.suffix == ".svg" else b"\x89PNG")
@@ -114,6 +115,16 @@ def test_few_cases_are_lines_and_many_are_points(run: Path) -> None:
     assert "equal scores" not in few
     assert "equal scores" in many
     assert "40 of 40 cases" in many
+
+
+@pytest.mark.parametrize("students", [("pupil",), ("pupil", "other")])
+def test_the_points_of_a_sample_are_counted_as_drawn(run: Path, students: tuple[str, ...]) -> None:
+    comparison = _many(dict(load_run(run).comparison), 40)
+    paired = comparison["students"]["pupil"] | {"pairs": 4_900, "cases": 5_000}
+    sampled = {"cases_sampled": True, "students": dict.fromkeys(students, paired)}
+    drawn = inline_svgs(comparison | sampled)["paired"]
+    assert "sample of 40 cases" in drawn
+    assert "of 5,000 cases" not in drawn
 
 
 def test_two_thousand_cases_are_drawn_in_seconds_and_small(run: Path) -> None:

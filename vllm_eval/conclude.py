@@ -179,7 +179,8 @@ def _write_files(run: Evaluated, finished: Finished, outcomes: Sequence[Outcome]
         summary = comparison.arms[name]
         store.write_results(path, folder.journal, run.order, head, summary, run.blocks)
     rows = case_rows(outcomes, comparison, run.order, BASELINE)
-    shown = sample_rows(rows)
+    groups = finished.account.failures
+    shown = sample_rows(rows, {e.concept_id for group in groups for e in group.examples})
     whole = {
         "schema_version": SCHEMA_VERSION,
         "partial": run.owed > 0,

@@ -116,6 +116,14 @@ class Config(_Record):
     report: bool = True
     """Whether a run ends with its report; `report RUN` makes it at any time."""
 
+    @property
+    def dtype(self) -> str:
+        """The type vLLM computes in, by its own names.
+
+        A profile may name one for its card, and `bnb_compute_dtype` is always asked for.
+        """
+        return self.bnb_compute_dtype or str(self.engine_args.get("dtype") or "auto")
+
 
 def load_config(
     files: Sequence[str] = (),
@@ -139,7 +147,9 @@ def load_config(
         _validate(layer, source)
     profile = next((la["profile"] for _, la in reversed(layers) if "profile" in la), "auto")
     if profile == "auto":
-        profile = platforms.choose(machine.detect()).profile
+        engine = next((la["engine"] for _, la in reversed(layers) if "engine" in la), "vllm")
+        for_cpu = machine.installed().leaves_gpus(engine)
+        profile = platforms.choose(machine.detect(), for_cpu=for_cpu).profile
     merged: dict[str, Any] = {}
     for layer in [*_profile_layers(profile), *(layer for _, layer in layers)]:
         merged = merge(merged, layer)

@@ -6,7 +6,7 @@ import unicodedata
 
 _KINDS = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp"))
 """Categories: controls, formats and directions, lone surrogates, private use, line ends."""
-_SPANS = (
+SPANS = (
     (0x034F, 0x034F),
     (0x115F, 0x1160),
     (0x17B4, 0x17B5),
@@ -23,7 +23,7 @@ _SPANS = (
 Source: Default_Ignorable_Code_Point in Unicode's DerivedCoreProperties.txt, less the categories
 above and U+FE0F, which asks for the picture of a character that stands in many texts with one.
 """
-_LETTERS = frozenset(chr(code) for first, last in _SPANS for code in range(first, last + 1))
+_LETTERS = frozenset(chr(code) for first, last in SPANS for code in range(first, last + 1))
 
 
 def is_hidden(character: str) -> bool:

@@ -66,13 +66,16 @@ def which(variables: Collection[str], folders: Collection[str]) -> str | None:
     return None
 
 
-def choose(machine: Machine) -> Choice:
+def choose(machine: Machine, *, for_cpu: bool = False) -> Choice:
     """The shipped profile for this machine's platform and GPUs.
 
-    The base is quantised only by the profiles of platforms that lend one card of 15 GiB, and the
-    reason then says so; every other choice measures the model as its checkpoint is.
+    With `for_cpu` the engine is a CPU build of vLLM, and GPUs are nothing to it. The base is
+    quantised only by the profiles of platforms that lend one card of 15 GiB, and the reason then
+    says so; every other choice measures the model as its checkpoint is.
     """
     profile, why = _choose(machine.platform, machine.gpus)
+    if for_cpu and machine.gpus:
+        profile, why = "cpu", "the installed vLLM is a CPU build and leaves GPUs unused"
     return Choice(profile, f"{describe(machine)}: {why}")
 
 
@@ -91,7 +94,10 @@ def _choose(platform: str | None, gpus: tuple[Gpu, ...]) -> tuple[str, str]:
         return "gpu", "one card alone; the accelerator 'GPU T4 x2' holds a 7B model in 16 bits"
     if all(_is_t4_class(gpu) for gpu in gpus):
         if not alone:
-            return "kaggle_t4x2", "two cards hold a 7B model in 16 bits together, nothing quantised"
+            why = "two cards hold a 7B model in 16 bits together, nothing quantised"
+            more = len(gpus) - 2
+            idle = f"; {more} more stay idle at --tensor-parallel-size 2" if more else ""
+            return "kaggle_t4x2", why + idle
         if platform in _FOUR_BITS:
             why = "a 7B model in 16 bits does not fit, so the base is quantised to 4 bits"
             return _FOUR_BITS[platform], why

@@ -121,8 +121,15 @@ def _open_folder(
     """A new run folder, or the one to be resumed once it has proved to be of the same run."""
     identity = manifest.identify(plan)
     output_dir = resolve_path(plan.config.output_dir)
+
+    def usable(path: Path, engine: Mapping[str, Any]) -> bool:
+        why = manifest.other_engine(plan.config, engine)
+        if why:
+            watcher.stage(f"resume: not {path}: {why}")
+        return why is None
+
     if resume == AUTO:
-        resume = store.find_like(output_dir, identity)
+        resume = store.find_like(output_dir, identity, usable=usable)
         watcher.stage(f"resume: {resume or 'no run like this one yet, so a new one'}")
     if resume is not None:
         recorded = manifest.read(resume)

@@ -120,15 +120,29 @@ def find_run(name: str, output_dir: str) -> Path:
 
 
 def find_like(
-    output_dir: Path, identity: Mapping[str, Any], *, finished: bool = True
+    output_dir: Path,
+    identity: Mapping[str, Any],
+    *,
+    finished: bool = True,
+    usable: Callable[[Path, Mapping[str, Any]], bool] = lambda _folder, _engine: True,
 ) -> Path | None:
-    """The newest run folder of the same identity; with `finished` false only one that is not."""
+    """The newest run folder of the same identity.
+
+    Args:
+        output_dir: where the run folders are.
+        identity: as `manifest.identify` gives it.
+        finished: whether it may be a finished one.
+        usable: given a folder that is not finished, and what its manifest says of its engine,
+            whether it can be gone on with.
+    """
     newest: tuple[float, Path] | None = None
     for journal in output_dir.glob(f"*/{JOURNAL}"):
         folder = journal.parent
         try:
-            same = orjson.loads((folder / manifest.FILE).read_bytes())["identity"] == identity
-            if same and (finished or _is_unfinished(folder)):
+            recorded = orjson.loads((folder / manifest.FILE).read_bytes())
+            if recorded["identity"] != identity:
+                continue
+            if usable(folder, recorded.get("engine", {})) if _is_unfinished(folder) else finished:
                 newest = max(newest or (0.0, folder), (parts(journal)[-1].stat().st_mtime, folder))
         except (OSError, EvalError, KeyError, TypeError, orjson.JSONDecodeError):
             continue  # no run folder of ours

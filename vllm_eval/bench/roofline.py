@@ -80,7 +80,7 @@ class Limit:
 
 def dtype_of(plan: Plan) -> str:
     """PyTorch's name of the type the model is computed in; float32 where nobody says."""
-    given = str(plan.config.engine_args.get("dtype") or plan.config.bnb_compute_dtype or "auto")
+    given = plan.config.dtype
     if given == "auto" and plan.base_model is not None:
         architecture = read_base(plan.base_model, weights=False).architecture
         given = architecture.dtype if architecture else "float32"

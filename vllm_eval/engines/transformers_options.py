@@ -24,7 +24,7 @@ HONOURED = frozenset(
 IGNORED = (
     CAPACITY_ARGS
     | {"attention_backend", "async_scheduling", "block_size", "compilation_config"}
-    | {"disable_custom_all_reduce", "fully_sharded_loras", "max_lora_rank", "seed"}
+    | {"fully_sharded_loras", "max_lora_rank", "seed"}
 ) - HONOURED
 """What only decides how vLLM goes about it: a profile may hold it, and no answer depends on it."""
 DTYPES = {"half": "float16", "float": "float32"} | {

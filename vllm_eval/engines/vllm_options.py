@@ -25,6 +25,8 @@ OURS = frozenset(
 def engine_options(config: Config, arms: Sequence[Arm]) -> dict[str, Any]:
     """Keyword arguments of `LLM`: derived ones, overridden by the configured `engine_args`.
 
+    Only `bnb_compute_dtype` goes before them.
+
     Raises:
         ConfigError: an option is unknown to the installed vLLM, or is ours to set.
     """
@@ -56,9 +58,9 @@ def engine_options(config: Config, arms: Sequence[Arm]) -> dict[str, Any]:
         options["max_lora_rank"] = slot_rank(rank)
     if config.load_4bit:
         options["quantization"] = "bitsandbytes"
-    if config.bnb_compute_dtype:
-        options["dtype"] = config.bnb_compute_dtype
     options |= config.engine_args
+    if config.bnb_compute_dtype:  # a profile names the type of its card
+        options["dtype"] = config.dtype
     if current_platform.is_cpu():
         # Without chunked prefill, which breaks seeds there, a prompt must fit into one step.
         length, batched = options.get("max_model_len"), options.get("max_num_batched_tokens")

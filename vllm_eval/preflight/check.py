@@ -18,8 +18,10 @@ from vllm_eval.findings import Finding, error, from_error, ok, warning
 from vllm_eval.preflight import memory, reference
 from vllm_eval.preflight.adapter_check import LARGEST_RANK, check_adapter
 from vllm_eval.preflight.base_model import missing_modules, read_base
+from vllm_eval.preflight.demand import demand_of, needs_of, quantization_of, whole
 from vllm_eval.preflight.lengths import check_lengths, open_counter
 from vllm_eval.preflight.server import check_servers
+from vllm_eval.preflight.versions import check_versions
 from vllm_eval.records import BASELINE, Arm
 from vllm_eval.tasks import open_task
 
@@ -110,18 +112,18 @@ def _check(parts: Parts, hardware: Machine, software: Software) -> list[Finding]
     findings += _check_output(parts) + check_servers(parts.config, parts.arms)
     if parts.config.engine in NO_MODEL_HERE:
         return findings
-    findings += _check_profile(parts.config, hardware)
+    findings += _check_profile(parts.config, hardware, software)
     findings += _check_software(parts, hardware, software)
     if parts.base_model is None:
         return findings
-    args = parts.config.engine_args
+    config, args = parts.config, parts.config.engine_args
     revision, dummy = args.get("revision"), args.get("load_format") == "dummy"
     name = parts.base_model
     base = _tried(findings, lambda: read_base(name, revision, weights=not dummy))
     if base is None:
         return findings
-    demand, release = _demand(parts, base, on_gpu=False), software.release
-    most = _whole(args.get("max_lora_rank"), LARGEST_RANK)
+    demand, release = demand_of(config, parts.arms, base, on_gpu=False), software.release
+    most = whole(args.get("max_lora_rank"), LARGEST_RANK)
     if parts.config.engine == "transformers":
         demand = reference.as_loaded(base, demand, len(parts.arms) - 1)
         release, most = reference.PEFT_RELEASE, LARGEST_RANK
@@ -135,31 +137,34 @@ def _check(parts: Parts, hardware: Machine, software: Software) -> list[Finding]
 
 def _check_software(parts: Parts, hardware: Machine, software: Software) -> list[Finding]:
     if parts.config.engine == "vllm":
-        return machine.check_versions(hardware, software, _needs(parts))
-    four_bit = _quantization(parts.config) == "bitsandbytes"
+        return check_versions(hardware, software, needs_of(parts.config))
+    four_bit = quantization_of(parts.config) == "bitsandbytes"
     return reference.check_libraries(hardware, software, four_bit=four_bit)
 
 
 def _check_memory(parts: Parts, base: Base, hardware: Machine, software: Software) -> list[Finding]:
     if parts.config.engine == "transformers":
-        demand = _demand(parts, base, on_gpu=bool(hardware.gpus))
+        demand = demand_of(parts.config, parts.arms, base, on_gpu=bool(hardware.gpus))
         demand = reference.as_loaded(base, demand, len(parts.arms) - 1)
         return reference.check_memory(base, demand, parts.config.batch_size, hardware)
     on_gpu = not software.for_cpu if software.vllm else bool(hardware.gpus)
     if on_gpu and not hardware.gpus:
         return []
-    demand = _demand(parts, base, on_gpu=on_gpu)
-    return memory.check_memory(base, demand, hardware, on_gpu=on_gpu)
+    demand = demand_of(parts.config, parts.arms, base, on_gpu=on_gpu)
+    findings = memory.check_memory(base, demand, hardware, on_gpu=on_gpu)
+    if parts.config.load_4bit and on_gpu:
+        findings += memory.check_need_to_quantise(base, demand, hardware)
+    return findings
 
 
-def _check_profile(config: Config, hardware: Machine) -> list[Finding]:
+def _check_profile(config: Config, hardware: Machine, software: Software) -> list[Finding]:
     """What was chosen and why; loudly where that decides what is measured."""
-    choice = platforms.choose(hardware)
+    choice = platforms.choose(hardware, for_cpu=software.leaves_gpus(config.engine))
     what = f"{choice.profile} for {choice.reason}"
     if config.profile != choice.profile:
         what = f"{config.profile}, as configured; auto takes {what}"
     findings = [ok("profile", what)]
-    if method := _quantization(config):
+    if method := quantization_of(config):
         what = f"the base is quantised while loading ({method}), and both arms are measured so"
         todo = "--profile gpu -c load_4bit=false measures it as it is stored, where that fits"
         findings.append(warning("quantization", what, todo))
@@ -203,7 +208,7 @@ def _check_prompts(parts: Parts, base: Base) -> list[Finding]:
         return []
     tokenizer = resolve_path(str(config.engine_args.get("tokenizer") or base.folder))
     prompts = ((case.id, task.prompt(case)) for case in cases.read_cases(dataset))
-    limit = _demand(parts, base, on_gpu=False).max_len
+    limit = demand_of(config, parts.arms, base, on_gpu=False).max_len
     try:
         count = open_counter(tokenizer, config.prompt_format, config.engine_env)
         return check_lengths(prompts, count, limit, config.max_new_tokens)
@@ -229,53 +234,6 @@ def _check_output(parts: Parts) -> list[Finding]:
     answers = drawn * max(2, len(parts.arms)) * config.samples_per_case
     least = answers * config.max_new_tokens * BYTES_PER_TOKEN * COPIES
     return check_room(where, free, least, least * (1 + config.retries))
-
-
-def _needs(parts: Parts) -> machine.Needs:
-    config, args = parts.config, parts.config.engine_args
-    return machine.Needs(
-        gpus=_whole(args.get("tensor_parallel_size")) * _whole(args.get("pipeline_parallel_size")),
-        dtype=str(args.get("dtype") or config.bnb_compute_dtype or "auto"),
-        quantization=_quantization(config),
-        ray=args.get("distributed_executor_backend") == "ray",
-        attention_backend=args.get("attention_backend"),
-    )
-
-
-def _demand(parts: Parts, base: Base, *, on_gpu: bool) -> memory.Demand:
-    """As `engines.vllm.engine_options` derives the engine's options."""
-    config, args = parts.config, parts.config.engine_args
-    ranks = [arm.adapter.rank for arm in parts.arms if arm.adapter]
-    longest = base.architecture.max_len if base.architecture else None
-    share = args.get("gpu_memory_utilization")
-    cache = _whole(args.get("kv_cache_memory_bytes"), 0)
-    space = config.engine_env.get("VLLM_CPU_KVCACHE_SPACE", "")
-    if not cache and not on_gpu and space.isdigit():
-        cache = int(space) * memory.GIB
-    needs = _needs(parts)
-    return memory.Demand(
-        max_len=_whole(args.get("max_model_len"), longest or 4096),
-        dtype=needs.dtype,
-        quantization=needs.quantization,
-        tensor_parallel=_whole(args.get("tensor_parallel_size")),
-        pipeline_parallel=_whole(args.get("pipeline_parallel_size")),
-        slots=_whole(args.get("max_loras"), len(ranks) + (0 if on_gpu else 1)),
-        rank=_whole(args.get("max_lora_rank"), adapters.slot_rank(max(ranks, default=1))),
-        cache_bytes=cache or None,
-        fp8_cache=str(args.get("kv_cache_dtype")).startswith("fp8"),
-        utilization=share if isinstance(share, float) and 0 < share <= 1 else 0.92,
-        block=16 if on_gpu else 128,
-    )
-
-
-def _quantization(config: Config) -> str | None:
-    given = config.engine_args.get("quantization")
-    return str(given) if given else "bitsandbytes" if config.load_4bit else None
-
-
-def _whole(value: object, default: int = 1) -> int:
-    """A positive whole number; what else was given is the engine's to refuse."""
-    return value if type(value) is int and value > 0 else default
 
 
 def _tried(findings: list[Finding], call: Callable[[], _T]) -> _T | None:

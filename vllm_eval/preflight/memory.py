@@ -178,6 +178,19 @@ def check_memory(base: Base, demand: Demand, machine: Machine, *, on_gpu: bool) 
     return findings or [ok(where, f"{sums}; {holds}")]
 
 
+def check_need_to_quantise(base: Base, demand: Demand, machine: Machine) -> list[Finding]:
+    """A warning where the base that is to be quantised would fit the GPUs as it is stored."""
+    memory = min(gpu.memory_mib for gpu in machine.gpus[: demand.gpus])
+    plain = replace(demand, quantization=None)
+    fit = estimate(base, plain, memory * MIB)
+    if base.quantization is not None or fit is None or fit.sequences < FEW_SEQUENCES:
+        return []
+    what = f"is on, and this base fits unquantised: {arithmetic(fit, plain)}, of "
+    what += f"{demand.utilization:.2f} of {memory / 1024:.1f} GiB"
+    todo = "-c load_4bit=false measures it as it is stored"
+    return [warning("load_4bit", what, todo)] if fit.fits else []
+
+
 def arithmetic(fit: Fit, demand: Demand) -> str:
     """The sum in words, for one GPU or the RAM."""
     cache = f"one sequence of {demand.max_len} tokens x {fit.token / 1024:.0f} KiB"

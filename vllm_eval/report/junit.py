@@ -23,10 +23,10 @@ KINDS = ("failure", "error", "skipped")
 def write_junit(run: StoredRun, path: Path) -> Path:
     """A suite for each student's gate and one for each arm's cases.
 
-    A broken contract is a `failure`, an answer that is missing an `error`. Where a partial run still
-    owes answers, the case is `skipped`, and so is every rule. Of very many cases the sample in `comparison.json` is listed. The time
-    of an arm's suite is the sum over its attempts, which ran side by side; the time of all is that
-    of the generation.
+    A broken contract is a `failure`, an answer that is missing an `error`. A case that a partial
+    run still owes an answer of is `skipped`, and so is every rule. Of very many cases the sample in
+    `comparison.json` is listed. The time of an arm's suite is the sum over its attempts, which ran
+    side by side; the time of all is that of the generation.
     """
     root = ET.Element("testsuites", name=_text(run.folder.name))
     suites = [*_gates(run.comparison), *_arms(run)]

@@ -117,7 +117,9 @@ def _remedy(
             "prompt and cases before the adapter."
         )
     elif kind == "ratio_low":
-        yield Md(f"The ratio of {student} is too uncertain: more cases; {_doubt(verdict)}".rstrip("; "))
+        yield Md(
+            f"The ratio of {student} is too uncertain: more cases; {_doubt(verdict)}".rstrip("; ")
+        )
     elif kind == "distance":
         yield Md(f"The means of {student} and the baseline lie further apart than allowed.")
     else:
@@ -140,7 +142,8 @@ def _main_reason(
         remedy = CUT
     elif arm == BASELINE and reason not in NO_ANSWER:
         remedy = UNTRAINED
-    return f"What fails most is {code(reason)} ({count(times)} {'answer' if times == 1 else 'answers'}). {remedy}"
+    often = f"{count(times)} {'answer' if times == 1 else 'answers'}"
+    return f"What fails most is {code(reason)} ({often}). {remedy}"
 
 
 def _worst_cases(comparison: Mapping[str, Any], arm: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from vllm_eval import manifest, store
-from vllm_eval.conclude import SCHEMA_VERSION, conclude, reopen
+from vllm_eval.conclude import NOT_FINISHED, SCHEMA_VERSION, conclude, reopen
 from vllm_eval.errors import EvalError, InputError
 from vllm_eval.journal import Journal, open_journal, parse_attempt, parts, read_journal
 from vllm_eval.tasks import open_task
@@ -34,7 +34,7 @@ class StoredRun:
     def word(self) -> str:
         """On the whole run: `NOT FINISHED`, `PASS` or `FAIL`."""
         whole = "PASS" if self.comparison["passed"] else "FAIL"
-        return "NOT FINISHED" if self.comparison["partial"] else whole
+        return NOT_FINISHED if self.comparison["partial"] else whole
 
     @property
     def arms(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from vllm_eval.records import Outcome, Status
     from vllm_eval.stats import Comparison
@@ -88,16 +88,19 @@ def case_rows(
     return rows
 
 
-def sample_rows(rows: Sequence[CaseRow]) -> Sequence[CaseRow]:
+def sample_rows(rows: Sequence[CaseRow], examples: Collection[str] = ()) -> Sequence[CaseRow]:
     """At most `MOST_ROWS` of the rows, in their order.
 
-    Cases that failed in an arm come first, evenly spread where they are too many; then those that
-    lose most against the baseline; the room that is left goes to all others, evenly spread.
+    Cases that failed in an arm come first: those in `examples`, by their ids, the others evenly
+    spread where they are too many. Then those that lose most against the baseline; the room that
+    is left goes to all others, evenly spread.
     """
     if len(rows) <= MOST_ROWS:
         return rows
     failed = [n for n, row in enumerate(rows) if not _succeeded(row)]
-    taken = set(_spread(failed, MOST_FAILED))
+    named = set(examples)
+    taken = set(_spread([n for n, row in enumerate(rows) if row.concept_id in named], MOST_FAILED))
+    taken |= set(_spread([n for n in failed if n not in taken], MOST_FAILED - len(taken)))
     losses = (
         (loss, n) for n, row in enumerate(rows) if n not in taken and (loss := _loss(row)) < 0
     )
