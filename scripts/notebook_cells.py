@@ -70,7 +70,7 @@ ENVIRONMENT["PYTHONUTF8"] = "1"
 
 
 def run_tool(*arguments, good=(0,)):
-    \"\"\"Run vllm_eval, show what it says and return it. Stop ends it in order, Stop again at once.\"\"\"
+    \"\"\"Run vllm_eval; show and return what it says. Stop ends it in order, twice at once.\"\"\"
     # A kernel that dies or is restarted takes the program with it.
     command = ["setpriv", "--pdeathsig", "TERM", PYTHON, "-m", "vllm_eval", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
@@ -132,7 +132,7 @@ def differ(path, copy):
     new, old = path.stat(), copy.stat()
     return new.st_size != old.st_size or new.st_mtime > old.st_mtime + 1  # some drives round"""
 
-SHOW = 'said.append(line)\n'
+SHOW = "said.append(line)\n"
 """Where a kept session copies."""
 
 CHECK = """\

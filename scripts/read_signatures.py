@@ -3,8 +3,8 @@
 usage: scripts/read_signatures RELEASE...    for example 0.19.1 0.26.0 0.33.0
 
 Downloads each wheel, parses its sources without running them, and writes
-tests/vllm_signatures.json: the first release in full, every later one as what it has more (+) and
-less (-) than the first.
+tests/vllm_signatures.json: the first release in full; of every later one what it appends to a list
+of the first (+), or its whole list where it is anything else, so that a changed order is seen too.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ SYMBOLS = {
     "vllm.LLM.generate": "vllm/entrypoints/llm.py",
     "vllm.LLM.get_tokenizer": "vllm/entrypoints/llm.py",
     "vllm.SamplingParams": "vllm/sampling_params.py",
+    "vllm.config.model.ModelConfig": "vllm/config/model.py",
+    "vllm.config.scheduler.SchedulerConfig": "vllm/config/scheduler.py",
+    "vllm.config.vllm.VllmConfig": "vllm/config/vllm.py",
     "vllm.envs": "vllm/envs.py",
     "vllm.inputs.tokens_input": "vllm/inputs/engine.py",
     "vllm.logprobs.Logprob": "vllm/logprobs.py",
@@ -80,9 +83,26 @@ def compress(releases: Mapping[str, Mapping[str, list[str]]]) -> dict[str, dict[
     return record
 
 
+def expand(record: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, list[str]]]:
+    """What `compress` was given."""
+    first, *others = record
+    whole = {symbol: names.split() for symbol, names in record[first].items()}
+    releases = {first: whole}
+    for other in others:
+        changes = {symbol: names.split() for symbol, names in record[other].items()}
+        releases[other] = whole | {
+            symbol: [*whole[symbol], *(name[1:] for name in names)]
+            if names[0].startswith("+")
+            else names
+            for symbol, names in changes.items()
+        }
+    return releases
+
+
 def _difference(before: list[str], now: list[str]) -> list[str]:
-    more = [f"+{name}" for name in now if name not in before]
-    return more + [f"-{name}" for name in before if name not in now]
+    if now[: len(before)] == before:
+        return [f"+{name}" for name in now[len(before) :]]
+    return now
 
 
 def _members(tree: ast.Module, symbol: str, wheel: zipfile.ZipFile) -> list[str]:

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import datasets  # type: ignore[import-untyped]
-import pyarrow as pa  # type: ignore[import-untyped]
+import datasets
+import pyarrow as pa
 import pytest
 from pyarrow import parquet
 

@@ -84,9 +84,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def half_done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two samples of four cases; `pupil` has none of K2 and one of K3, which has no tier."""
     folder = tmp_path_factory.mktemp("run")
-    script = [{"concept_id": "*", "text": Answers().text()}]
+    script: list[dict[str, object]] = [{"concept_id": "*", "text": Answers().text()}]
     script.append({"concept_id": "K3", "arm": "baseline", "text": Answers().bad()})
-    tiers = {"K1": "simple", "K2": "simple", "K3": None, "K4": "none"}
+    tiers: dict[str, str | None] = {"K1": "simple", "K2": "simple", "K3": None, "K4": "none"}
     made = make_run(folder, tiers, script, "--retries", "0", "--samples-per-case", "2")
     owed = [("pupil", "K2", 0), ("pupil", "K2", 1), ("pupil", "K3", 1)]
     part = without(made, lambda row: (row["arm"], row["concept_id"], row["sample"]) in owed)

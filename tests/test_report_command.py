@@ -104,6 +104,12 @@ def _damage_journal(folder: Path) -> None:
     path.write_bytes(b"".join([*lines[:2], b'{"no": "attempt"}\n', *lines[2:]]))
 
 
+def _shut(path: Path) -> None:
+    """Not even root can write there."""
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
 def _drop_adapters(folder: Path) -> None:
     path = folder / "manifest.json"
     about = json.loads(path.read_text("utf-8"))
@@ -117,8 +123,9 @@ def _drop_adapters(folder: Path) -> None:
     [
         (_damage_journal, "attempts.jsonl, line 3: the journal is damaged"),
         (lambda folder: (folder / "attempts.jsonl").unlink(), "attempts.jsonl: is missing"),
+        (lambda folder: _shut(folder / "report.html"), "report.html: Is a directory"),
     ],
-    ids=["journal", "no journal"],
+    ids=["journal", "no journal", "no place for the report"],
 )
 def test_damage_is_bad_input_that_names_the_file(
     bench: Bench,

@@ -123,7 +123,7 @@ def test_the_points_of_a_sample_are_counted_as_drawn(run: Path, students: tuple[
     paired = comparison["students"]["pupil"] | {"pairs": 4_900, "cases": 5_000}
     sampled = {"cases_sampled": True, "students": dict.fromkeys(students, paired)}
     drawn = inline_svgs(comparison | sampled)["paired"]
-    assert "sample of 40 cases" in drawn
+    assert "sample of 40, with the largest losses" in drawn
     assert "of 5,000 cases" not in drawn
 
 

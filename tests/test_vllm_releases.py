@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
+from scripts.read_signatures import compress, expand
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[1]
-RECORD = json.loads((ROOT / "tests" / "vllm_signatures.json").read_text("utf-8"))
-FIRST, *LATER = RECORD
-RELEASES = [FIRST, *LATER]
+RECORD = expand(json.loads((ROOT / "tests" / "vllm_signatures.json").read_text("utf-8")))
+RELEASES = [*RECORD]
+FIRST = RELEASES[0]
 SOURCES = [path for path in sorted((ROOT / "vllm_eval").rglob("*.py")) if "demo" not in path.parts]
 PROFILES = sorted((ROOT / "configs").glob("*.yaml"))
 OURS = {"enable_lora", "disable_log_stats", "seed", "max_loras", "max_lora_rank", "quantization"}
@@ -49,6 +51,9 @@ READ = {
         "queued_ts scheduled_ts first_token_ts last_token_ts first_token_latency"
     ),
     "vllm.logprobs.Logprob": "logprob",
+    "vllm.config.vllm.VllmConfig": "model_config scheduler_config",
+    "vllm.config.scheduler.SchedulerConfig": "max_num_seqs",
+    "vllm.config.model.ModelConfig": "dtype quantization max_model_len",
     "vllm.sampling_params.RequestOutputKind": "FINAL_ONLY",
     "vllm.v1.attention.backends.registry.AttentionBackendEnum": "TRITON_ATTN",
 }
@@ -56,11 +61,7 @@ READ = {
 
 
 def names(release: str, symbol: str) -> list[str]:
-    found: list[str] = RECORD[FIRST][symbol].split()
-    changes = RECORD[release].get(symbol, "").split() if release != FIRST else []
-    less = {change[1:] for change in changes if change.startswith("-")}
-    more = [change[1:] for change in changes if change.startswith("+")]
-    return [name for name in found if name not in less] + more
+    return RECORD[release][symbol]
 
 
 def calls(path: Path) -> Iterator[tuple[str, int, list[str]]]:
@@ -138,3 +139,20 @@ def test_nothing_is_imported_from_vllm_that_is_not_on_record() -> None:
 def test_the_top_of_the_package_offers_what_we_take_from_it(release: str) -> None:
     taken = {name.split(".")[1] for name in imports() if name.count(".") == 1}
     assert taken <= {*names(release, "vllm")}
+
+
+@pytest.mark.parametrize(
+    ("now", "stored"),
+    [
+        (["id", "prompt"], None),
+        (["id", "prompt", "more"], "+more"),
+        (["prompt", "id"], "prompt id"),
+        (["id", "new", "prompt"], "id new prompt"),
+        (["id"], "id"),
+    ],
+)
+def test_an_order_that_changes_is_on_record(now: list[str], stored: str | None) -> None:
+    releases = {"1": {"f": ["id", "prompt"]}, "2": {"f": now}}
+    record = compress(releases)
+    assert record["2"].get("f") == stored
+    assert expand(record) == releases

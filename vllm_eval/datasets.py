@@ -92,7 +92,7 @@ def _gzip_lines(path: Path) -> Iterator[bytes]:
 
 def _parquet_rows(path: Path) -> Iterator[bytes]:
     try:
-        from pyarrow import parquet  # type: ignore[import-untyped]
+        from pyarrow import parquet
     except ImportError as error:
         raise _lacking(path, "parquet") from error
     with parquet.ParquetFile(path) as table:
@@ -103,7 +103,7 @@ def _parquet_rows(path: Path) -> Iterator[bytes]:
 
 def _folder_rows(path: Path) -> Iterator[bytes]:
     try:
-        import datasets  # type: ignore[import-untyped]
+        import datasets
     except ImportError as error:
         raise _lacking(path, "datasets") from error
     found = datasets.load_from_disk(path)

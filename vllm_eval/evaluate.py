@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from vllm_eval.tasks import Task
 
 UNANSWERED = Judgement(None, None, {})
+TOO_LONG = "prompt_too_long"
+"""Reason of an outcome whose prompt no engine was given."""
 POLL_S = 0.5
 """Longest wait for a completion before the display is refreshed and a stop is noticed."""
 
@@ -199,7 +201,7 @@ def _conclude(
 
 def _refused(request: Request, case: Case, why: str, now: float) -> Attempt:
     done = Completion(request.id, error=why)
-    return _attempt(case, request, done, UNANSWERED, "prompt_too_long", now)
+    return _attempt(case, request, done, UNANSWERED, TOO_LONG, now)
 
 
 def _attempt(

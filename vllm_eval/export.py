@@ -47,7 +47,7 @@ def export_run(folder: Path, path: Path, *, attempts: bool = False) -> int:
         InputError: the folder holds no run, or pyarrow is not installed.
     """
     try:
-        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow as pa
         from pyarrow import parquet
     except ImportError as error:
         msg = "export: pyarrow is not installed; run: pip install 'vllm_eval[parquet]'"

@@ -103,6 +103,28 @@ class Journal:
             msg = f"{part}: cannot write: {error.strerror}; make room, then --resume this run"
             raise EvalError(msg) from error
 
+    def drop(self, unwanted: Callable[[Attempt], bool]) -> int:
+        """Write the parts again without the lines of attempts that no engine has seen.
+
+        Each part is whole at every moment; what an engine answered is never dropped.
+
+        Returns:
+            How many lines were dropped.
+
+        Raises:
+            EvalError: the disk refuses; what is left to drop is dropped when it is called again.
+        """
+        dropped = 0
+        for part in self._parts:
+            with part.open("rb") as lines:
+                found = [unwanted(_read_line(part, n, line)) for n, line in enumerate(lines, 1)]
+            if any(found):
+                _write_without(part, found)
+                dropped += sum(found)
+        os.close(self._file)
+        self._file = _open(self._parts[-1], self._path)
+        return dropped
+
     def __enter__(self) -> Self:
         """Nothing to do."""
         return self
@@ -203,6 +225,21 @@ def _open(path: Path, journal: Path, flags: int = 0) -> int:
         finally:
             os.close(folder)
     return file
+
+
+def _write_without(part: Path, unwanted: Sequence[bool]) -> None:
+    """Replace a part of the journal by its lines that are wanted."""
+    new = part.with_name(part.name + ".part")
+    try:
+        new.unlink(missing_ok=True)
+        with part.open("rb") as lines, new.open("xb") as out:
+            out.writelines(line for line, no in zip(lines, unwanted, strict=True) if not no)
+            out.flush()
+            os.fsync(out.fileno())
+        new.replace(part)
+    except OSError as error:
+        msg = f"{part}: cannot write: {error.strerror}; make room, then --resume this run"
+        raise EvalError(msg) from error
 
 
 def _dump(attempt: Attempt) -> bytes:

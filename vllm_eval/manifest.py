@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from vllm_eval.config import Config
     from vllm_eval.plan import Plan
 
 SCHEMA_VERSION = 1
@@ -46,7 +45,6 @@ CAPACITY_ARGS = frozenset(
 )
 """Engine options that decide what fits, not what is answered: our own advice changes them."""
 _SAMPLE_BYTES = 2**20
-_TORCH_NAMES = {"half": "float16", "float": "float32"}
 
 
 def describe(plan: Plan, identity: Mapping[str, Any], now: datetime) -> dict[str, Any]:
@@ -112,26 +110,6 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
         for key in sorted(recorded.keys() | now.keys())
         if recorded.get(key) != now.get(key)
     ]
-
-
-def other_engine(config: Config, recorded: Mapping[str, Any]) -> str | None:
-    """Why a run cannot go on with the engine installed here, as far as that is seen without it.
-
-    Args:
-        config: what is to go on.
-        recorded: what the run's manifest says of its engine; empty where none had started.
-    """
-    releases = dict(machine.installed().packages)
-    releases["vllm"] = machine.installed().vllm or ""
-    package = config.engine if config.engine in ("vllm", "transformers") else ""
-    before, now = recorded.get(package), releases.get(package)
-    if before and now and str(before).partition("+")[0] != now.partition("+")[0]:
-        return f"begun with {package} {before}, this is {now}"
-    asked = _TORCH_NAMES.get(config.dtype, config.dtype)
-    before = recorded.get("dtype")
-    if package and before and asked not in ("auto", before):
-        return f"begun with dtype {before}, this is {asked}"
-    return None
 
 
 def _hash_file(script: str) -> str:

@@ -22,10 +22,12 @@ from vllm_eval.peak_memory import PeakMemory
 from vllm_eval.plan import prepare
 from vllm_eval.preflight.check import check_plan, refuse
 from vllm_eval.report.write import write_reports
+from vllm_eval.resume import other_engine, owe_refused, refuse_other_engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
+    from typing import Any
 
     from vllm_eval.conclude import Finished
     from vllm_eval.config import Config
@@ -71,6 +73,8 @@ def run(config: Config, watcher: Watcher, resume: Path | Literal["auto"] | None 
     with Journal(folder.journal, config.journal_part_mib * 2**20) as journal:
         if changed := store.note_config(folder.path, dump_config(config)):
             watcher.stage(f"resumed with another {', '.join(changed)}")
+        if owed_again := owe_refused(plan, folder.path, journal):
+            watcher.stage(f"{owed_again} prompts were too long for the limit before; asked again")
         ledger = read_ledger(folder.journal)
         progress = Progress(
             total=len(plan.dataset.drawn) * len(plan.arms) * config.samples_per_case,
@@ -82,6 +86,7 @@ def run(config: Config, watcher: Watcher, resume: Path | Literal["auto"] | None 
             seconds=ledger.seconds,
         )
         if progress.done < progress.total:
+            refuse_other_engine(plan, folder.path)
             with PeakMemory() as memory:
                 engine_load_s = _generate(plan, folder, journal, progress, watcher)
             session = {
@@ -123,7 +128,7 @@ def _open_folder(
     output_dir = resolve_path(plan.config.output_dir)
 
     def usable(path: Path, engine: Mapping[str, Any]) -> bool:
-        why = manifest.other_engine(plan.config, engine)
+        why = other_engine(plan, engine)
         if why:
             watcher.stage(f"resume: not {path}: {why}")
         return why is None

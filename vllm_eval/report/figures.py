@@ -145,7 +145,7 @@ def _draw_scatter(
 def _counted(comparison: Mapping[str, Any], students: Sequence[str]) -> str:
     if comparison["cases_sampled"]:
         points = max(len(_pairs(comparison, student)) for student in students)
-        return f"sample of {points:,} cases, largest losses in it"
+        return f"sample of {points:,}, with the largest losses"
     if len(students) > 1:
         return "cases valid in both"
     paired = comparison["students"][students[0]]

@@ -79,7 +79,8 @@ def _doubt(verdict: Mapping[str, Any]) -> str:
     """How often the rules hold, and how many cases would tell; as far as either is known."""
     parts = []
     if verdict["pass_chance"] is not None:
-        parts.append(f"the rules hold on {percent(verdict['pass_chance'])} of resamples.")
+        share = percent(verdict["pass_chance"])
+        parts.append(f"the rules hold on {share} of resamples of the cases.")
     if verdict["cases_to_settle"] is not None:
         parts.append(f"About {count(verdict['cases_to_settle'])} such cases settle the ratio.")
     return " ".join(parts)

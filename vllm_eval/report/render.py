@@ -40,8 +40,8 @@ def render(
         mlflow: address of an MLflow store that gets the runs too.
 
     Raises:
-        InputError: runs are missing or damaged, which is said once all others are written; or the
-            page cannot be written, or MLflow cannot be used.
+        InputError: runs are missing, damaged or cannot be written to, which is said once all others
+            are done; or the page cannot be written, or MLflow cannot be used.
     """
     from vllm_eval.report.history import FILE, write_history
     from vllm_eval.report.mlflow_log import log_run
@@ -57,6 +57,8 @@ def render(
                 written[folder.resolve()] = load_run(folder), files
         except EvalError as error:  # also of a journal: here it is input
             bad[str(error)] = None
+        except OSError as error:
+            bad[f"{error.filename or name}: {error.strerror or error}"] = None
     runs = [run for run, _ in written.values()]
     for run, files in written.values():
         folder, owed = run.folder, run.comparison["owed"]
