@@ -1,15 +1,18 @@
 """The notebooks as their users run them: whole, top to bottom, and again after a lost session.
 
 Parameters point at the demo model and the CPU engine, put in the way papermill does: a cell after
-the one tagged `parameters`. Not covered: installing, cloning, mounting Drive.
+the one tagged `parameters`. Single cells run in a Python of their own. Not covered: installing,
+mounting Drive.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +23,7 @@ import nbformat
 import psutil
 import pytest
 
+from scripts import notebook_cells
 from scripts.notebooks import COLAB, KAGGLE, LIGHTNING, PLATFORMS, cells, generate
 from vllm_eval.machine import Gpu, Machine
 from vllm_eval.platforms import choose
@@ -29,13 +33,15 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = [f"{platform.file}.ipynb" for platform in PLATFORMS]
+DEMO_OPTIONS = ["--config", "demo", "--retries", "0"]
 DEMO = {
     "ADAPTER": "package:demo/po_student_demo",
     "DATASET": "package:demo/cases.jsonl",
-    "OPTIONS": ["--config", "demo", "--retries", "0"],
+    "OPTIONS": DEMO_OPTIONS,
     "MAX_SAMPLES": 2,
     "INSTALL": False,
 }
+OWED = 4  # two cases, base and student, no retries
 WAIT_S = 300
 
 
@@ -146,15 +152,18 @@ def test_a_notebook_runs_from_top_to_bottom(platform: Platform, tmp_path: Path) 
 def test_a_lost_session_goes_on_from_the_drive(tmp_path: Path) -> None:
     """Everything of the first machine is gone but what was copied to the Drive by then."""
     drive, results = tmp_path / "drive", tmp_path / "results"
-    more = {"KEEP_IN": str(drive), "KEEP_EVERY": 0, "MAX_SAMPLES": 3}
+    one_by_one = [*DEMO_OPTIONS, "--max-num-seqs", "1"]  # so that most answers are still to come
+    more = {"KEEP_IN": str(drive), "KEEP_EVERY": 0, "OPTIONS": one_by_one}
     _, lost = session(COLAB, tmp_path, **more)
     lose(lost, drive)
     shutil.rmtree(results)
     before = journal(drive)
-    assert before
+    assert 0 < len(before) < OWED
+    assert not list(drive.glob("*/comparison.json"))
 
     run(COLAB, tmp_path, **more)
     assert only_run(results)["owed"] == 0
+    assert len(journal(results)) == OWED
     assert journal(results)[: len(before)] == before
     assert journal(drive) == journal(results)
     assert only_run(drive) == only_run(results)
@@ -173,13 +182,106 @@ def journal(folder: Path) -> list[str]:
 
 
 def lose(process: subprocess.Popen[str], drive: Path) -> None:
-    """Once the first answers are on the Drive, kill the session: kernel, program and engine."""
+    """Once the first answer is on the Drive, kill the kernel; program and engine end with it."""
     end = time.monotonic() + WAIT_S
     while not any(path.stat().st_size for path in drive.glob("*/attempts.jsonl")):
         assert process.poll() is None, "the session ended before it could be lost"
         assert time.monotonic() < end, "no answer within the time"
         time.sleep(0.05)
-    whole = psutil.Process(process.pid)
-    for each in [*whole.children(recursive=True), whole]:
+    notebook = psutil.Process(process.pid)
+    kernel = notebook.children()
+    programs = [each for each in notebook.children(recursive=True) if each not in kernel]
+    assert programs
+    for each in [*kernel, notebook]:
         each.kill()
     process.communicate()
+    _, alive = psutil.wait_procs(programs, timeout=60)
+    assert not alive, "the program outlives its kernel"
+
+
+def start_tool(folder: Path, program: str, arguments: str) -> subprocess.Popen[str]:
+    """The cell that runs the tool, with a shell script in the place of Python."""
+    script = folder / "program"
+    script.write_text(f"#!/bin/sh\n{program}\n", encoding="utf-8")
+    script.chmod(0o755)
+    given = f"PYTHON, WORK = {str(script)!r}, {str(folder)!r}"
+    code = "\n".join([given, notebook_cells.TOOL, f"run_tool({arguments})"])
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", code], **pipes, text=True)  # type: ignore[call-overload,no-any-return]
+
+
+def test_stopping_the_cell_shows_how_the_program_ends_in_order(tmp_path: Path) -> None:
+    program = "trap 'echo saving; exit 130' INT; echo begun; while :; do sleep 0.05; done"
+    with start_tool(tmp_path, program, "'run', good=(0, 1)") as cell:
+        assert cell.stdout is not None
+        assert cell.stdout.readline() == "begun\n"
+        cell.send_signal(signal.SIGINT)
+        said, error = cell.communicate(timeout=30)
+    assert said == "saving\n"
+    assert "RuntimeError: vllm_eval ended with exit code 130" in error
+
+
+def test_a_check_that_crashes_with_the_exit_code_of_a_fail_stops_the_notebook(
+    tmp_path: Path,
+) -> None:
+    with start_tool(tmp_path, "echo No module named vllm_eval; exit 1", "'check'") as cell:
+        _, error = cell.communicate(timeout=30)
+    assert "RuntimeError: vllm_eval ended with exit code 1" in error
+
+
+def test_a_repository_is_fetched_anew_whenever_the_cell_runs(tmp_path: Path) -> None:
+    origin, scratch = tmp_path / "project", tmp_path / "scratch"
+    git(tmp_path, "init", "-q", "-b", "main", str(origin))
+    commit(origin, "first")
+    fetch(REPOSITORY=str(origin), SCRATCH=str(scratch))
+    assert (scratch / "project" / "adapter").read_text("utf-8") == "first"
+    commit(origin, "retrained")
+    git(origin, "branch", "other")
+    fetch(REPOSITORY=str(origin), SCRATCH=str(scratch), BRANCH="other")
+    assert (scratch / "project" / "adapter").read_text("utf-8") == "retrained"
+
+
+def fetch(**given: str) -> None:
+    """Run parameters and the cell that fetches, in IPython: it calls git as notebooks do."""
+    lines = [f"{name} = {value!r}" for name, value in given.items()]
+    code = "\n".join([cells(COLAB)[1][1], *lines, notebook_cells.FETCH])
+    subprocess.run([sys.executable, "-m", "IPython", "-c", code], check=True)
+
+
+def commit(folder: Path, content: str) -> None:
+    (folder / "adapter").write_text(content, encoding="utf-8")
+    git(folder, "add", "adapter")
+    who = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+    git(folder, *who, "commit", "-q", "-m", content)
+
+
+def git(folder: Path, *arguments: str) -> None:
+    subprocess.run(["git", *arguments], cwd=folder, check=True)
+
+
+def kept(folder: Path, target: Path) -> None:
+    """Run the cell that copies, and then `keep`."""
+    given = {"Path": Path, "OUTPUT_DIR": str(folder), "KEEP_IN": str(target), "KEEP_EVERY": 0}
+    exec(f"{notebook_cells.KEEP}\nkeep(now=True)", given)
+
+
+def test_a_file_that_grew_is_copied_again_whatever_its_time_says(tmp_path: Path) -> None:
+    results, drive = tmp_path / "results", tmp_path / "drive"
+    results.mkdir()
+    for content in ("one", "one, two"):
+        (results / "attempts.jsonl").write_text(content, encoding="utf-8")
+        os.utime(results / "attempts.jsonl", (1, 1))
+        kept(results, drive)
+        assert [path.name for path in drive.iterdir()] == ["attempts.jsonl"]
+        assert (drive / "attempts.jsonl").read_text("utf-8") == content
+
+
+def test_a_drive_that_takes_nothing_is_named_and_does_not_end_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, drive = tmp_path / "results", tmp_path / "drive"
+    results.mkdir()
+    (results / "attempts.jsonl").write_text("one", encoding="utf-8")
+    drive.write_text("not a folder", encoding="utf-8")
+    kept(results, drive)
+    assert "NOT COPIED" in capsys.readouterr().out

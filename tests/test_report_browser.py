@@ -99,7 +99,7 @@ def make_run(
     script: Sequence[Mapping[str, object]],
     *more: str,
 ) -> Path:
-    row = {"concept": "A tool library", "requirements_yaml": REQUIREMENTS}
+    row: dict[str, str | None] = {"concept": "A tool library", "requirements_yaml": REQUIREMENTS}
     cases = [row | {"concept_id": name, "tier": tier} for name, tier in tiers.items()]
     for name, rows in (("cases.jsonl", cases), ("script.jsonl", script)):
         text = "".join(json.dumps(line) + "\n" for line in rows)

@@ -258,6 +258,43 @@ def test_what_only_decides_what_fits_may_differ_when_resuming(bench: Bench, whol
     assert bench.call("--resume", str(whole.folder), *flags).code == whole.code
 
 
+def refuse_two(run: Run, limit: int) -> None:
+    """Leave the folder as a finished run would, whose limit was too short for both arms of K3."""
+    journal = run.folder / "attempts.jsonl"
+    refused = {"status": "error", "reason": "prompt_too_long", "error": "", "raw_response": ""}
+    more = {"score": None, "parts": {}, "output_tokens": 0}
+    rows = [row | (refused | more if row["concept_id"] == "K3" else {}) for row in run.journal]
+    journal.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    path = run.folder / "manifest.json"
+    manifest = json.loads(path.read_text("utf-8"))
+    manifest["engine"]["max_model_len"] = limit
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def test_prompts_that_were_too_long_are_asked_again_with_a_longer_limit(
+    bench: Bench, whole: Run
+) -> None:
+    """Our own advice is to raise --max-model-len."""
+    before = outcomes(whole)
+    refuse_two(whole, 900)
+    again = bench.call("--resume", str(whole.folder), "--max-model-len", "2048")
+    assert again.code == whole.code
+    assert "2 prompts were too long for the limit before; asked again" in again.out
+    assert outcomes(again) == before
+    assert len(again.journal) == 9
+
+
+@pytest.mark.parametrize("flags", [(), ("--max-model-len", "900"), ("--max-model-len", "512")])
+def test_prompts_that_were_too_long_are_not_asked_again_without_one(
+    bench: Bench, whole: Run, flags: tuple[str, ...]
+) -> None:
+    refuse_two(whole, 900)
+    before = (whole.folder / "attempts.jsonl").read_bytes()
+    again = bench.call("--resume", str(whole.folder), *flags)
+    assert "asked again" not in again.out
+    assert (again.folder / "attempts.jsonl").read_bytes() == before
+
+
 def test_another_engine_than_the_one_it_was_begun_with_is_refused(bench: Bench, whole: Run) -> None:
     cut(whole, 2)
     path = whole.folder / "manifest.json"

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.model_folders import write_base
+from vllm_eval import manifest, store
+from vllm_eval.config import dump_config, load_config
+from vllm_eval.errors import InputError
+from vllm_eval.machine import Gpu, Machine, Software, installed
+from vllm_eval.plan import Plan, prepare
+from vllm_eval.resume import other_engine
+from vllm_eval.run import AUTO, run
 
+if TYPE_CHECKING:
     from tests.conftest import Answers, Bench
+    from vllm_eval.evaluate import Progress
+
+T4 = Gpu("Tesla T4", 15360, "7.5", "580.82.07")
+L4 = Gpu("NVIDIA L4", 23034, "8.9", "580.82.07")
 
 
 @pytest.fixture
@@ -73,3 +87,82 @@ def test_without_it_a_new_run_is_begun(auto: Bench) -> None:
     auto.run()
     auto.run()
     assert len(list(auto.output_dir.iterdir())) == 2
+
+
+class Stopped(Exception):
+    """Raised where the engine would be started."""
+
+
+class Listener:
+    """Keeps what is said, and ends the run before an engine is started."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def stage(self, text: str) -> None:
+        self.said.append(text)
+        if text.startswith("starting"):
+            raise Stopped
+
+    def progress(self, progress: Progress) -> None:
+        """Nothing is evaluated."""
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Plan:
+    """The demo with the real engine, which no test here starts."""
+    flags = {"output_dir": str(tmp_path / "out"), "max_samples": 2}
+    return prepare(load_config(files=["demo"], flags=flags))
+
+
+def begun(plan: Plan, engine: dict[str, str], tag: str = "before") -> Path:
+    """A run like this one, as a session leaves it that was cut off in its first answer."""
+    now = datetime.now().astimezone()
+    folder = store.create_run(Path(plan.config.output_dir), tag, now).path
+    described = manifest.describe(plan, manifest.identify(plan), now)
+    store.write_json(folder / manifest.FILE, described | {"engine": engine})
+    store.write_text(folder / store.CONFIG, dump_config(plan.config))
+    (folder / store.JOURNAL).touch()
+    return folder
+
+
+@pytest.mark.parametrize("release", ["0.19.1", None])
+def test_a_run_of_another_release_is_passed_over_before_a_model_is_loaded(
+    demo: Plan, release: str | None
+) -> None:
+    here = {"engine": "vllm", "vllm": str(installed().vllm)}
+    mine = begun(demo, here)
+    other = begun(demo, here | {"vllm": "0.19.1"}, "newer") if release else None
+    listener = Listener()
+    with pytest.raises(Stopped):
+        run(demo.config, listener, AUTO)
+    assert f"resume: {mine}" in listener.said
+    passed_over = [text for text in listener.said if text.startswith("resume: not ")]
+    why = f"begun with vllm 0.19.1, and {installed().vllm} is installed"
+    assert passed_over == ([f"resume: not {other}: {why}"] if other else [])
+
+
+def test_a_run_of_another_release_is_refused_before_a_model_is_loaded(demo: Plan) -> None:
+    folder = begun(demo, {"engine": "vllm", "vllm": "0.19.1"})
+    with pytest.raises(InputError, match="begun with vllm 0.19.1, and .* without --resume"):
+        run(demo.config, Listener(), folder)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "card", "recorded", "why"),
+    [
+        ("auto", T4, "bfloat16", "begun with dtype bfloat16, and this machine computes in float16"),
+        ("auto", L4, "float16", "begun with dtype float16, and this machine computes in bfloat16"),
+        ("auto", T4, "float16", None),
+        ("half", L4, "float16", None),
+    ],
+)
+def test_the_type_a_card_gives_decides_whether_a_run_goes_on(
+    tmp_path: Path, demo: Plan, dtype: str, card: Gpu, recorded: str, why: str | None
+) -> None:
+    config = demo.config.model_copy(update={"engine_args": {"dtype": dtype}})
+    plan = replace(demo, config=config, base_model=str(write_base(tmp_path / "base")))
+    machine = Machine("Linux", "3.12.3", 2, 12_000, (card,))
+    software = Software((("vllm", "0.26.0"),))
+    engine = {"engine": "vllm", "vllm": "0.26.0", "dtype": recorded}
+    assert other_engine(plan, engine, machine, software) == why

@@ -9,11 +9,13 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from vllm_eval.machine import Gpu, Machine, Needs, Software, check_versions, installed, visible
+from vllm_eval.machine import Gpu, Machine, Software, installed, visible
+from vllm_eval.preflight.versions import LAST_FOR_CUDA_12, Needs, check_versions
 
 if TYPE_CHECKING:
     from vllm_eval.findings import Finding
@@ -60,6 +62,7 @@ TOLD = {
     "no vLLM, GPU": (Software(), WITH_T4, Needs()),
     "no vLLM, CPU": (Software(), CPU, Needs()),
     "old vLLM": (vllm("0.11.2"), WITH_H100, Needs()),
+    "vllm 0.19.0": (vllm("0.19.0"), WITH_H100, Needs()),
     "old driver": (vllm("0.33.0"), with_driver("550.54.15"), Needs()),
     "old driver, compat": (
         vllm("0.33.0"),
@@ -84,8 +87,10 @@ no vLLM, CPU: error vLLM: is not installed; pip install 'vllm_eval[vllm]', which
     or without one run scripts/environment in a clone
 old vLLM: error vLLM: version 0.11.2, and vllm_eval needs 0.19.1 or newer;
     pip install --upgrade 'vllm_eval[vllm]'
+vllm 0.19.0: error vLLM: version 0.19.0, and vllm_eval needs 0.19.1 or newer;
+    pip install --upgrade 'vllm_eval[vllm]'
 old driver: error driver: 550.54.15, and vLLM 0.33.0 is built for CUDA 13: 580.65 or newer;
-    update the driver, or pip install vllm==0.19.1, the last for CUDA 12
+    update the driver, or pip install vllm==0.19.1 transformers==5.9.0, the last for CUDA 12
 old driver, compat: warning driver: 580.60, and vLLM 0.33.0 is built for CUDA 13: 580.65 or newer;
     nothing, if the forward compatibility libraries on the library path are in use
 very old driver: error driver: 470.1, and vLLM 0.26.0+cu126 is built for CUDA 12: 525.60 or newer;
@@ -154,3 +159,9 @@ def test_the_installed_packages_are_asked_without_importing_them() -> None:
 def test_cuda_visible_devices_decides_which_gpus_count(chosen: str | None, left: str) -> None:
     gpus = (replace(T4, name="a"), replace(T4, name="b"))
     assert "".join(gpu.name for gpu in visible(gpus, chosen)) == left
+
+
+@pytest.mark.parametrize("page", ["platforms.md", "local_guide.md", "guia_local.md"])
+def test_the_pages_name_the_same_packages_for_an_older_driver(page: str) -> None:
+    text = (Path(__file__).parents[1] / "docs" / page).read_text("utf-8").replace("`", "")
+    assert LAST_FOR_CUDA_12 in text.replace('"', "")

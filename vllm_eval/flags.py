@@ -34,7 +34,11 @@ FLAGS = (
     ),
     Flag("--adapter-path", "adapters", "The same, as the old script called it.", many=True),
     Flag("--base-model", "base_model", "Folder or hub id; default: the adapter's own base."),
-    Flag("--dataset-path", "dataset_path", "Cases: JSON lines, .gz, .parquet, a saved data set, hf:NAME."),
+    Flag(
+        "--dataset-path",
+        "dataset_path",
+        "Cases: JSON lines, .gz, .parquet, a saved data set, hf:NAME.",
+    ),
     Flag("--output-dir", "output_dir", "Where run folders are made.  [results]"),
     Flag("--tag", "tag", "Label of the run; default: the adapter's name."),
     Flag("--max-samples", "max_samples", "How many cases are drawn; default: all.", _INT),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vllm_eval.journal import Journal
+    from vllm_eval.machine import Machine, Software
     from vllm_eval.plan import Plan
     from vllm_eval.preflight.base_model import Base
     from vllm_eval.records import Attempt
@@ -23,7 +24,12 @@ NO_BFLOAT16_BELOW = 8.0
 _TORCH_NAMES = {"half": "float16", "float": "float32"}
 
 
-def other_engine(plan: Plan, recorded: Mapping[str, Any]) -> str | None:
+def other_engine(
+    plan: Plan,
+    recorded: Mapping[str, Any],
+    hardware: Machine | None = None,
+    software: Software | None = None,
+) -> str | None:
     """Why the engine installed here may not go on with a run, as far as that is seen without it.
 
     A finding before the model is loaded; `run` compares once more what the engine says of itself.
@@ -31,8 +37,10 @@ def other_engine(plan: Plan, recorded: Mapping[str, Any]) -> str | None:
     Args:
         plan: what is to go on.
         recorded: what the run's manifest says of its engine; empty where none had started.
+        hardware: this machine by default.
+        software: what is installed by default.
     """
-    software, engine = machine.installed(), plan.config.engine
+    software, engine = software or machine.installed(), plan.config.engine
     if engine not in ("vllm", "transformers"):
         return None
     now = software.vllm if engine == "vllm" else dict(software.packages).get(engine)
@@ -40,7 +48,8 @@ def other_engine(plan: Plan, recorded: Mapping[str, Any]) -> str | None:
     if before and now and _release(before) != _release(now):
         return f"begun with {engine} {before}, and {now} is installed"
     if engine == "vllm" and not software.for_cpu:
-        dtype, before = _dtype_here(plan), recorded.get("dtype")
+        dtype = _dtype_on(hardware or machine.detect(), plan)
+        before = recorded.get("dtype")
         if before and dtype and before != dtype:
             return f"begun with dtype {before}, and this machine computes in {dtype}"
     return None
@@ -88,12 +97,12 @@ def _release(version: object) -> str:
     return str(version).partition("+")[0]
 
 
-def _dtype_here(plan: Plan) -> str | None:
-    """PyTorch's name of the type vLLM will compute in on this machine's GPUs; None if unknown."""
+def _dtype_on(hardware: Machine, plan: Plan) -> str | None:
+    """PyTorch's name of the type vLLM will compute in on these GPUs; None if unknown."""
     asked = plan.config.dtype
     if asked != "auto":
         return _TORCH_NAMES.get(asked, asked)
-    base, gpus = _base(plan), machine.detect().gpus
+    base, gpus = _base(plan), hardware.gpus
     own = base.architecture.dtype if base and base.architecture else None
     if own not in ("float16", "bfloat16") or not gpus:
         return None

@@ -130,19 +130,18 @@ def find_like(
 
     Args:
         output_dir: where the run folders are.
-        identity: as `manifest.identify` gives it.
+        identity: of the run that looks for them.
         finished: whether it may be a finished one.
-        usable: given a folder that is not finished, and what its manifest says of its engine,
-            whether it can be gone on with.
+        usable: given one that is not, and what its manifest says of its engine, whether it is.
     """
     newest: tuple[float, Path] | None = None
     for journal in output_dir.glob(f"*/{JOURNAL}"):
         folder = journal.parent
         try:
             recorded = orjson.loads((folder / manifest.FILE).read_bytes())
-            if recorded["identity"] != identity:
-                continue
-            if usable(folder, recorded.get("engine", {})) if _is_unfinished(folder) else finished:
+            same = recorded["identity"] == identity
+            owes, engine = _is_unfinished(folder), recorded.get("engine", {})
+            if same and (usable(folder, engine) if owes else finished):
                 newest = max(newest or (0.0, folder), (parts(journal)[-1].stat().st_mtime, folder))
         except (OSError, EvalError, KeyError, TypeError, orjson.JSONDecodeError):
             continue  # no run folder of ours

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
     from openai import APIStatusError, AsyncOpenAI
 
@@ -198,7 +198,7 @@ def _read_event(answer: Answer, data: bytes) -> None:
         answer.first_at = answer.first_at or answer.last_at
 
 
-async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     """Lines of a stream; one without an end would fill the memory."""
     rest = b""
     async for chunk in chunks:
