@@ -56,6 +56,18 @@ def test_what_json_cannot_hold_is_replaced(whole: Run) -> None:
     assert last.raw_response == "a?b"
 
 
+def test_what_no_engine_has_seen_can_be_dropped_from_every_part(whole: Run) -> None:
+    path = whole.folder / "attempts.jsonl"
+    (_, attempt), *_ = read_journal(path)
+    with Journal(path, part_bytes=1) as journal:  # a part for each of what follows
+        for sample in range(1, 4):
+            journal.append([replace(attempt, sample=sample)])
+        assert journal.drop(lambda attempt: attempt.sample in (1, 3)) == 2
+        assert journal.drop(lambda attempt: attempt.sample in (1, 3)) == 0
+        journal.append([replace(attempt, sample=4)])
+    assert [attempt.sample for _, attempt in read_journal(path)] == [0, 0, 2, 4]
+
+
 def test_nothing_is_written_for_no_attempts(whole: Run) -> None:
     path = whole.folder / "attempts.jsonl"
     before = path.read_bytes()

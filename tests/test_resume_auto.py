@@ -89,7 +89,7 @@ def test_without_it_a_new_run_is_begun(auto: Bench) -> None:
     assert len(list(auto.output_dir.iterdir())) == 2
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Raised where the engine would be started."""
 
 
@@ -102,7 +102,7 @@ class Listener:
     def stage(self, text: str) -> None:
         self.said.append(text)
         if text.startswith("starting"):
-            raise Stopped
+            raise StoppedError
 
     def progress(self, progress: Progress) -> None:
         """Nothing is evaluated."""
@@ -134,7 +134,7 @@ def test_a_run_of_another_release_is_passed_over_before_a_model_is_loaded(
     mine = begun(demo, here)
     other = begun(demo, here | {"vllm": "0.19.1"}, "newer") if release else None
     listener = Listener()
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         run(demo.config, listener, AUTO)
     assert f"resume: {mine}" in listener.said
     passed_over = [text for text in listener.said if text.startswith("resume: not ")]
@@ -144,7 +144,7 @@ def test_a_run_of_another_release_is_passed_over_before_a_model_is_loaded(
 
 def test_a_run_of_another_release_is_refused_before_a_model_is_loaded(demo: Plan) -> None:
     folder = begun(demo, {"engine": "vllm", "vllm": "0.19.1"})
-    with pytest.raises(InputError, match="begun with vllm 0.19.1, and .* without --resume"):
+    with pytest.raises(InputError, match=r"begun with vllm 0\.19\.1, and .* without --resume"):
         run(demo.config, Listener(), folder)
 
 

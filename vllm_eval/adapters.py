@@ -49,7 +49,7 @@ def open_arms(config: Config) -> tuple[Arm, ...]:
         if name.casefold() in {arm.name.casefold() for arm in arms}:
             msg = f"adapters: two arms would be called {name!r}; rename a folder"
             raise AdapterError(msg)
-        if config.engine == "scripted" or (
+        if config.answering == "scripted" or (
             config.engine == "openai" and not _places(given, config.adapter_dirs)
         ):  # only a label, or a model's name on a server: no adapter file is read
             arms.append(Arm(name))

@@ -62,7 +62,11 @@ class Config(_Record):
     profile: str = "auto"
     """A shipped profile as the lowest layer: its name, `auto` by machine, or `none`."""
     task: str = "product_owner"
-    engine: Literal["vllm", "transformers", "openai", "scripted"] = "vllm"
+    engine: Literal["vllm", "transformers", "openai", "ray", "scripted"] = "vllm"
+    ray_address: str | None = None
+    """Ray cluster of the ray engine, `auto` or HOST:6379; one of this machine alone by default."""
+    replicas: Annotated[int, Field(gt=0)] | None = None
+    """Engines the ray engine keeps; by default as many as the cluster's nodes hold."""
     base_url: tuple[Annotated[str, Field(pattern=SERVER_URL)], ...] = ()
     """Where servers of the openai engine answer, as http://HOST:8000/v1; all serve the same."""
     served_models: dict[str, str] = {}
@@ -74,7 +78,7 @@ class Config(_Record):
     request_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     """Seconds a server may send nothing of an answer."""
     server_patience_s: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds of nothing but failures until the openai engine gives up."""
+    """Seconds of nothing but failures until the openai engine gives up, or of no ray replica."""
     script: str | None = None
     """Answers of the scripted engine, JSON lines."""
     adapters: tuple[str, ...] = ()
@@ -115,6 +119,13 @@ class Config(_Record):
     """Size in MiB from which the journal goes on in a next file."""
     report: bool = True
     """Whether a run ends with its report; `report RUN` makes it at any time."""
+
+    @property
+    def answering(self) -> str:
+        """The engine that answers: within a replica, where the engine is ray."""
+        if self.engine == "ray":
+            return "scripted" if self.script else "vllm"
+        return self.engine
 
     @property
     def dtype(self) -> str:

@@ -29,6 +29,7 @@ NOT_IDENTITY = frozenset(
         # where and how servers are asked; their models and release are noted by `run`
         *("base_url", "served_models", "load_adapters", "max_concurrency"),
         *("request_timeout_s", "server_patience_s"),
+        *("ray_address", "replicas"),
         # these are identified by what lies there, not by their path
         *("adapters", "adapter_dirs", "base_model", "dataset_path", "prompt_template", "script"),
     )

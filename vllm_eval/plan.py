@@ -43,6 +43,6 @@ def prepare(config: Config) -> Plan:
         ),
         arms=arms,
         base_model=None
-        if config.engine == "scripted" or (config.engine == "openai" and not config.base_model)
+        if config.answering == "scripted" or (config.engine == "openai" and not config.base_model)
         else adapters.base_of(arms, config.base_model),
     )

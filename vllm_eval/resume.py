@@ -47,7 +47,7 @@ def other_engine(
     before = recorded.get(engine)
     if before and now and _release(before) != _release(now):
         return f"begun with {engine} {before}, and {now} is installed"
-    if engine == "vllm" and not software.for_cpu:
+    if plan.config.engine == "vllm" and not software.for_cpu:
         dtype = _dtype_on(hardware or machine.detect(), plan)
         before = recorded.get("dtype")
         if before and dtype and before != dtype:

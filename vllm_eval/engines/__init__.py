@@ -70,6 +70,10 @@ def open_engine(
         from vllm_eval.engines.openai import OpenAIEngine
 
         return OpenAIEngine.open(config, arms, log)
+    if config.engine == "ray":
+        from vllm_eval.engines.ray import RayEngine
+
+        return RayEngine.open(config, arms, base_model, log, life)
     from vllm_eval.engines.vllm import VllmEngine
 
     return VllmEngine.open(config, arms, base_model or "", log)

@@ -18,6 +18,7 @@ from vllm_eval.findings import Finding, error, from_error, ok, warning
 from vllm_eval.preflight import memory, reference
 from vllm_eval.preflight.adapter_check import LARGEST_RANK, check_adapter
 from vllm_eval.preflight.base_model import missing_modules, read_base
+from vllm_eval.preflight.cluster import check_ray
 from vllm_eval.preflight.demand import demand_of, needs_of, quantization_of, whole
 from vllm_eval.preflight.lengths import check_lengths, open_counter
 from vllm_eval.preflight.server import check_servers
@@ -63,7 +64,7 @@ def check_config(
     dataset = _tried(failed, lambda: cases.open_dataset(data, config.max_samples, config.seed))
     arms = _open_arms(config, failed)
     base_model = None
-    if config.engine not in NO_MODEL_HERE and (config.base_model or len(arms) > 1):
+    if config.answering not in NO_MODEL_HERE and (config.base_model or len(arms) > 1):
         base_model = _tried(failed, lambda: adapters.base_of(arms, config.base_model))
     parts = Parts(config, task, dataset, arms, base_model)
     return failed + _check(parts, hardware or machine.detect(), software or machine.installed())
@@ -110,7 +111,8 @@ def _check(parts: Parts, hardware: Machine, software: Software) -> list[Finding]
         of = f"{parts.dataset.total} records, {len(parts.dataset.drawn)} drawn"
         findings.append(ok(str(parts.dataset.path), of))
     findings += _check_output(parts) + check_servers(parts.config, parts.arms)
-    if parts.config.engine in NO_MODEL_HERE:
+    findings += check_ray(parts.config)
+    if parts.config.answering in NO_MODEL_HERE:
         return findings
     findings += _check_profile(parts.config, hardware, software)
     findings += _check_software(parts, hardware, software)
@@ -136,7 +138,7 @@ def _check(parts: Parts, hardware: Machine, software: Software) -> list[Finding]
 
 
 def _check_software(parts: Parts, hardware: Machine, software: Software) -> list[Finding]:
-    if parts.config.engine == "vllm":
+    if parts.config.answering == "vllm":
         return check_versions(hardware, software, needs_of(parts.config))
     four_bit = quantization_of(parts.config) == "bitsandbytes"
     return reference.check_libraries(hardware, software, four_bit=four_bit)
@@ -148,7 +150,7 @@ def _check_memory(parts: Parts, base: Base, hardware: Machine, software: Softwar
         demand = reference.as_loaded(base, demand, len(parts.arms) - 1)
         return reference.check_memory(base, demand, parts.config.batch_size, hardware)
     on_gpu = not software.for_cpu if software.vllm else bool(hardware.gpus)
-    if on_gpu and not hardware.gpus:
+    if (on_gpu and not hardware.gpus) or parts.config.ray_address:  # another machine's memory
         return []
     demand = demand_of(parts.config, parts.arms, base, on_gpu=on_gpu)
     findings = memory.check_memory(base, demand, hardware, on_gpu=on_gpu)
@@ -159,7 +161,7 @@ def _check_memory(parts: Parts, base: Base, hardware: Machine, software: Softwar
 
 def _check_profile(config: Config, hardware: Machine, software: Software) -> list[Finding]:
     """What was chosen and why; loudly where that decides what is measured."""
-    choice = platforms.choose(hardware, for_cpu=software.leaves_gpus(config.engine))
+    choice = platforms.choose(hardware, for_cpu=software.leaves_gpus(config.answering))
     what = f"{choice.profile} for {choice.reason}"
     if config.profile != choice.profile:
         what = f"{config.profile}, as configured; auto takes {what}"

@@ -23,7 +23,7 @@ def needs_of(config: Config) -> Needs:
         gpus=whole(args.get("tensor_parallel_size")) * whole(args.get("pipeline_parallel_size")),
         dtype=config.dtype,
         quantization=quantization_of(config),
-        ray=args.get("distributed_executor_backend") == "ray",
+        ray="ray" in (config.engine, args.get("distributed_executor_backend")),
         attention_backend=args.get("attention_backend"),
         half="--bnb-compute-dtype float16" if config.bnb_compute_dtype else "--dtype half",
     )

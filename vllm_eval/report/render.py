@@ -58,7 +58,7 @@ def render(
         except EvalError as error:  # also of a journal: here it is input
             bad[str(error)] = None
         except OSError as error:
-            bad[f"{error.filename or name}: {error.strerror or error}"] = None
+            bad[f"{error.filename2 or error.filename or name}: {error.strerror or error}"] = None
     runs = [run for run, _ in written.values()]
     for run, files in written.values():
         folder, owed = run.folder, run.comparison["owed"]

@@ -1,0 +1,388 @@
+"""Replicas of the vLLM engine as actors of a Ray cluster, behind the face of one engine.
+
+Ray places the actors, starts them again where it has room, and says which are lost. What is left
+for the driver is to know which requests each replica holds: those of a lost one go to the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm_eval.config import resolve_path
+from vllm_eval.engines.output import OutputToFile
+from vllm_eval.engines.ray_replica import Order, Replica, Started
+from vllm_eval.errors import EngineDiedError, EngineError, EvalError
+from vllm_eval.preflight.demand import needs_of
+from vllm_eval.preflight.lengths import open_counter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from vllm_eval.config import Config
+    from vllm_eval.records import Arm, Completion, Request
+
+WORK_S = 0.1
+"""Longest call of a replica; requests handed to it meanwhile wait for its end."""
+CLOSE_S = 15.0
+"""How long replicas may take to end the processes of their engines before they are killed."""
+LOCAL = "local"
+"""Ray's word for a cluster of this machine alone, started now."""
+
+
+@dataclass(slots=True)
+class _Seat:
+    """A replica as the driver sees it."""
+
+    number: int
+    actor: Any
+    call: Any = None
+    """The one call under way: it opens, or it works."""
+    starts: int = 0
+    started: Started | None = None
+    """None while it is being opened."""
+    held: dict[str, Request] = field(default_factory=dict)
+    """Every request it was given and has not answered, by id."""
+    outbox: list[Request] = field(default_factory=list)
+    """Of those held, the ones that go with the next call."""
+
+    @property
+    def load(self) -> float:
+        """Share of its capacity that is taken; full while it is being opened."""
+        return len(self.held) / self.started.capacity if self.started else 1.0
+
+
+class RayEngine:
+    """All replicas of a run, and the requests that none of them has yet."""
+
+    def __init__(self, order: Order, output: OutputToFile, *, ours: bool) -> None:
+        """Take over a connection to Ray; `ours` where the cluster was started for this."""
+        self._order = order
+        self._config = order.config
+        self._output = output
+        self._ours = ours
+        self._seats: list[_Seat] = []
+        self._queue: deque[Request] = deque()
+        self._first: Started | None = None
+        self._lost = 0
+        self._alone_since: float | None = None
+        self._count: Callable[[str], int] | None = None
+        self._open = True
+
+    @classmethod
+    def open(
+        cls, config: Config, arms: Sequence[Arm], base_model: str | None, log: Path, life: int = 0
+    ) -> RayEngine:
+        """Connect, place the replicas and wait for the first of them; others join when ready.
+
+        Raises:
+            EngineError: Ray is missing, no cluster answers, no node has room, or every replica
+                failed to start.
+            ConfigError: an option of the engine does not exist.
+            InputError: the tokenizer cannot be read here.
+        """
+        for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+            os.environ.setdefault(name, "0")
+        output = OutputToFile(log)
+        engine = None
+        try:
+            order = Order(config, tuple(arms), base_model, log.absolute(), life)
+            engine = cls(order, output, ours=_connect(config))
+            engine._place()
+            engine._await_first()
+        except BaseException:
+            engine.close() if engine else output.restore()
+            raise
+        return engine
+
+    @property
+    def capacity(self) -> int:
+        """Room of all open replicas; never none, or an evaluation would think itself done."""
+        return max(1, sum(seat.started.capacity for seat in self._seats if seat.started))
+
+    @property
+    def about(self) -> Mapping[str, str | int]:
+        """What the first replica says of itself, and how many there are."""
+        import ray
+
+        own = self._first.about if self._first else {}
+        counts = {"replicas": len(self._seats), "replicas_lost": self._lost}
+        return {**own, "engine": "ray", "replica": own["engine"], "ray": ray.__version__, **counts}
+
+    def refusal(self, prompt: str) -> str | None:
+        """Counted here by the same tokenizer: asking a replica would cost a call a prompt."""
+        limit = self._first.about.get("max_model_len") if self._first else None
+        if self._count is None or not isinstance(limit, int):
+            return None
+        tokens, answer = self._count(prompt), self._config.max_new_tokens
+        if tokens == 0:
+            return "the prompt is empty"
+        if tokens + answer <= limit:
+            return None
+        return (
+            f"the prompt's {tokens} tokens and {answer} for the answer exceed max_model_len "
+            f"{limit}; raise --max-model-len or lower --max-new-tokens"
+        )
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Hand requests to the replicas that have room; the others wait here."""
+        self._queue.extend(requests)
+        self._hand_out()
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is in flight."""
+        return bool(self._queue) or any(seat.held for seat in self._seats)
+
+    def poll(self, timeout: float | None = None) -> list[Completion]:
+        """Wait for any replica; calls that came back are renewed at once."""
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        finished: list[Completion] = []
+        while self.busy and not finished:
+            self._hand_out()
+            self._hold_patience()
+            left = max(0.0, end - time.monotonic())
+            back = self._wait(min(left, 1.0))
+            for seat in back:
+                finished += self._take(seat)
+            if not back and left == 0.0:
+                break
+        self._hand_out()
+        return finished
+
+    def close(self) -> None:
+        """End the replicas and their engines, and the cluster where it was started for this."""
+        import ray
+
+        if not self._open:
+            return
+        self._open = False
+        try:
+            # Killed at once, an actor would leave its engine's own processes behind.
+            ending = [seat.actor.close.remote() for seat in self._seats if seat.started]
+            if ending:
+                ray.wait(ending, num_returns=len(ending), timeout=CLOSE_S)
+            for seat in self._seats:
+                ray.kill(seat.actor)
+            self._seats.clear()
+            self._queue.clear()
+        finally:
+            if self._ours:
+                ray.shutdown()
+            self._output.restore()
+
+    def _place(self) -> None:
+        """Ask Ray for the actors, and have each open its engine as soon as it is somewhere."""
+        import ray
+
+        gpus, room = _room(needs_of(self._config).gpus)
+        if not (self._config.replicas or room):
+            msg = f"ray: no node of the cluster has {gpus} GPUs and a CPU, which a replica needs"
+            raise EngineError(f"{msg}; see ray status")
+        actor = ray.remote(Replica).options(
+            num_cpus=1,
+            num_gpus=gpus,  # of one node: an actor is never spread over several
+            max_restarts=self._config.max_engine_restarts,
+            scheduling_strategy="SPREAD",
+            runtime_env={"env_vars": _environment(self._config)},
+        )
+        for number in range(self._config.replicas or room):
+            seat = _Seat(number, actor.remote())
+            self._seats.append(seat)
+            self._start(seat)
+        placed = [seat.actor.__ray_ready__.remote() for seat in self._seats]
+        if not ray.wait(placed, timeout=self._config.server_patience_s)[0]:
+            needed = f"a CPU and {gpus} GPUs on one node"
+            msg = f"ray: no replica was placed within {self._config.server_patience_s:.0f} s"
+            raise EngineError(f"{msg}, each needs {needed}; see ray status, or lower --replicas")
+
+    def _await_first(self) -> None:
+        while self._first is None:
+            for seat in self._wait(None):
+                self._take(seat)
+        if self._config.answering != "scripted":
+            name = self._config.engine_args.get("tokenizer") or self._order.base_model
+            try:
+                self._count = open_counter(
+                    resolve_path(str(name)), self._config.prompt_format, self._config.engine_env
+                )
+            except ImportError as error:
+                msg = f"ray: the tokenizer is needed here too: {error}; pip install transformers"
+                raise EngineError(msg) from error
+
+    def _start(self, seat: _Seat) -> None:
+        """Have a replica open its engine; Ray sends the call again if the process dies of it."""
+        log = self._order.log
+        order = Order(
+            self._config,
+            self._order.arms,
+            self._order.base_model,
+            log.with_name(f"{log.stem}_replica{seat.number}{log.suffix}"),
+            self._order.life + seat.starts,
+        )
+        seat.starts += 1
+        seat.call = seat.actor.open.options(max_task_retries=-1).remote(order)
+
+    def _hand_out(self) -> None:
+        """Each request to the replica with the largest share of its room free."""
+        while self._queue:
+            seat = min(self._seats, key=lambda seat: seat.load)
+            if seat.load >= 1.0:
+                break
+            request = self._queue.popleft()
+            seat.held[request.id] = request
+            seat.outbox.append(request)
+        for seat in self._seats:
+            if seat.call is None and seat.held:
+                seat.call = seat.actor.work.remote(seat.outbox, WORK_S)
+                seat.outbox = []
+
+    def _wait(self, seconds: float | None) -> list[_Seat]:
+        """The replicas whose call has come back, within `seconds`."""
+        import ray
+
+        calls = {seat.call: seat for seat in self._seats if seat.call is not None}
+        if ray.wait(list(calls), timeout=seconds)[0]:
+            back, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+            return [calls[call] for call in back]
+        return []
+
+    def _take(self, seat: _Seat) -> list[Completion]:
+        """What a call brought: an opened replica, completions, or the loss of the replica."""
+        import ray
+        from ray.exceptions import ActorDiedError, RayError, RayTaskError
+
+        call, seat.call = seat.call, None
+        try:
+            brought = ray.get(call)
+        except RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, EvalError) else EngineError(str(error))
+            if isinstance(cause, EngineDiedError):
+                ray.kill(seat.actor, no_restart=False)
+                self._lose(seat)
+            else:
+                self._give_up(seat, cause)
+        except RayError as error:
+            if isinstance(error, ActorDiedError) and seat.started is None:
+                words = " ".join(str(error).split())[:400]
+                self._give_up(seat, EngineDiedError(f"ray: replica {seat.number}: {words}"))
+            else:
+                self._lose(seat)
+        else:
+            if isinstance(brought, Started):
+                self._join(seat, brought)
+            elif brought is None:
+                self._lose(seat)
+            else:
+                # Whoever lost a request to another replica has no more say in it.
+                return [done for done in brought if seat.held.pop(done.request_id, None)]
+        return []
+
+    def _join(self, seat: _Seat, started: Started) -> None:
+        """Let an opened replica take part, if it answers as the others do."""
+        first = self._first = self._first or started
+        for key in first.about:
+            if key != "max_num_seqs" and first.about[key] != started.about.get(key):
+                what = f"{key} is {started.about.get(key)!r} there and {first.about[key]!r} on"
+                msg = f"ray: replica {seat.number} on {started.host}: {what} {first.host}"
+                self._give_up(seat, EngineError(f"{msg}; make the nodes alike"))
+                return
+        seat.started = started
+
+    def _lose(self, seat: _Seat) -> None:
+        """Its requests go to the others; it is opened again wherever Ray starts it."""
+        self._lost += 1
+        self._take_back(seat)
+        self._start(seat)
+
+    def _give_up(self, seat: _Seat, why: EvalError) -> None:
+        """Go on without a replica that cannot be had.
+
+        Raises:
+            EvalError: it was the last one.
+        """
+        import ray
+
+        self._lost += 1
+        self._take_back(seat)
+        self._seats.remove(seat)
+        ray.kill(seat.actor)
+        if not self._seats:
+            raise why
+
+    def _take_back(self, seat: _Seat) -> None:
+        self._queue.extendleft(reversed(seat.held.values()))
+        seat.held.clear()
+        seat.outbox.clear()
+        seat.started = None
+
+    def _hold_patience(self) -> None:
+        """Wait for a replica to come back, but not for ever.
+
+        Raises:
+            EngineDiedError: there has been none for too long.
+        """
+        if any(seat.started for seat in self._seats):
+            self._alone_since = None
+            return
+        self._alone_since = self._alone_since or time.monotonic()
+        if time.monotonic() - self._alone_since > self._config.server_patience_s:
+            msg = f"ray: all replicas are lost, and none came back within "
+            raise EngineDiedError(f"{msg}{self._config.server_patience_s:.0f} s; see ray status")
+
+
+def _connect(config: Config) -> bool:
+    """Connect to the cluster; whether it, or the connection, was made here and is to be ended.
+
+    Raises:
+        EngineError: Ray is not installed, or no cluster answers.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        msg = "Ray is not installed; pip install 'vllm_eval[ray]'"
+        raise EngineError(msg) from error
+    if ray.is_initialized():  # a notebook's own connection, say
+        return False
+    address = config.ray_address or LOCAL
+    try:
+        # Not its usual words on the terminal, nor a server of its own for looking at it.
+        ray.init(
+            address,
+            include_dashboard=False if address == LOCAL else None,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    except Exception as error:
+        words = " ".join(str(error).split())[:300]
+        start = "start one with ray start --head" if config.ray_address else "see its message"
+        msg = f"ray: no cluster at {address}: {words}; {start}"
+        raise EngineError(msg) from error
+    return True
+
+
+def _room(gpus: int) -> tuple[int, int]:
+    """GPUs of a replica, and how many replicas the cluster's nodes hold altogether.
+
+    Where no node has a GPU, a replica takes none, and there is one on each node: a CPU engine
+    uses all cores it finds.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in nodes if node.get("CPU", 0) >= 1]
+    if not any(node.get("GPU") for node in nodes):
+        return 0, len(nodes)
+    holds = (min(node.get("GPU", 0) // gpus, node["CPU"]) for node in nodes)
+    return gpus, sum(map(int, holds))
+
+
+def _environment(config: Config) -> dict[str, str]:
+    """The engine's variables, before its process starts; what is set here already wins."""
+    return {name: os.environ.get(name, value) for name, value in config.engine_env.items()}
