@@ -258,3 +258,10 @@ def test_the_home_folder_may_be_abbreviated(
 def test_a_record_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Config().seed = 1  # type: ignore[misc]
+
+
+def test_a_password_in_a_url_is_not_repeated() -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config(flags={"base_url": ["http://me:hunter2@host/v1"]})
+    assert "base_url" in str(refused.value)
+    assert "hunter2" not in str(refused.value)

@@ -18,6 +18,7 @@ from pyarrow import parquet
 
 from tests.conftest import REQUIREMENTS
 from vllm_eval.cases import open_dataset, read_cases
+from vllm_eval.datasets import MAX_LINE
 from vllm_eval.errors import DatasetError, InputError
 
 if TYPE_CHECKING:
@@ -187,3 +188,34 @@ def cut() -> Callable[[Path], None]:
         (folder / "comparison.json").unlink()
 
     return leave
+
+
+def test_bytes_in_a_table_are_taken_for_text(tmp_path: Path) -> None:
+    path = tmp_path / "cases.parquet"
+    encoded = [{key: str(text).encode() for key, text in row.items()} for row in rows(2)]
+    parquet.write_table(pa.Table.from_pylist(encoded), path)
+    plain = save(tmp_path, "plain.parquet", rows(2))
+    assert [case.concept for case in read_cases(open_dataset(path, None, 42))] == [
+        case.concept for case in read_cases(open_dataset(plain, None, 42))
+    ]
+
+
+def test_what_is_no_text_in_a_table_is_bad_input_with_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "cases.parquet"
+    odd = [row | {"concept": b"\xff"} for row in rows(1)]
+    parquet.write_table(pa.Table.from_pylist(odd), path)
+    with pytest.raises(DatasetError, match=r"cases\.parquet, row 1: the data set is damaged here"):
+        open_dataset(path, None, 42)
+
+
+def test_a_line_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cases.jsonl.gz"
+    path.write_bytes(gzip.compress(b"x" * (MAX_LINE + 10), compresslevel=1))
+    with pytest.raises(DatasetError, match="a line is longer than"):
+        open_dataset(path, None, 42)
+
+
+@pytest.mark.parametrize("name", ["hf:/etc", "hf:.", "hf:json", "hf:../x/y"])
+def test_only_the_hub_is_asked_for_a_name_of_the_hub(name: str) -> None:
+    with pytest.raises(DatasetError, match="is no OWNER/NAME"):
+        open_dataset(Path(name), None, 42)

@@ -262,7 +262,7 @@ def refuse_two(run: Run, limit: int) -> None:
     """Leave the folder as a finished run would, whose limit was too short for both arms of K3."""
     journal = run.folder / "attempts.jsonl"
     refused = {"status": "error", "reason": "prompt_too_long", "error": "", "raw_response": ""}
-    more = {"score": None, "parts": {}, "output_tokens": 0}
+    more: dict[str, object] = {"score": None, "parts": {}, "output_tokens": 0}
     rows = [row | (refused | more if row["concept_id"] == "K3" else {}) for row in run.journal]
     journal.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     path = run.folder / "manifest.json"

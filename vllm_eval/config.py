@@ -286,7 +286,9 @@ def _validate(layer: dict[str, Any], source: str) -> Config:
         if first["type"] == "extra_forbidden":
             msg = f"{source}: unknown key {path!r}{_nearest(first['loc'])}"
         else:
-            msg = f"{source}: {path}: {first['msg'].lower()}, not {first['input']!r}"
+            secret = first["loc"][0] == "base_url"  # it may hold a password
+            given = "" if secret else f", not {first['input']!r}"
+            msg = f"{source}: {path}: {first['msg'].lower()}{given}"
         raise ConfigError(msg) from error
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import re
 import tempfile
 import weakref
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
 import orjson
 
-from vllm_eval.errors import DatasetError, InputError
+from vllm_eval.errors import DatasetError, EvalError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +24,10 @@ FIELDS = ("input", "concept_id", "concept", "requirements_yaml", "tier", "prompt
 SAVED = ("state.json", "dataset_dict.json")
 """Files that tell a saved data set, or one of several splits, from any other folder."""
 BATCH_ROWS = 256
+HUB_NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"
+"""What may follow: anything else would be taken for a folder or a script here."""
+MAX_LINE = 2**24
+"""Bytes; a compressed file may hold a line that fills the memory."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -74,20 +78,34 @@ def _copy(path: Path, read: Callable[[Path], Iterable[bytes]], unit: str) -> Lin
         weakref.finalize(lines, lines.file.unlink, missing_ok=True)
         try:
             for line in read(path):
-                out.write(line)
+                _write(out, line)
                 done += 1
+        except EvalError:
+            raise
         except OSError as error:
             msg = f"{path}: cannot read the data set: {error.strerror or error}"
             raise DatasetError(f"{msg}; after {unit} {done}; give --dataset-path") from error
-        except (EOFError, ValueError, zlib.error) as error:
+        except Exception as error:  # Arrow and `datasets` have no common one
             msg = f"{lines.at(done + 1)}: the data set is damaged here: {error}"
             raise DatasetError(msg) from error
     return lines
 
 
+def _write(out: IO[bytes], line: bytes) -> None:
+    try:
+        out.write(line)
+    except OSError as error:
+        msg = f"{out.name}: cannot spool the data set: {error.strerror}; make room or set TMPDIR"
+        raise EvalError(msg) from error
+
+
 def _gzip_lines(path: Path) -> Iterator[bytes]:
     with gzip.open(path, "rb") as file:
-        yield from file
+        while line := file.readline(MAX_LINE + 1):
+            if len(line) > MAX_LINE:
+                msg = f"a line is longer than {MAX_LINE:,} bytes"
+                raise ValueError(msg)
+            yield line
 
 
 def _parquet_rows(path: Path) -> Iterator[bytes]:
@@ -120,6 +138,9 @@ def _hub_rows(path: Path) -> Iterator[bytes]:
     except ImportError as error:
         raise _lacking(path, "datasets") from error
     name, _, split = str(path).removeprefix(HUB).partition(":")
+    if not re.fullmatch(HUB_NAME, name):
+        msg = f"{path}: {name!r} is no OWNER/NAME of a data set on the hub"
+        raise DatasetError(msg)
     found = datasets.load_dataset(name, split=split or None, streaming=True)
     if isinstance(found, dict):
         if len(found) > 1:
@@ -150,8 +171,15 @@ def _rows(table: _Table) -> Iterator[bytes]:
 
 
 def _line(row: dict[str, Any]) -> bytes:
-    """Whatever JSON does not know is put as text, and refused later if it is not to be text."""
-    return orjson.dumps(row, default=str, option=orjson.OPT_APPEND_NEWLINE)
+    """Bytes are taken for text; any other thing that JSON does not know ends as an error."""
+    return orjson.dumps(row, default=_text, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    msg = f"holds a {type(value).__name__}, which is no text"
+    raise ValueError(msg)
 
 
 def _lacking(path: Path, extra: str) -> InputError:

@@ -53,6 +53,9 @@ def export_run(folder: Path, path: Path, *, attempts: bool = False) -> int:
         msg = "export: pyarrow is not installed; run: pip install 'vllm_eval[parquet]'"
         raise InputError(msg) from error
     manifest.read(folder)
+    if path.resolve().parent == folder.resolve() and path.suffix != ".parquet":
+        msg = f"{path}: is a file of the run itself, perhaps; name one that ends in .parquet"
+        raise InputError(msg)
     kinds = ((TEXT, pa.string()), (WHOLE, pa.int64()), (REAL, pa.float64()), (YES_NO, pa.bool_()))
     schema = pa.schema([(name, kind) for names, kind in kinds for name in names])
     rows, count = _rows(folder / store.JOURNAL, attempts=attempts), 0

@@ -184,14 +184,19 @@ def _read_line(part: Path, number: int, line: bytes) -> Attempt:
 @contextmanager
 def open_journal(path: Path) -> Iterator[Callable[[int], bytes]]:
     """Gives a function that returns the line at a place of `read_journal`."""
+    files = parts(path)
+    starts = list(accumulate((part.stat().st_size for part in files[:-1]), initial=0))
     with ExitStack() as stack:
-        files = [stack.enter_context(part.open("rb")) for part in parts(path)]
-        starts = list(accumulate((os.fstat(f.fileno()).st_size for f in files[:-1]), initial=0))
+        # One at a time: a journal may have more parts than a process may have files open.
+        number, file = 0, stack.enter_context(files[0].open("rb"))
 
         def line_at(place: int) -> bytes:
-            number = bisect_right(starts, place) - 1
-            files[number].seek(place - starts[number])
-            return files[number].readline()
+            nonlocal number, file
+            if (wanted := bisect_right(starts, place) - 1) != number:
+                stack.close()
+                number, file = wanted, stack.enter_context(files[wanted].open("rb"))
+            file.seek(place - starts[number])
+            return file.readline()
 
         yield line_at
 

@@ -23,3 +23,18 @@ def encode(tokenizer: Any, prompt: str, config: Config) -> list[int]:
         messages, add_generation_prompt=True, tokenize=True, return_dict=False
     )
     return list(ids)
+
+
+def too_long(tokens: int, answer: int, limit: int) -> str | None:
+    """Why a prompt of so many `tokens` can never be asked, or None.
+
+    It must leave room for the whole `answer`, or the model is blamed for our cut.
+    """
+    if tokens == 0:
+        return "the prompt is empty"
+    if tokens + answer <= limit:
+        return None
+    return (
+        f"the prompt's {tokens} tokens and {answer} for the answer exceed max_model_len "
+        f"{limit}; raise --max-model-len or lower --max-new-tokens"
+    )

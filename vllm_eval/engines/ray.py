@@ -6,24 +6,24 @@ for the driver is to know which requests each replica holds: those of a lost one
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import time
 from collections import deque
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm_eval.config import resolve_path
 from vllm_eval.engines.output import OutputToFile
+from vllm_eval.engines.prompts import too_long
 from vllm_eval.engines.ray_replica import Order, Replica, Started
+from vllm_eval.engines.ray_seats import Seat, environment, room, share_out, unlike
 from vllm_eval.errors import EngineDiedError, EngineError, EvalError
 from vllm_eval.preflight.demand import needs_of
 from vllm_eval.preflight.lengths import open_counter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from vllm_eval.config import Config
     from vllm_eval.records import Arm, Completion, Request
@@ -36,28 +36,6 @@ LOCAL = "local"
 """Ray's word for a cluster of this machine alone, started now."""
 
 
-@dataclass(slots=True)
-class _Seat:
-    """A replica as the driver sees it."""
-
-    number: int
-    actor: Any
-    call: Any = None
-    """The one call under way: it opens, or it works."""
-    starts: int = 0
-    started: Started | None = None
-    """None while it is being opened."""
-    held: dict[str, Request] = field(default_factory=dict)
-    """Every request it was given and has not answered, by id."""
-    outbox: list[Request] = field(default_factory=list)
-    """Of those held, the ones that go with the next call."""
-
-    @property
-    def load(self) -> float:
-        """Share of its capacity that is taken; full while it is being opened."""
-        return len(self.held) / self.started.capacity if self.started else 1.0
-
-
 class RayEngine:
     """All replicas of a run, and the requests that none of them has yet."""
 
@@ -67,7 +45,7 @@ class RayEngine:
         self._config = order.config
         self._output = output
         self._ours = ours
-        self._seats: list[_Seat] = []
+        self._seats: list[Seat] = []
         self._queue: deque[Request] = deque()
         self._first: Started | None = None
         self._lost = 0
@@ -120,15 +98,7 @@ class RayEngine:
         limit = self._first.about.get("max_model_len") if self._first else None
         if self._count is None or not isinstance(limit, int):
             return None
-        tokens, answer = self._count(prompt), self._config.max_new_tokens
-        if tokens == 0:
-            return "the prompt is empty"
-        if tokens + answer <= limit:
-            return None
-        return (
-            f"the prompt's {tokens} tokens and {answer} for the answer exceed max_model_len "
-            f"{limit}; raise --max-model-len or lower --max-new-tokens"
-        )
+        return too_long(self._count(prompt), self._config.max_new_tokens, limit)
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Hand requests to the replicas that have room; the others wait here."""
@@ -181,8 +151,8 @@ class RayEngine:
         """Ask Ray for the actors, and have each open its engine as soon as it is somewhere."""
         import ray
 
-        gpus, room = _room(needs_of(self._config).gpus)
-        if not (self._config.replicas or room):
+        gpus, fit = room(ray.nodes(), needs_of(self._config).gpus)
+        if not (self._config.replicas or fit):
             msg = f"ray: no node of the cluster has {gpus} GPUs and a CPU, which a replica needs"
             raise EngineError(f"{msg}; see ray status")
         actor = ray.remote(Replica).options(
@@ -190,10 +160,10 @@ class RayEngine:
             num_gpus=gpus,  # of one node: an actor is never spread over several
             max_restarts=self._config.max_engine_restarts,
             scheduling_strategy="SPREAD",
-            runtime_env={"env_vars": _environment(self._config)},
+            runtime_env={"env_vars": environment(self._config)},
         )
-        for number in range(self._config.replicas or room):
-            seat = _Seat(number, actor.remote())
+        for number in range(self._config.replicas or fit):
+            seat = Seat(number, actor.remote())
             self._seats.append(seat)
             self._start(seat)
         placed = [seat.actor.__ray_ready__.remote() for seat in self._seats]
@@ -216,7 +186,7 @@ class RayEngine:
                 msg = f"ray: the tokenizer is needed here too: {error}; pip install transformers"
                 raise EngineError(msg) from error
 
-    def _start(self, seat: _Seat) -> None:
+    def _start(self, seat: Seat) -> None:
         """Have a replica open its engine; Ray sends the call again if the process dies of it."""
         log = self._order.log
         order = Order(
@@ -230,20 +200,14 @@ class RayEngine:
         seat.call = seat.actor.open.options(max_task_retries=-1).remote(order)
 
     def _hand_out(self) -> None:
-        """Each request to the replica with the largest share of its room free."""
-        while self._queue:
-            seat = min(self._seats, key=lambda seat: seat.load)
-            if seat.load >= 1.0:
-                break
-            request = self._queue.popleft()
-            seat.held[request.id] = request
-            seat.outbox.append(request)
+        """Fill the replicas, and renew the call of each that has something to do."""
+        share_out(self._queue, self._seats)
         for seat in self._seats:
             if seat.call is None and seat.held:
                 seat.call = seat.actor.work.remote(seat.outbox, WORK_S)
                 seat.outbox = []
 
-    def _wait(self, seconds: float | None) -> list[_Seat]:
+    def _wait(self, seconds: float | None) -> list[Seat]:
         """The replicas whose call has come back, within `seconds`."""
         import ray
 
@@ -253,7 +217,7 @@ class RayEngine:
             return [calls[call] for call in back]
         return []
 
-    def _take(self, seat: _Seat) -> list[Completion]:
+    def _take(self, seat: Seat) -> list[Completion]:
         """What a call brought: an opened replica, completions, or the loss of the replica."""
         import ray
         from ray.exceptions import ActorDiedError, RayError, RayTaskError
@@ -280,28 +244,25 @@ class RayEngine:
             elif brought is None:
                 self._lose(seat)
             else:
-                # Whoever lost a request to another replica has no more say in it.
-                return [done for done in brought if seat.held.pop(done.request_id, None)]
+                return seat.answered(brought)
         return []
 
-    def _join(self, seat: _Seat, started: Started) -> None:
+    def _join(self, seat: Seat, started: Started) -> None:
         """Let an opened replica take part, if it answers as the others do."""
-        first = self._first = self._first or started
-        for key in first.about:
-            if key != "max_num_seqs" and first.about[key] != started.about.get(key):
-                what = f"{key} is {started.about.get(key)!r} there and {first.about[key]!r} on"
-                msg = f"ray: replica {seat.number} on {started.host}: {what} {first.host}"
-                self._give_up(seat, EngineError(f"{msg}; make the nodes alike"))
-                return
-        seat.started = started
+        self._first = self._first or started
+        if other := unlike(self._first, started):
+            msg = f"ray: the replicas are not alike: {other}; make the nodes alike"
+            self._give_up(seat, EngineError(msg))
+        else:
+            seat.started = started
 
-    def _lose(self, seat: _Seat) -> None:
+    def _lose(self, seat: Seat) -> None:
         """Its requests go to the others; it is opened again wherever Ray starts it."""
         self._lost += 1
-        self._take_back(seat)
+        seat.give_back(self._queue)
         self._start(seat)
 
-    def _give_up(self, seat: _Seat, why: EvalError) -> None:
+    def _give_up(self, seat: Seat, why: EvalError) -> None:
         """Go on without a replica that cannot be had.
 
         Raises:
@@ -310,17 +271,11 @@ class RayEngine:
         import ray
 
         self._lost += 1
-        self._take_back(seat)
+        seat.give_back(self._queue)
         self._seats.remove(seat)
         ray.kill(seat.actor)
         if not self._seats:
             raise why
-
-    def _take_back(self, seat: _Seat) -> None:
-        self._queue.extendleft(reversed(seat.held.values()))
-        seat.held.clear()
-        seat.outbox.clear()
-        seat.started = None
 
     def _hold_patience(self) -> None:
         """Wait for a replica to come back, but not for ever.
@@ -333,7 +288,7 @@ class RayEngine:
             return
         self._alone_since = self._alone_since or time.monotonic()
         if time.monotonic() - self._alone_since > self._config.server_patience_s:
-            msg = f"ray: all replicas are lost, and none came back within "
+            msg = "ray: all replicas are lost, and none came back within "
             raise EngineDiedError(f"{msg}{self._config.server_patience_s:.0f} s; see ray status")
 
 
@@ -365,24 +320,3 @@ def _connect(config: Config) -> bool:
         msg = f"ray: no cluster at {address}: {words}; {start}"
         raise EngineError(msg) from error
     return True
-
-
-def _room(gpus: int) -> tuple[int, int]:
-    """GPUs of a replica, and how many replicas the cluster's nodes hold altogether.
-
-    Where no node has a GPU, a replica takes none, and there is one on each node: a CPU engine
-    uses all cores it finds.
-    """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    nodes = [node for node in nodes if node.get("CPU", 0) >= 1]
-    if not any(node.get("GPU") for node in nodes):
-        return 0, len(nodes)
-    holds = (min(node.get("GPU", 0) // gpus, node["CPU"]) for node in nodes)
-    return gpus, sum(map(int, holds))
-
-
-def _environment(config: Config) -> dict[str, str]:
-    """The engine's variables, before its process starts; what is set here already wins."""
-    return {name: os.environ.get(name, value) for name, value in config.engine_env.items()}

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from vllm_eval.engines import canary
 from vllm_eval.engines import transformers_model as models
 from vllm_eval.engines.output import OutputToFile
-from vllm_eval.engines.prompts import encode
+from vllm_eval.engines.prompts import encode, too_long
 from vllm_eval.engines.seeded_sampling import Watch
 from vllm_eval.engines.transformers_batch import Queued, answer
 from vllm_eval.engines.transformers_options import read_options
@@ -135,16 +135,9 @@ class TransformersEngine:
     def refusal(self, prompt: str) -> str | None:
         """A prompt must leave room for the whole answer, or the model is blamed for our cut."""
         ids, answer, limit = self._token_ids(prompt), self._config.max_new_tokens, self._model
-        if not ids:
-            return "the prompt is empty"
-        if max(ids) >= (known := limit.model.get_input_embeddings().num_embeddings):
+        if ids and max(ids) >= (known := limit.model.get_input_embeddings().num_embeddings):
             return f"the tokenizer makes token {max(ids)} of it, and the model knows {known}"
-        if len(ids) + answer <= limit.max_len:
-            return None
-        return (
-            f"the prompt's {len(ids)} tokens and {answer} for the answer exceed max_model_len "
-            f"{limit.max_len}; raise --max-model-len or lower --max-new-tokens"
-        )
+        return too_long(len(ids), answer, limit.max_len)
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests; they have their turn after those that wait already."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from vllm_eval.engines import canary
 from vllm_eval.engines.advice import advise
 from vllm_eval.engines.output import OutputToFile
-from vllm_eval.engines.prompts import encode
+from vllm_eval.engines.prompts import encode, too_long
 from vllm_eval.engines.vllm_options import engine_options
 from vllm_eval.errors import EngineDiedError, EngineError, EvalError
 from vllm_eval.records import Completion
@@ -113,15 +113,7 @@ class VllmEngine:
     def refusal(self, prompt: str) -> str | None:
         """A prompt must leave room for the whole answer, or the model is blamed for our cut."""
         limit = int(self._engine.vllm_config.model_config.max_model_len)
-        tokens, answer = len(self._token_ids(prompt)), self._config.max_new_tokens
-        if tokens == 0:
-            return "the prompt is empty"
-        if tokens + answer <= limit:
-            return None
-        return (
-            f"the prompt's {tokens} tokens and {answer} for the answer exceed max_model_len "
-            f"{limit}; raise --max-model-len or lower --max-new-tokens"
-        )
+        return too_long(len(self._token_ids(prompt)), self._config.max_new_tokens, limit)
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests; they join the running batch at its next step."""

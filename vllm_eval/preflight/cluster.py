@@ -1,4 +1,4 @@
-"""Whether the ray engine can be asked for at all; what the cluster holds, Ray knows at the start."""
+"""Whether the ray engine can be asked for; what the cluster holds is seen at its start."""
 
 from __future__ import annotations
 
