@@ -100,9 +100,8 @@ class Terminal:
             return
         for verdict in finished.verdicts:
             style = "bold green" if verdict.passed else "bold red"
-            quantized = finished.quantization != "none"
-            base = f"  (all arms on a base quantised by {finished.quantization})" * quantized
-            self.console.print(Text(f"{verdict.word}  {plain(verdict.arm + base)}", style=style))
+            text = f"{verdict.word}  {plain(verdict.arm)}{_base(finished.quantization)}"
+            self.console.print(Text(text, style=style))
 
     def _show_bar(self, progress: Progress) -> None:
         if self._bar is None:
@@ -155,6 +154,15 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
     styles = {"error": "red", "warning": "yellow", "ok": ""}
     for finding in findings:
         console.print(Text(finding.line, style=styles[finding.level]), soft_wrap=True)
+
+
+def _base(quantization: str) -> str:
+    """What must be said beside a verdict of the base that all arms stand on."""
+    if quantization == "none":
+        return ""
+    if quantization == "unknown":
+        return "  (the server does not say whether its base is quantised)"
+    return f"  (all arms on a base quantised by {plain(quantization)})"
 
 
 def _private(stream: TextIO) -> TextIO:
