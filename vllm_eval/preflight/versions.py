@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _DRIVERS = {11: (450, 80), 12: (525, 60), 13: (580, 65)}
 """Oldest driver for each CUDA major version: NVIDIA, CUDA compatibility, table 1."""
 LAST_FOR_CUDA_12 = "vllm==0.19.1 transformers==5.9.0"
-"""That release allows later transformers too, of which not each loads beside its PyTorch."""
+"""With the transformers of its days, as in the notebooks and guides."""
 
 
 @dataclass(frozen=True, slots=True)
