@@ -6,63 +6,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import aiohttp
 from aiohttp import web
 
+from tests.loopback import Loopback
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 BASE, STUDENT = "base", "pupil"
 LONGEST = 3072
-
-
-class Loopback:
-    """An application on a port of its own, in a thread of its own; stopped and started again."""
-
-    def __init__(self, routes: web.RouteTableDef) -> None:
-        self._routes = routes
-        self._port = 0
-        self._loop = asyncio.new_event_loop()
-        self._runner: web.AppRunner | None = None
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        """What is given as `--base-url`."""
-        return f"http://127.0.0.1:{self._port}/v1"
-
-    def start(self) -> None:
-        """Listen; on the same port as before after a stop."""
-        self._wait(self._start())
-
-    def stop(self) -> None:
-        """Cut every connection and listen no more."""
-        self._wait(self._stop())
-
-    def _wait(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
-
-    async def _start(self) -> None:
-        app = web.Application(client_max_size=2**24)
-        app.add_routes(self._routes)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True)
-        await site.start()
-        self._port = self._runner.addresses[0][1]
-
-    async def _stop(self) -> None:
-        if self._runner is not None:
-            for connection in self._runner.server.connections if self._runner.server else ():
-                connection.force_close()
-                if connection.transport is not None:
-                    connection.transport.abort()
-            await self._runner.cleanup()
-            self._runner = None
 
 
 @dataclass
@@ -82,6 +38,12 @@ class FakeServer:
     """All models answer alike."""
     loads: bool = False
     key: str | None = None
+    status: int | None = None
+    """Of every answer, instead of one."""
+    odd: dict[str, str] = field(default_factory=dict)
+    """Bodies by path, said instead of an answer."""
+    version_fails: int = 0
+    """So often."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     """Every streamed request that was let in."""
     in_flight: int = 0
@@ -103,10 +65,18 @@ class FakeServer:
     def url(self) -> str:
         return self.loopback.url
 
+    def _instead(self, request: web.Request) -> web.Response | None:
+        if self.status:
+            return _refuse(self.status, "not now")
+        text = self.odd.get(request.path)
+        return None if text is None else web.Response(text=text, content_type="application/json")
+
     async def _models(self, request: web.Request) -> web.Response:
         if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
             given = request.headers.get("Authorization", "")
             return _refuse(401, f"wrong key: {given}")
+        if instead := self._instead(request):
+            return instead
         data = [
             {
                 "id": name,
@@ -121,6 +91,9 @@ class FakeServer:
         return web.json_response({"object": "list", "data": data})
 
     async def _version(self, request: web.Request) -> web.Response:
+        if self.version_fails:
+            self.version_fails -= 1
+            return _refuse(500, "not yet")
         return web.json_response({"version": self.version}) if self.version else _refuse(404, "no")
 
     async def _tokenize(self, request: web.Request) -> web.Response:
@@ -139,7 +112,9 @@ class FakeServer:
         if body["model"] not in self.models:
             return _refuse(404, f"The model `{body['model']}` does not exist.")
         if not body.get("stream"):
-            return self._likeliest(body)
+            return self._instead(request) or self._likeliest(body)
+        if self.status:
+            return _refuse(self.status, "not now")
         if self.in_flight >= self.room:
             self.turned_away += 1
             headers = {"Retry-After": self.retry_after} if self.retry_after else {}
@@ -183,7 +158,10 @@ class FakeServer:
         return web.json_response({"id": "1", "object": "text_completion", "choices": choices})
 
 
-Fault = Literal["pass", "busy", "later", "broken", "slow", "cut", "drop", "garbage", "endless"]
+Refusal = Literal["busy", "later", "at once", "broken", "filter", "absent"]
+Fault = Refusal | Literal["pass", "slow", "cut", "drop", "garbage", "endless", "pings", "open"]
+REFUSALS = {"busy": 429, "later": 429, "at once": 429, "broken": 500, "filter": 403, "absent": 404}
+RETRY_AFTER = {"later": "0.2", "at once": "0"}
 
 
 @dataclass
@@ -213,22 +191,29 @@ class FaultProxy:
         if body.get("stream"):
             fault = self.fault(len(self.seen), body)
             self.seen.append(fault)
-        if fault in ("busy", "later", "broken"):
-            headers = {"Retry-After": "0.2"} if fault == "later" else {}
-            return _refuse(500 if fault == "broken" else 429, f"as planned: {fault}", headers)
+        if code := REFUSALS.get(fault):
+            headers = {"Retry-After": RETRY_AFTER[fault]} if fault in RETRY_AFTER else {}
+            return _refuse(code, f"as planned: {fault}", headers)
         if fault == "drop":
             return await _hang_up(request)
         if fault == "slow":
             await asyncio.sleep(self.seconds)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        if fault in ("garbage", "endless"):
+        if fault in ("garbage", "endless", "pings"):
             await response.prepare(request)
             if fault == "garbage":
                 await response.write(b"data: {what is this\n\n")
             while fault == "endless":
                 await _event(response, {"choices": [{"index": 0, "text": "x" * 10_000}]})
+            while fault == "pings":
+                await _event(response, {"choices": [{"index": 0, "text": ""}]})
+                await asyncio.sleep(0.05)
             return response
-        return await self._pass_on(request, raw, response, cut=fault == "cut")
+        await self._pass_on(request, raw, response, cut=fault == "cut")
+        while fault == "open":
+            await response.write(b": still here\n\n")
+            await asyncio.sleep(0.05)
+        return response
 
     async def _pass_on(
         self, request: web.Request, raw: bytes, response: web.StreamResponse, *, cut: bool
@@ -243,9 +228,10 @@ class FaultProxy:
                 response.content_type = answer.content_type
                 await response.prepare(request)
                 async for chunk in answer.content.iter_any():
-                    await response.write(chunk)
-                    if cut:
+                    if cut:  # the first chunk may be the whole answer
+                        await response.write(chunk[: len(chunk) // 2])
                         return await _hang_up(request)
+                    await response.write(chunk)
         except aiohttp.ClientError:
             return await _hang_up(request)
         return response

@@ -211,6 +211,49 @@ def test_a_request_that_alone_fails_comes_back_with_an_error(desk: Desk) -> None
     assert all(done.error is None for name, done in found.items() if name != f"{BASELINE}/7")
 
 
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("filter", "the server takes the key and forbids it: 403"),
+        ("absent", "failed 5 times while the server answered others: 404"),
+        ("broken", "and the server is well: 500"),
+    ],
+)
+def test_a_request_that_fails_as_the_last_one_open_ends_nothing(
+    desk: Desk, fault: str, words: str
+) -> None:
+    server = desk.server()
+    proxy = FaultProxy(server.url, lambda _, body: fault if body["seed"] == 107 else "pass")  # type: ignore[arg-type, return-value]
+    engine = desk.engine(proxy, server_patience_s=1.5)
+    engine.submit([ask(7)])
+    assert words in str(drain(engine)[f"{BASELINE}/7"].error)
+    engine.submit([ask(1), ask(2, STUDENT)])
+    assert all(done.error is None for done in drain(engine).values())
+    proxy.loopback.stop()
+
+
+def test_a_key_that_is_taken_no_longer_is_no_requests_failure(desk: Desk) -> None:
+    engine = desk.engine(desk.proxy(desk.server(), "pass", "pass", again="filter"))
+    engine.submit(MANY)
+    with pytest.raises(EngineError, match="its key is no longer taken"):
+        drain(engine)
+
+
+def test_pings_are_no_answer(desk: Desk) -> None:
+    engine = desk.engine(desk.proxy(desk.server(), "pass", "pass", "pings"), request_timeout_s=0.5)
+    engine.submit([ask(1)])
+    assert drain(engine)[f"{BASELINE}/1"].error is None
+    assert engine.about["sent_again_timeout"] == 1
+
+
+def test_an_answer_ends_where_the_server_says_so(desk: Desk) -> None:
+    """The body goes on, with comments, and never ends."""
+    engine = desk.engine(desk.proxy(desk.server(), "pass", "pass", "open"))
+    engine.submit([ask(1)])
+    (done,) = engine.poll(5.0)
+    assert {done.request_id: done.text} == expected(ask(1))
+
+
 def test_what_the_server_refuses_is_not_asked_twice(desk: Desk) -> None:
     proxy = desk.proxy(desk.server(), "pass", "pass", "endless")
     engine = desk.engine(proxy, max_new_tokens=10)
@@ -248,8 +291,11 @@ def test_a_dead_server_is_left_out_and_taken_back(desk: Desk) -> None:
     assert log.count(f"{first.url}: in service") == 2
 
 
-def test_a_server_that_fails_at_once_does_not_draw_the_work_to_itself(desk: Desk) -> None:
-    sick = desk.proxy(desk.server(), "pass", "pass", again="broken")
+@pytest.mark.parametrize("fault", ["broken", "busy", "at once"])
+def test_a_server_that_fails_at_once_does_not_draw_the_work_to_itself(
+    desk: Desk, fault: str
+) -> None:
+    sick = desk.proxy(desk.server(), "pass", "pass", again=fault)
     engine = desk.engine(sick, desk.server(seconds=0.1), max_concurrency=2)
     engine.submit(MANY)
     assert {name: done.text for name, done in drain(engine).items()} == expected(*MANY)
@@ -263,6 +309,29 @@ def test_a_server_that_is_gone_for_good_ends_the_engine(desk: Desk) -> None:
     engine.submit([ask(1)])
     with pytest.raises(EngineDiedError, match=r"no answer for 0\.5 s \(server_patience_s\)"):
         drain(engine)
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 500])
+def test_a_server_that_is_starting_anew_may_answer_anything(desk: Desk, status: int) -> None:
+    server = desk.server()
+    engine = desk.engine(server)
+    server.loopback.stop()
+    server.status = status
+    engine.submit([ask(1)])
+    assert engine.poll(0.2) == []
+    server.loopback.start()
+    assert engine.poll(0.5) == []
+    server.status = None
+    assert drain(engine)[f"{BASELINE}/1"].error is None
+
+
+def test_a_server_that_is_gone_ends_nothing_while_another_one_is_well(desk: Desk) -> None:
+    here, gone = desk.server(), desk.server()
+    engine = desk.engine(here, gone, server_patience_s=0.5)
+    gone.loopback.stop()
+    here.seconds = 2.0
+    engine.submit(MANY)
+    assert {name: done.text for name, done in drain(engine).items()} == expected(*MANY)
 
 
 def test_one_of_two_servers_may_be_away_at_the_start(desk: Desk) -> None:
@@ -294,11 +363,16 @@ def test_everything_that_decides_an_answer_is_sent(desk: Desk) -> None:
 
 def test_another_server_than_vllm_is_sent_nothing_of_its_own(desk: Desk) -> None:
     server = desk.server(version=None)
-    engine = desk.engine(server)
+    engine = desk.engine(server, ignore_eos=True)
     engine.submit([ask(5)])
     drain(engine)
-    assert "top_k" not in server.bodies[-1]
+    assert server.bodies[-1].keys().isdisjoint({"top_k", "ignore_eos", "min_tokens"})
     assert engine.about["vllm"] == "unknown"
+
+
+def test_a_server_that_cannot_say_its_release_now_is_asked_again(desk: Desk) -> None:
+    engine = desk.engine(desk.server(version_fails=1))
+    assert engine.about["vllm"] == "0.32.0"
 
 
 def test_chat_prompts_go_to_the_chat_route(desk: Desk) -> None:
@@ -311,13 +385,16 @@ def test_chat_prompts_go_to_the_chat_route(desk: Desk) -> None:
 
 
 def test_an_answer_the_server_cut_short_is_not_the_models_failure(desk: Desk) -> None:
-    """vLLM gives what room is left, in silence; the prompt passes as short and is not counted."""
-    server = desk.server(answer=lambda body: "word " * 500)
+    """vLLM gives what room is left, in silence. Another arm's model may have more room."""
+    server = desk.server(answer=lambda body: "word " * 500, version=None)
     engine = desk.engine(server, max_new_tokens=400)
     prompt = "a " * 2700
     engine.submit([ask(1, prompt=prompt)])
     (done,) = drain(engine).values()
     assert "2700 tokens leave room for 372 of 400" in str(done.error)
+    assert engine.refusal(prompt) is None
+    engine.submit([ask(1, STUDENT, prompt)])
+    drain(engine)
     assert engine.refusal(prompt) == done.error
 
 
@@ -327,6 +404,13 @@ def test_an_adapter_is_loaded_where_the_server_allows_it(desk: Desk) -> None:
     assert {"lora_name": STUDENT, "lora_path": STUDENT} in server.bodies
     engine.submit([ask(1, STUDENT)])
     assert drain(engine)[f"{STUDENT}/1"].error is None
+
+
+def test_an_adapter_is_loaded_under_the_name_it_is_asked_by(desk: Desk) -> None:
+    server = desk.server(models={BASE: None}, loads=True)
+    names = {STUDENT: "team/v7"}
+    engine = desk.engine(server, load_adapters=True, served_models=names)
+    assert engine.about["models"] == "baseline=base, pupil=team/v7"
 
 
 def test_an_adapter_lost_in_a_restart_is_loaded_again(desk: Desk) -> None:
@@ -357,6 +441,26 @@ def test_a_server_that_does_not_serve_the_arms_is_refused(
 ) -> None:
     with pytest.raises(EngineError, match=message):
         desk.engine(desk.server(**fields), **more)
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/completions"])
+@pytest.mark.parametrize(
+    "body", ["", "{", "7", "[1]", '"x"', '{"data": [1, 2]}', '{"data": [{}]}', '{"choices": [1]}']
+)
+def test_what_is_no_answer_is_no_crash(desk: Desk, path: str, body: str) -> None:
+    """Without log probabilities the canary goes by the texts; without a list there is no start."""
+    server = desk.server(odd={path: body})
+    try:
+        engine = desk.engine(server, server_patience_s=0.1)
+    except EngineError as error:
+        assert server.url in str(error)  # noqa: PT017  either end is right, a traceback is not
+    else:
+        assert engine.about["canary"] == "texts"
+
+
+def test_a_canary_that_is_too_much_at_a_time_goes_on_one_by_one(desk: Desk) -> None:
+    engine = desk.engine(desk.server(log_probabilities=False, room=2))
+    assert engine.about["canary"] == "texts"
 
 
 def test_texts_tell_the_arms_apart_where_there_are_no_log_probabilities(desk: Desk) -> None:

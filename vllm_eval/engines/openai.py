@@ -7,6 +7,7 @@ completions from a queue. A server that is gone for a while costs time and nothi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import queue
 import threading
@@ -14,12 +15,11 @@ import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vllm_eval.engines.openai_records import FIRST_LIMIT, Server
-from vllm_eval.engines.openai_start import root_of
+from vllm_eval.engines.openai_records import FIRST_LIMIT, Done, Server
+from vllm_eval.engines.openai_start import HOPELESS, root_of
 from vllm_eval.engines.openai_traffic import Traffic
 from vllm_eval.engines.openai_wire import NO_KEY, FaultError, api_key, faults
 from vllm_eval.errors import ConfigError, EngineError
-from vllm_eval.records import Completion
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
     from vllm_eval.config import Config
-    from vllm_eval.records import Arm, Request
+    from vllm_eval.records import Arm, Completion, Request
 
 _T = TypeVar("_T")
 
@@ -38,7 +38,6 @@ COUNT_S = 10.0
 BYTES_PER_TOKEN = 2
 """Fewer than text has: a prompt that fits by this measure is not counted beforehand."""
 STOP_S = 10.0
-TOO_LONG = ("context length", "max_model_len", "too long", "leave room for")
 
 
 class OpenAIEngine:
@@ -48,10 +47,12 @@ class OpenAIEngine:
         """Connect to nothing yet; `open` is the way to get a working one."""
         self._config = config
         self._log = log
-        self._finished: queue.SimpleQueue[Completion | BaseException] = queue.SimpleQueue()
+        self._finished: queue.SimpleQueue[Done | BaseException] = queue.SimpleQueue()
         self._open = 0
         self._prompts: dict[str, str] = {}
-        self._refused: dict[int, str] = {}
+        self._arms = frozenset(arm.name for arm in arms)
+        self._refused: dict[int, dict[str, str]] = {}
+        """Why, by arm: models may have room for more or less."""
         self._count = functools.lru_cache(maxsize=512)(self._count_tokens)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="openai", daemon=True)
@@ -103,13 +104,14 @@ class OpenAIEngine:
         return {
             "engine": "openai",
             "vllm": (begun and begun.vllm) or "unknown",
+            "quantization": "unknown",  # no server tells
             "models": ", ".join(f"{arm}={model}" for arm, model in models.items()),
             "max_model_len": min(sizes, default=0),
             "servers": len(self._traffic.servers),
             "canary": ", ".join(sorted({one.canary for one in served})),
             "sent_again": counts.total,
             "sent_again_busy": counts.busy,
-            "sent_again_failed": counts.failed,
+            "sent_again_failed": counts.failed + counts.forbidden,
             "sent_again_timeout": counts.timeout,
             "sent_again_lost": counts.lost + counts.unreachable + counts.missing,
         }
@@ -117,13 +119,14 @@ class OpenAIEngine:
     def refusal(self, prompt: str) -> str | None:
         """A prompt must leave room for the whole answer: vLLM would cut the answer in silence.
 
-        Only a prompt that may be too long is counted, by the server. What a server has refused for
-        its length is refused here from then on.
+        Only a prompt that may be too long is counted, by the server. What servers have refused
+        for its length with every arm is refused here from then on.
         """
         if not prompt:
             return "the prompt is empty"
-        if why := self._refused.get(hash(prompt)):
-            return why
+        refused = self._refused.get(hash(prompt), {})
+        if refused.keys() == self._arms:
+            return next(iter(refused.values()))
         answer = self._config.max_new_tokens
         served = next((s.served for s in self._traffic.servers if s.served), None)
         limit = served.max_model_len if served and served.vllm else None
@@ -131,7 +134,10 @@ class OpenAIEngine:
             limit - answer
         ):
             return None
-        tokens = self._count(prompt)
+        try:
+            tokens = self._count(prompt)
+        except (FaultError, TimeoutError):
+            return None  # it is asked again, should the prompt come again
         if tokens + answer <= limit:
             return None
         return (
@@ -173,32 +179,38 @@ class OpenAIEngine:
         if not self._thread.is_alive():
             return
         try:
-            self._wait_for(self._traffic.stop(), STOP_S)
+            with contextlib.suppress(TimeoutError):  # what hangs goes down with the loop
+                self._wait_for(self._traffic.stop(), STOP_S)
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(STOP_S)
             if not self._thread.is_alive():
                 self._loop.close()
 
-    def _take(self, done: Completion) -> Completion:
+    def _take(self, done: Done) -> Completion:
         self._open -= 1
-        prompt = self._prompts.pop(done.request_id)
-        if done.error is not None and any(words in done.error for words in TOO_LONG):
-            self._refused[hash(prompt)] = done.error
-        return done
+        prompt = self._prompts.pop(done.completion.request_id)
+        if done.too_long and done.completion.error is not None:
+            self._refused.setdefault(hash(prompt), {})[done.arm] = done.completion.error
+        return done.completion
 
     def _count_tokens(self, prompt: str) -> int:
-        """A prompt's tokens by the first server in service; 0 where it does not tell."""
+        """A prompt's tokens by the first server in service; 0 where it does not count.
+
+        Raises:
+            FaultError, TimeoutError: it does not tell now.
+        """
         server = next((s for s in self._traffic.servers if s.served), None)
         if server is None or server.served is None:
-            return 0
+            raise FaultError("unreachable", "no server is in service")
         model = server.served.models["baseline"]
+        asked = _count(server.client, model, prompt, self._config.prompt_format)
         try:
-            return self._wait_for(
-                _count(server.client, model, prompt, self._config.prompt_format), COUNT_S
-            )
-        except (FaultError, TimeoutError):
-            return 0
+            return self._wait_for(asyncio.wait_for(asked, COUNT_S))
+        except FaultError as fault:
+            if fault.kind in HOPELESS:
+                return 0
+            raise
 
     def _wait_for(self, work: Coroutine[Any, Any, _T], timeout: float | None = None) -> _T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)

@@ -10,20 +10,23 @@ import asyncio
 import contextlib
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from vllm_eval.engines import canary, openai_wire
+from vllm_eval.engines import canary, openai_body, openai_wire
 from vllm_eval.engines.openai_wire import FaultError, faults
 from vllm_eval.records import BASELINE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 
     from openai import AsyncOpenAI
 
     from vllm_eval.config import Config
 
     Rows = list[dict[int, float]]
+
+_T = TypeVar("_T")
 
 LOG_PROBABILITIES = (canary.TOP_TOKENS, 5)
 """How many of the likeliest tokens a server is asked for: vLLM's limit, then OpenAI's."""
@@ -57,7 +60,8 @@ class Prover:
             students = (model for arm, model in self.models.items() if arm != BASELINE)
             for model in students:
                 await stack.enter_async_context(self._companion(model))
-            rows = await asyncio.gather(*(self._rows(m, most) for m in self.models.values()))
+            asked = [partial(self._rows, model, most) for model in self.models.values()]
+            rows = await _together(asked)
         canary.prove(alone, dict(zip(self.models, rows, strict=True)))
         return f"log probabilities of {most} tokens" if most else "texts"
 
@@ -80,44 +84,37 @@ class Prover:
             return [{hash(text): 0.0} for text in await self._texts(model, canary.TEXTS)]
         # A salt of its own: a row that found its prompt cached would be another shape.
         extra = {"return_tokens_as_token_ids": True, "cache_salt": uuid.uuid4().hex}
+        body: dict[str, Any] = {
+            "model": model,
+            "prompt": list(canary.TEXTS),
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "logprobs": most,
+        }
+        if self.vllm:
+            body |= extra | openai_body.PLAIN_SAMPLING
         with faults():
-            answer: Any = await self.client.completions.create(
-                model=model,
-                prompt=list(canary.TEXTS),
-                max_tokens=1,
-                temperature=0.0,
-                logprobs=most,
-                extra_body=extra | openai_wire.PLAIN_SAMPLING if self.vllm else None,
-            )
-        choices = sorted(getattr(answer, "choices", None) or (), key=lambda choice: choice.index)
-        if len(choices) != len(canary.TEXTS):
-            raise FaultError("refused", "several prompts in one request are not answered")
-        given = (choice.logprobs and choice.logprobs.top_logprobs for choice in choices)
-        return [_distribution(likeliest or ()) for likeliest in given]
+            answer = await self.client.post("/completions", body=body, cast_to=object)
+        return _read_rows(answer)
 
     async def _texts(self, model: str, texts: Sequence[str]) -> list[str]:
         update = {"temperature": 0.0, "max_new_tokens": TEXT_TOKENS, "ignore_eos": False}
         config = self.config.model_copy(update=update)
-        bodies = (openai_wire.fields(config, model, text, 0, vllm=self.vllm) for text in texts)
-        asked = (openai_wire.ask(self.client, config, body) for body in bodies)
-        return [answer.text for answer in await asyncio.gather(*asked)]
+        bodies = (openai_body.fields(config, model, text, 0, vllm=self.vllm) for text in texts)
+        asked = [partial(openai_wire.ask, self.client, config, body) for body in bodies]
+        return [answer.text for answer in await _together(asked)]
 
     @contextlib.asynccontextmanager
     async def _companion(self, model: str) -> AsyncIterator[None]:
         """Keep the server busy with one long answer: whoever is asked now shares its batch."""
         update = {"temperature": 1.0, "max_new_tokens": COMPANION_TOKENS, "ignore_eos": False}
         config = self.config.model_copy(update=update)
-        body = openai_wire.fields(config, model, canary.TEXTS[0], 0, vllm=self.vllm)
+        body = openai_body.fields(config, model, canary.TEXTS[0], 0, vllm=self.vllm)
         if self.vllm:
             body["extra_body"]["ignore_eos"] = True
         begun = asyncio.Event()
 
-        async def listen() -> None:
-            answer = openai_wire.Answer()
-            async for _ in openai_wire.stream(self.client, config, body, answer):
-                begun.set()
-
-        task = asyncio.create_task(listen())
+        task = asyncio.create_task(openai_wire.ask(self.client, config, body, begun.set))
         try:
             first = asyncio.create_task(begun.wait())
             await asyncio.wait((task, first), return_when=asyncio.FIRST_COMPLETED)
@@ -130,12 +127,41 @@ class Prover:
             await asyncio.gather(task, return_exceptions=True)
 
 
-def _distribution(logprobs: Sequence[Mapping[str, float] | None]) -> dict[int, float]:
+async def _together(asked: Sequence[Callable[[], Coroutine[Any, Any, _T]]]) -> list[_T]:
+    """All at a time, or one after the other where that is too much for the server."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(ask()) for ask in asked]
+    except BaseExceptionGroup as failed:
+        fault = failed.exceptions[0]
+        if not isinstance(fault, FaultError) or fault.kind != "busy":
+            raise fault from None
+    else:
+        return [task.result() for task in tasks]
+    return [await ask() for ask in asked]
+
+
+def _read_rows(answer: object) -> Rows:
+    """For each text the likeliest next tokens; an empty row where none are given."""
+    given = answer.get("choices") if isinstance(answer, dict) else None
+    choices = {}
+    for choice in given if isinstance(given, list) else ():
+        if not isinstance(choice, dict) or type(choice.get("index")) is not int:
+            raise FaultError("failed", "the answer to several prompts is none of this protocol")
+        choices[choice["index"]] = choice.get("logprobs")
+    if sorted(choices) != list(range(len(canary.TEXTS))):
+        raise FaultError("refused", "several prompts in one request are not answered")
+    rows = (choices[number] for number in sorted(choices))
+    return [_distribution(row.get("top_logprobs") if isinstance(row, dict) else ()) for row in rows]
+
+
+def _distribution(logprobs: object) -> dict[int, float]:
     """Log probability by token; a token spelled as text counts by its text."""
     found = {}
-    for token, value in (logprobs[0] if logprobs and logprobs[0] else {}).items():
+    first = logprobs[0] if isinstance(logprobs, list) and logprobs else None
+    for token, value in (first if isinstance(first, dict) else {}).items():
         number = token.removeprefix(TOKEN_PREFIX)
         named = number != token and number.isdecimal()
         if isinstance(value, float):
-            found[int(number) if named else hash(token)] = value
+            found[int(number[:20]) if named else hash(token)] = value
     return found

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 FIRST_LIMIT = 32
 """Requests a server is given at first."""
-TOLERATED = 2
-"""Failures one after the other for which a server is not yet left alone."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 15.0
 
 
@@ -41,6 +39,10 @@ class Server:
     free_at: float = 0.0
     """Until then it is left alone."""
     answered_at: float = 0.0
+    proved_at: float = 0.0
+    """When it last proved its arms."""
+    vouched_at: float = 0.0
+    """When it last did so after nothing but failures for as long as is put up with."""
     failed_at: float = 0.0
     failures: int = 0
     """Since its last answer; those of requests that were on their way together count as one."""
@@ -56,6 +58,18 @@ class Job:
     failed_at: float = 0.0
     alone: int = 0
     """Failed tries since the last of which the server has answered others."""
+    busy_since: float | None = None
+    """When it was first turned away as too much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of a request."""
+
+    completion: Completion
+    arm: str
+    too_long: bool = False
+    """Whether its prompt is to blame, and would be again."""
 
 
 @dataclass(slots=True)
@@ -68,6 +82,7 @@ class Counts:
     lost: int = 0
     unreachable: int = 0
     missing: int = 0
+    forbidden: int = 0
 
     @property
     def total(self) -> int:
@@ -75,7 +90,7 @@ class Counts:
         return sum(getattr(self, name) for name in self.__slots__)
 
 
-def complete(job: Job, began: float, answer: Answer, config: Config) -> Completion:
+def complete(job: Job, began: float, answer: Answer, config: Config) -> Done:
     """An answer as the engine's protocol wants it; times are from submission."""
     prompt, output = answer.tokens("prompt"), answer.tokens("completion")
     cut = answer.finish_reason == "length" and 0 < output < config.max_new_tokens
@@ -87,7 +102,7 @@ def complete(job: Job, began: float, answer: Answer, config: Config) -> Completi
         )
     elif answer.finish_reason not in ("stop", "length", "repetition"):
         error = f"the server ended the request: {str(answer.finish_reason)[:100]}"
-    return Completion(
+    completion = Completion(
         job.request.id,
         text=answer.text,
         finish_reason=answer.finish_reason,
@@ -99,6 +114,7 @@ def complete(job: Job, began: float, answer: Answer, config: Config) -> Completi
         ttft_s=answer.first_at - job.queued_at,
         total_s=answer.last_at - job.queued_at,
     )
+    return Done(completion, job.request.arm, too_long=cut)
 
 
 def pause(tries: int) -> float:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vllm_eval.config import Config
     from vllm_eval.records import Arm
 
+HOPELESS = ("forbidden", "missing", "refused")
+"""Faults that waiting does not mend, where a server has not yet proved anything."""
 HINTS = {
     "forbidden": "; set VLLM_API_KEY or OPENAI_API_KEY",
     "missing": "; is it the address of an OpenAI-compatible API, as http://HOST:8000/v1?",
@@ -53,24 +55,31 @@ async def prepare(client: AsyncOpenAI, config: Config, arms: Sequence[Arm]) -> S
         FaultError: the server could not be asked now.
         EngineError: it does not serve the arms, or not as it says.
     """
-    try:
+    listed = await list_models(client)
+    absent = missing_arms(listed, config, arms)
+    if absent and config.load_adapters:
+        for arm in absent:
+            await _load(client, _model(config, arm.name), _path_of(arm, config, arms))
         listed = await list_models(client)
-        absent = missing_arms(listed, config, arms)
-        if absent and config.load_adapters:
-            for arm in absent:
-                await _load(client, arm, _path_of(arm, config, arms))
-            listed = await list_models(client)
-        models = name_models(listed, config, arms, str(client.base_url))
-        version = await _version(client)
-        prover = Prover(client, config, models, vllm=version is not None)
-        proved_by = await prover.prove()
-    except FaultError as fault:
-        if fault.kind in ("refused", "forbidden", "missing"):
-            msg = f"{client.base_url}: {fault.words}{HINTS.get(fault.kind, '')}"
-            raise EngineError(msg) from fault
-        raise
+    models = name_models(listed, config, arms, str(client.base_url))
+    version = await _version(client)
+    proved_by = await Prover(client, config, models, vllm=version is not None).prove()
     lengths = [entry.max_model_len for entry in listed.values() if entry.max_model_len]
     return Served(models, version, min(lengths, default=None), proved_by)
+
+
+def hold_to(begun: Served, served: Served, url: str) -> None:
+    """See that a server may join a run that another one, or itself before, has begun.
+
+    Raises:
+        EngineError: it serves other models or is of another release.
+    """
+    if (served.vllm, served.models) != (begun.vllm, begun.models):
+        msg = (
+            f"{url}: serves {dict(served.models)} with vLLM {served.vllm}, the run was begun with "
+            f"{dict(begun.models)} and {begun.vllm}; serve one, or start a new run"
+        )
+        raise EngineError(msg)
 
 
 async def list_models(client: AsyncOpenAI) -> dict[str, Listed]:
@@ -80,23 +89,27 @@ async def list_models(client: AsyncOpenAI) -> dict[str, Listed]:
         FaultError: it could not be asked.
     """
     with faults():
-        page = await client.models.list()
+        page = await client.get("/models", cast_to=object)
     return read_models(page)
 
 
 def read_models(page: object) -> dict[str, Listed]:
-    """A server's list of models, as the client hands it over.
+    """A server's list of models, as it is or as the client hands it over.
 
     Raises:
         FaultError: it is none.
     """
-    if not isinstance(data := getattr(page, "data", None), list):
+    given = page.to_dict(mode="python", warnings=False) if hasattr(page, "to_dict") else page
+    data = given.get("data") if isinstance(given, dict) else None
+    if not isinstance(data, list):
         raise FaultError("missing", "the list of models is none")
     found = {}
     for model in data:
-        more = model.model_extra or {}
-        parent, length = more.get("parent"), more.get("max_model_len")
-        found[str(model.id)] = Listed(
+        name = model.get("id") if isinstance(model, dict) else None
+        if not isinstance(name, str):
+            raise FaultError("failed", "the list of models holds what is no model")
+        parent, length = model.get("parent"), model.get("max_model_len")
+        found[name] = Listed(
             parent if isinstance(parent, str) else None, length if type(length) is int else None
         )
     return found
@@ -120,7 +133,7 @@ def name_models(
         if model not in listed:
             msg = (
                 f"{url}: serves no model {model!r} (it lists {', '.join(listed) or 'none'}); start "
-                f"it with --lora-modules {arm}=PATH, give -c served_models.{arm}=NAME, or "
+                f"it with --lora-modules {model}=PATH, give -c served_models.{arm}=NAME, or "
                 "--load-adapters where the server allows it"
             )
             raise EngineError(msg)
@@ -158,8 +171,8 @@ def _path_of(arm: Arm, config: Config, arms: Sequence[Arm]) -> str:
     return config.adapters[[other.name for other in arms].index(arm.name) - 1]
 
 
-async def _load(client: AsyncOpenAI, arm: Arm, path: str) -> None:
-    body = {"lora_name": arm.name, "lora_path": path}
+async def _load(client: AsyncOpenAI, model: str, path: str) -> None:
+    body = {"lora_name": model, "lora_path": path}
     try:
         with faults():
             await client.post("/load_lora_adapter", body=body, cast_to=object)
@@ -167,7 +180,7 @@ async def _load(client: AsyncOpenAI, arm: Arm, path: str) -> None:
         if fault.kind == "missing":
             what = (
                 "it loads no adapters at run time; start it with "
-                f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, or with --lora-modules {arm.name}={path}"
+                f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, or with --lora-modules {model}={path}"
             )
         elif fault.kind == "refused" and "already been loaded" in fault.words:
             return  # by somebody else, just now
@@ -175,7 +188,7 @@ async def _load(client: AsyncOpenAI, arm: Arm, path: str) -> None:
             what = f"cannot load {path}: {fault.words}"
         else:
             raise
-        msg = f"{client.base_url}: adapter {arm.name!r}: {what}"
+        msg = f"{client.base_url}: adapter {model!r}: {what}"
         raise EngineError(msg) from fault
 
 
@@ -185,9 +198,9 @@ async def _version(client: AsyncOpenAI) -> str | None:
         with faults():
             answer = await client.get(f"{root_of(client)}/version", cast_to=object)
     except FaultError as fault:
-        if fault.kind in ("missing", "refused", "forbidden", "failed"):
+        if fault.kind in HOPELESS:
             return None
-        raise
+        raise  # a guess would decide what vLLM is sent, and so what it answers
     version = answer.get("version") if isinstance(answer, dict) else None
     return version[:100] if isinstance(version, str) else None
 

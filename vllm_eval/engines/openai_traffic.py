@@ -1,8 +1,7 @@
 """Which server gets which request, how many at a time, and what happens when one fails.
 
-Each server has a limit of its own that follows what it can take: it grows with every answer and is
-halved when the server says it is too much (additive increase, multiplicative decrease; Chiu and
-Jain 1989). Everything here runs in one event loop.
+Each server has a limit of its own that follows what it can take (`openai_limits`). Everything here
+runs in one event loop.
 """
 
 from __future__ import annotations
@@ -13,17 +12,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vllm_eval.engines import openai_wire
-from vllm_eval.engines.openai_records import (
-    FIRST_LIMIT,
-    TOLERATED,
-    Counts,
-    Job,
-    Server,
-    complete,
-    pause,
-)
-from vllm_eval.engines.openai_start import prepare
+from vllm_eval.engines import openai_body, openai_limits, openai_wire
+from vllm_eval.engines.openai_records import FIRST_LIMIT, Counts, Done, Job, complete, pause
+from vllm_eval.engines.openai_start import HINTS, HOPELESS, hold_to, prepare
 from vllm_eval.engines.openai_wire import FaultError
 from vllm_eval.errors import EngineDiedError, EngineError
 from vllm_eval.records import Completion
@@ -33,13 +24,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from vllm_eval.config import Config
+    from vllm_eval.engines.openai_records import Server
     from vllm_eval.engines.openai_start import Served
     from vllm_eval.records import Arm, Request
 
 PROVE_S = 120.0
 """Longest wait for a server that is to prove its arms."""
-ALONE = 5
-"""So often a request may fail on servers that answer others meanwhile; then it is to blame."""
 
 
 @dataclass(slots=True)
@@ -49,7 +39,7 @@ class Traffic:
     config: Config
     arms: Sequence[Arm]
     servers: list[Server]
-    done: Callable[[Completion | BaseException], None]
+    done: Callable[[Done | BaseException], None]
     """Takes what is finished, or the error that ends everything."""
     note: Callable[[str], None]
     """Writes a line to the log."""
@@ -58,6 +48,8 @@ class Traffic:
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     silent_since: float | None = None
     """Since when nothing has come back but failures."""
+    vouching: bool = False
+    """Whether a server in service is proving itself, because of failures."""
     dead: bool = False
     begun: Served | None = None
     """What the first server proved; one of another release or with other models may not join."""
@@ -71,10 +63,13 @@ class Traffic:
         end, tries = time.monotonic() + self.config.server_patience_s, 0
         while True:
             tried = await asyncio.gather(*map(self._prove, self.servers), return_exceptions=True)
-            faults = [error for error in tried if error is not None]
-            if fatal := next((e for e in faults if not isinstance(e, FaultError)), None):
-                raise fatal
-            if len(faults) < len(tried):
+            for server, error in zip(self.servers, tried, strict=True):
+                if isinstance(error, FaultError) and error.kind in HOPELESS:
+                    msg = f"{server.url}: {error.words}{HINTS.get(error.kind, '')}"
+                    raise EngineError(msg) from error
+                if error is not None and not isinstance(error, FaultError):
+                    raise error
+            if None in tried:
                 break
             tries += 1
             if time.monotonic() > end:
@@ -114,25 +109,19 @@ class Traffic:
         """Give what waits to the servers with room, the least loaded one first."""
         now = time.monotonic()
         while self.waiting and not self.dead:
-            room = [
-                (server.in_flight / server.limit, number, server.served)
-                for number, server in enumerate(self.servers)
-                if server.served is not None
-                and server.free_at <= now
-                and server.in_flight < int(server.limit)
-            ]
-            if not room:
+            server = openai_limits.choose(self.servers, now)
+            if server is None or server.served is None:
                 return
-            _, number, served = min(room, key=lambda one: one[0])
-            self.servers[number].in_flight += 1
-            self._spawn(self._answer(self.waiting.popleft(), self.servers[number], served))
+            server.in_flight += 1
+            self._spawn(self._answer(self.waiting.popleft(), server, server.served))
 
     async def _answer(self, job: Job, server: Server, served: Served) -> None:
         began, request, vllm = time.monotonic(), job.request, served.vllm is not None
         model = served.models[request.arm]
-        body = openai_wire.fields(self.config, model, request.prompt, request.seed, vllm=vllm)
+        body = openai_body.fields(self.config, model, request.prompt, request.seed, vllm=vllm)
+        heard = self._heard if job.tries == 0 else lambda: None
         try:
-            answer = await openai_wire.ask(server.client, self.config, body)
+            answer = await openai_wire.ask(server.client, self.config, body, heard)
             self._succeeded(server)
             self.done(complete(job, began, answer, self.config))
         except FaultError as fault:
@@ -144,43 +133,50 @@ class Traffic:
     def _succeeded(self, server: Server) -> None:
         server.failures, server.answered_at = 0, time.monotonic()
         self.silent_since = None
-        step = 1.0 if server.climbing else 1.0 / server.limit
-        server.limit = min(server.limit + step, float(self.config.max_concurrency))
+        openai_limits.grow(server, self.config.max_concurrency)
+
+    def _heard(self) -> None:
+        """A first try's answer has begun. A later one's is no sign: it may break off every time."""
+        self.silent_since = None
 
     def _failed(self, job: Job, server: Server, fault: FaultError, began: float) -> None:
         """Decide what a failure means for the request, for the server and for everything."""
         if fault.kind == "refused":
-            self.done(Completion(job.request.id, error=f"the server refuses it: {fault.words}"))
+            self._give_up(job, f"the server refuses it: {fault.words}", too_long=fault.too_long)
             return
-        if fault.kind == "forbidden":
+        if fault.kind == "forbidden" and fault.code != 403:
             self._die(EngineError(f"{server.url}: {fault.words}; its key is no longer taken"))
             return
         setattr(self.counts, fault.kind, getattr(self.counts, fault.kind) + 1)
         job.tries += 1
-        now = time.monotonic()
-        if fault.kind in ("failed", "timeout", "lost"):
-            job.alone += server.answered_at > max(job.failed_at, job.queued_at)
-            job.failed_at = now
-        if job.alone >= ALONE:
-            words = f"failed {ALONE} times while the server answered others: {fault.words}"
-            self.note(f"{server.url}: {job.request.id}: {words}")
-            self.done(Completion(job.request.id, error=words))
+        now, patience = time.monotonic(), self.config.server_patience_s
+        if why := openai_limits.blame(job, server, fault, now, patience):
+            self.note(f"{server.url}: {job.request.id}: {why}: {fault.words}")
+            self._give_up(job, f"{why}: {fault.words}")
             return
+        # One that answers is left as it is: it is only asked for less.
+        silent = server.limit < 2 or server.answered_at < server.cut_at
         if fault.kind in ("busy", "timeout"):
             self._cut(server, fault, began, now)
-        if fault.kind != "busy":
-            self._count_failure(server, began, now)
+        if fault.kind != "busy" or silent:
+            seconds = openai_limits.count_failure(server, began, now)
+            self._leave_alone(server, now, seconds)
         if fault.kind in ("unreachable", "missing"):
             self._take_out(server, fault)
-        if self._out_of_patience(f"{server.url}: {fault.words}"):
-            return
+        if (self._silent_too_long() or fault.kind == "forbidden") and server.served is not None:
+            self._have_vouched(server)
         self._again(job, server, fault, now)
+
+    def _give_up(self, job: Job, words: str, *, too_long: bool = False) -> None:
+        completion = Completion(job.request.id, error=words)
+        self.done(Done(completion, job.request.arm, too_long))
 
     def _again(self, job: Job, server: Server, fault: FaultError, now: float) -> None:
         """Put a request back; at once where only another server or a pause is needed."""
         loop = asyncio.get_running_loop()
         if fault.wait_s is not None:
-            rest = min(fault.wait_s, self.config.server_patience_s)
+            # Some say 0, which would have them asked again as fast as they can say it.
+            rest = min(max(fault.wait_s, pause(1)), self.config.server_patience_s)
             self._leave_alone(server, now, rest)
         if fault.wait_s is not None or server.served is None:
             self.waiting.appendleft(job)
@@ -193,22 +189,13 @@ class Traffic:
         self._dispatch()
 
     def _cut(self, server: Server, fault: FaultError, began: float, now: float) -> None:
-        """Halve the limit, once for all requests that were on their way together."""
-        if began < server.cut_at:
-            return
-        before, server.limit = server.limit, max(1.0, server.limit / 2)
-        server.climbing, server.cut_at = False, now
-        self.note(f"{server.url}: {fault.words}; limit {before:.0f} -> {server.limit:.0f}")
-
-    def _count_failure(self, server: Server, began: float, now: float) -> None:
-        """Leave a server alone for longer and longer: one that fails at once has always room."""
-        if began <= server.failed_at:
-            return
-        server.failed_at, server.failures = now, server.failures + 1
-        if server.failures > TOLERATED:
-            self._leave_alone(server, now, pause(server.failures - TOLERATED))
+        before = server.limit
+        if openai_limits.cut(server, began, now):
+            self.note(f"{server.url}: {fault.words}; limit {before:.0f} -> {server.limit:.0f}")
 
     def _leave_alone(self, server: Server, now: float, seconds: float) -> None:
+        if seconds <= 0:
+            return
         server.free_at = max(server.free_at, now + seconds)
         asyncio.get_running_loop().call_later(seconds + 0.001, self._dispatch)
 
@@ -228,8 +215,12 @@ class Traffic:
             try:
                 await self._prove(server)
             except FaultError as fault:
-                if self._out_of_patience(f"{server.url}: {fault.words}"):
-                    return
+                if self._silent_too_long():
+                    other = next((s for s in self.servers if s.served is not None), None)
+                    if other is None:
+                        self._die_of_silence(server, fault)
+                        return
+                    self._have_vouched(other)
             except EngineError as error:
                 self._die(error)
                 return
@@ -237,31 +228,57 @@ class Traffic:
                 self._dispatch()
                 return
 
+    def _have_vouched(self, server: Server) -> None:
+        if not self.vouching:
+            self.vouching = True
+            self._spawn(self._vouch(server))
+
+    async def _vouch(self, server: Server) -> None:
+        """Before failures end everything: whether a server that is in service is well."""
+        try:
+            await self._asked_for_proof(server)
+        except FaultError as fault:
+            if fault.kind == "forbidden":
+                self._die(EngineError(f"{server.url}: {fault.words}; its key is no longer taken"))
+            elif self._silent_too_long():
+                self._die_of_silence(server, fault)
+        except EngineError as error:
+            self._die(error)
+        else:
+            if self._silent_too_long():
+                server.vouched_at, self.silent_since = time.monotonic(), None
+            self.note(f"{server.url}: failures, but it has proved its arms again")
+        finally:
+            self.vouching = False
+
     async def _prove(self, server: Server) -> None:
-        client = server.client.with_options(timeout=min(PROVE_S, self.config.request_timeout_s))
-        served = await prepare(client, self.config, self.arms)
-        begun = self.begun = self.begun or served
-        if (served.vllm, served.models) != (begun.vllm, begun.models):
-            msg = (
-                f"{server.url}: serves {dict(served.models)} with vLLM {served.vllm}, the run was "
-                f"begun with {dict(begun.models)} and {begun.vllm}; serve one, or start a new run"
-            )
-            raise EngineError(msg)
+        """Have a server prove its arms, and take it into service with a small limit."""
+        served = await self._asked_for_proof(server)
         server.limit = min(float(FIRST_LIMIT), float(self.config.max_concurrency))
         server.climbing, server.failures, server.served = True, 0, served
         named = ", ".join(f"{arm}: {model}" for arm, model in served.models.items())
         self.note(f"{server.url}: in service, vLLM {served.vllm}, {named}; by {served.canary}")
 
-    def _out_of_patience(self, words: str) -> bool:
-        """Note a failure; whether there have only been such for too long, which ends the engine."""
+    async def _asked_for_proof(self, server: Server) -> Served:
+        seconds = min(PROVE_S, self.config.request_timeout_s)
+        config = self.config.model_copy(update={"request_timeout_s": seconds})
+        served = await prepare(server.client.with_options(timeout=seconds), config, self.arms)
+        self.begun = self.begun or served
+        hold_to(self.begun, served, server.url)
+        server.proved_at = time.monotonic()
+        return served
+
+    def _silent_too_long(self) -> bool:
+        """Note a failure; whether there have only been such for longer than is put up with."""
         now = time.monotonic()
         if self.silent_since is None:
             self.silent_since = now
-        if now - self.silent_since < self.config.server_patience_s:
-            return False
+        return now - self.silent_since >= self.config.server_patience_s
+
+    def _die_of_silence(self, server: Server, fault: FaultError) -> None:
         patience = f"{self.config.server_patience_s:g} s (server_patience_s)"
-        self._die(EngineDiedError(f"the engine died: no answer for {patience}, at last {words}"))
-        return True
+        last = f"{server.url}: {fault.words}{HINTS.get(fault.kind, '')}"
+        self._die(EngineDiedError(f"the engine died: no answer for {patience}, at last {last}"))
 
     def _die(self, error: BaseException) -> None:
         if not self.dead:

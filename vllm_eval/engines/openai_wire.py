@@ -1,4 +1,4 @@
-"""One request on the wire: what is sent, how the stream is read, and what can go wrong.
+"""One request on the wire: how the stream is read, and what can go wrong.
 
 The stream is read line by line below the official client's own reader, which makes a record of
 every chunk and so takes 0.25 ms of the driver's time for each token, eight times as much.
@@ -6,9 +6,11 @@ every chunk and so takes 0.25 ms of the driver's time for each token, eight time
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import importlib
+import json
 import os
 import time
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 
     from openai import APIStatusError, AsyncOpenAI
 
@@ -32,24 +34,36 @@ Kind = Literal[
 ]
 """Of a fault. `busy`: ask for less; `missing`: no such model; `refused`: it would only come again.
 """
-PLAIN_SAMPLING = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-"""What vLLM takes from the model's generation_config.json where a request does not say it."""
 CHARACTERS_PER_TOKEN = 200
 """More than any token has: a server that sends more does not keep to `max_tokens`."""
 LONGEST_LINE = 4 * 2**20
 WORDS = 400
 """Characters kept of a server's message."""
+REASON = 100
+"""Characters kept of the word an answer ended with."""
+END_S = 1.0
+"""How long a body may go on after `[DONE]`; a connection whose body has ended is used again."""
+TOO_LONG = ("context length", "max_model_len", "too long", "leave room for")
 
 
 class FaultError(Exception):
     """A request came to nothing; never leaves the engine."""
 
-    def __init__(self, kind: Kind, words: str, wait_s: float | None = None) -> None:
-        """`wait_s`: how long the server asks to be left alone, where it says so."""
+    def __init__(
+        self, kind: Kind, words: str, wait_s: float | None = None, code: int | None = None
+    ) -> None:
+        """`wait_s`: how long the server asks to be left alone; `code`: the HTTP status, if any."""
         super().__init__(words)
         self.kind = kind
         self.words = words
         self.wait_s = wait_s
+        self.code = code
+
+    @property
+    def too_long(self) -> bool:
+        """Whether the server refuses the prompt for its length, and would do so again."""
+        named = self.code in (400, 422) and any(words in self.words for words in TOO_LONG)
+        return named or self.code == 413
 
 
 @dataclass(slots=True)
@@ -58,6 +72,7 @@ class Answer:
 
     parts: list[str] = field(default_factory=list)
     characters: int = 0
+    """Of the text, and of reasoning, which is not kept."""
     chunks: int = 0
     finish_reason: str | None = None
     usage: dict[str, Any] = field(default_factory=dict)
@@ -81,63 +96,45 @@ class Answer:
         return _whole(details.get("cached_tokens")) if isinstance(details, dict) else 0
 
 
-def fields(config: Config, model: str, prompt: str, seed: int, *, vllm: bool) -> dict[str, Any]:
-    """A request's body as keywords of the client's `create`."""
-    extra: dict[str, Any] = dict(PLAIN_SAMPLING) if vllm else {}
-    if config.ignore_eos:
-        extra |= {"ignore_eos": True, "min_tokens": config.max_new_tokens}
-    asked: dict[str, Any] = (
-        {"prompt": prompt}
-        if config.prompt_format == "raw"
-        else {"messages": [{"role": "user", "content": prompt}]}
-    )
-    return asked | {
-        "model": model,
-        "temperature": config.temperature,
-        "top_p": config.top_p,
-        "max_tokens": config.max_new_tokens,
-        "seed": seed,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "extra_body": extra,
-    }
-
-
-async def ask(client: AsyncOpenAI, config: Config, body: dict[str, Any]) -> Answer:
-    """Send one request and read its answer to the end.
+async def ask(
+    client: AsyncOpenAI,
+    config: Config,
+    body: dict[str, Any],
+    heard: Callable[[], None] = lambda: None,
+) -> Answer:
+    """Send one request and read its answer to the end; `heard` is called when it begins.
 
     Raises:
         FaultError: there is no whole answer.
     """
-    answer = Answer()
-    async for _ in stream(client, config, body, answer):
-        pass
-    if answer.finish_reason in (None, "abort", "error"):  # as servers end that are shut down
-        raise FaultError("lost", "the stream ended before the answer did")
-    return answer
-
-
-async def stream(
-    client: AsyncOpenAI, config: Config, body: dict[str, Any], answer: Answer
-) -> AsyncIterator[None]:
-    """Send one request and fill `answer`; a turn for every chunk.
-
-    Raises:
-        FaultError: the request failed, or what came is no answer.
-    """
     calls: Any = client.completions if config.prompt_format == "raw" else client.chat.completions
-    most = CHARACTERS_PER_TOKEN * body["max_tokens"]
+    answer = Answer()
     with faults():
         async with (
+            # Bytes alone are no sign of life: a gateway may send pings for ever.
+            asyncio.timeout(config.request_timeout_s) as patience,
             calls.with_streaming_response.create(**body) as response,
             contextlib.aclosing(_lines(response.iter_bytes())) as lines,
         ):
             async for line in lines:
-                if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
-                    _read_event(answer, data)
-                    if answer.characters > most:
-                        raise FaultError("refused", "the server sends more than max_tokens allow")
-                    yield
+                if not line.startswith(b"data:"):
+                    continue
+                if (data := line[5:].strip()) == b"[DONE]":
+                    break
+                seen = (answer.last_at, answer.usage)
+                _read_event(answer, data)
+                if answer.characters > CHARACTERS_PER_TOKEN * body["max_tokens"]:
+                    raise FaultError("refused", "the server sends more than max_tokens allow")
+                if seen[0] == 0.0 < answer.last_at:
+                    heard()
+                if seen != (answer.last_at, answer.usage):
+                    now = asyncio.get_running_loop().time()
+                    patience.reschedule(now + config.request_timeout_s)
+            patience.reschedule(None)
+            await _end(lines)
+    if answer.finish_reason in (None, "abort", "error"):  # as servers end that are shut down
+        raise FaultError("lost", "the stream ended before the answer did")
+    return answer
 
 
 def api_key() -> str | None:
@@ -162,6 +159,10 @@ def faults() -> Iterator[None]:
         raise FaultError(kind, _words(error.__cause__ or error)) from error
     except openai.OpenAIError as error:
         raise FaultError("failed", _words(error)) from error
+    except json.JSONDecodeError as error:  # the client lets it out where a body is none
+        raise FaultError("failed", f"what is answered is no JSON: {_words(error)}") from error
+    except TimeoutError as error:
+        raise FaultError("timeout", "no answer in time") from error
     except _transport_errors() as error:
         kind = "timeout" if "Timeout" in type(error).__name__ else "lost"
         raise FaultError(kind, _words(error)) from error
@@ -184,30 +185,51 @@ def _read_event(answer: Answer, data: bytes) -> None:
     choices = event.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         return
-    delta = choices[0].get("delta")
-    text = delta.get("content") if isinstance(delta, dict) else choices[0].get("text")
-    reason = choices[0].get("finish_reason")
+    _read_choice(answer, choices[0])
+
+
+def _read_choice(answer: Answer, choice: dict[str, Any]) -> None:
+    delta = choice.get("delta")
+    said = delta if isinstance(delta, dict) else {}
+    text = said.get("content") if delta is not None else choice.get("text")
+    thought = said.get("reasoning_content") or said.get("reasoning")
+    reason = choice.get("finish_reason")
     if isinstance(reason, str):
-        answer.finish_reason = reason
+        answer.finish_reason = reason[:REASON]
     if isinstance(text, str) and text:
         answer.parts.append(text)
         answer.characters += len(text)
         answer.chunks += 1
-    if text or reason:
+    if isinstance(thought, str):
+        answer.characters += len(thought)
+    if text or reason or thought:
         answer.last_at = time.monotonic()
+    if text or reason:
         answer.first_at = answer.first_at or answer.last_at
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     """Lines of a stream; one without an end would fill the memory."""
-    rest = b""
+    held: list[bytes] = []
+    size = 0
     async for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line
-        if len(rest) > LONGEST_LINE:
+        first, *more = chunk.split(b"\n")
+        held.append(first)
+        size += len(first)
+        for begun in more:
+            yield b"".join(held)
+            held, size = [begun], len(begun)
+        if size > LONGEST_LINE:
             raise FaultError("refused", f"the server sends lines above {LONGEST_LINE} bytes")
-    yield rest
+    yield b"".join(held)
+
+
+async def _end(lines: AsyncIterator[bytes]) -> None:
+    """Let the body end; the answer is there, whatever becomes of the rest."""
+    with contextlib.suppress(TimeoutError, FaultError, *_transport_errors()):
+        async with asyncio.timeout(END_S):
+            async for _ in lines:
+                pass
 
 
 def _of_status(code: int, message: str, wait_s: float | None) -> FaultError:
@@ -215,7 +237,7 @@ def _of_status(code: int, message: str, wait_s: float | None) -> FaultError:
     named: dict[int, Kind] = {401: "forbidden", 403: "forbidden", 404: "missing", 429: "busy"}
     named |= {503: "busy", 408: "failed", 409: "failed", 425: "failed"}
     kind = named.get(code, "refused" if 400 <= code < 500 else "failed")
-    return FaultError(kind, words, wait_s)
+    return FaultError(kind, words, wait_s, code)
 
 
 def _retry_after(error: APIStatusError) -> float | None:

@@ -10,16 +10,15 @@ import math
 import os
 import time
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vllm_eval.config import resolve_path
 from vllm_eval.engines.output import OutputToFile
 from vllm_eval.engines.prompts import too_long
 from vllm_eval.engines.ray_replica import Order, Replica, Started
-from vllm_eval.engines.ray_seats import Seat, environment, room, share_out, unlike
+from vllm_eval.engines.ray_seats import Seat, counter, environment, room, share_out, unlike
 from vllm_eval.errors import EngineDiedError, EngineError, EvalError
 from vllm_eval.preflight.demand import needs_of
-from vllm_eval.preflight.lengths import open_counter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +48,8 @@ class RayEngine:
         self._queue: deque[Request] = deque()
         self._first: Started | None = None
         self._lost = 0
-        self._alone_since: float | None = None
+        self._seen = time.monotonic()
+        """When a replica was last open."""
         self._count: Callable[[str], int] | None = None
         self._open = True
 
@@ -116,11 +116,11 @@ class RayEngine:
         finished: list[Completion] = []
         while self.busy and not finished:
             self._hand_out()
-            self._hold_patience()
             left = max(0.0, end - time.monotonic())
             back = self._wait(min(left, 1.0))
             for seat in back:
                 finished += self._take(seat)
+            self._hold_patience()
             if not back and left == 0.0:
                 break
         self._hand_out()
@@ -153,7 +153,7 @@ class RayEngine:
 
         gpus, fit = room(ray.nodes(), needs_of(self._config).gpus)
         if not (self._config.replicas or fit):
-            msg = f"ray: no node of the cluster has {gpus} GPUs and a CPU, which a replica needs"
+            msg = f"ray: no node of the cluster has {gpus} GPUs and a CPU for a replica"
             raise EngineError(f"{msg}; see ray status")
         actor = ray.remote(Replica).options(
             num_cpus=1,
@@ -168,34 +168,21 @@ class RayEngine:
             self._start(seat)
         placed = [seat.actor.__ray_ready__.remote() for seat in self._seats]
         if not ray.wait(placed, timeout=self._config.server_patience_s)[0]:
-            needed = f"a CPU and {gpus} GPUs on one node"
             msg = f"ray: no replica was placed within {self._config.server_patience_s:.0f} s"
-            raise EngineError(f"{msg}, each needs {needed}; see ray status, or lower --replicas")
+            msg += f", each needs a CPU and {gpus} GPUs on one node; see ray status"
+            raise EngineError(msg)
 
     def _await_first(self) -> None:
         while self._first is None:
             for seat in self._wait(None):
                 self._take(seat)
         if self._config.answering != "scripted":
-            name = self._config.engine_args.get("tokenizer") or self._order.base_model
-            try:
-                self._count = open_counter(
-                    resolve_path(str(name)), self._config.prompt_format, self._config.engine_env
-                )
-            except ImportError as error:
-                msg = f"ray: the tokenizer is needed here too: {error}; pip install transformers"
-                raise EngineError(msg) from error
+            self._count = counter(self._config, self._order.base_model)
 
     def _start(self, seat: Seat) -> None:
         """Have a replica open its engine; Ray sends the call again if the process dies of it."""
-        log = self._order.log
-        order = Order(
-            self._config,
-            self._order.arms,
-            self._order.base_model,
-            log.with_name(f"{log.stem}_replica{seat.number}{log.suffix}"),
-            self._order.life + seat.starts,
-        )
+        log = self._order.log.with_stem(f"{self._order.log.stem}_replica{seat.number}")
+        order = replace(self._order, log=log, life=self._order.life + seat.starts)
         seat.starts += 1
         seat.call = seat.actor.open.options(max_task_retries=-1).remote(order)
 
@@ -212,10 +199,9 @@ class RayEngine:
         import ray
 
         calls = {seat.call: seat for seat in self._seats if seat.call is not None}
-        if ray.wait(list(calls), timeout=seconds)[0]:
-            back, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
-            return [calls[call] for call in back]
-        return []
+        ray.wait(list(calls), timeout=seconds)
+        back, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        return [calls[call] for call in back]
 
     def _take(self, seat: Seat) -> list[Completion]:
         """What a call brought: an opened replica, completions, or the loss of the replica."""
@@ -239,12 +225,9 @@ class RayEngine:
             else:
                 self._lose(seat)
         else:
-            if isinstance(brought, Started):
-                self._join(seat, brought)
-            elif brought is None:
-                self._lose(seat)
-            else:
+            if isinstance(brought, list):
                 return seat.answered(brought)
+            self._join(seat, brought) if brought else self._lose(seat)
         return []
 
     def _join(self, seat: Seat, started: Started) -> None:
@@ -283,13 +266,12 @@ class RayEngine:
         Raises:
             EngineDiedError: there has been none for too long.
         """
+        now = time.monotonic()
         if any(seat.started for seat in self._seats):
-            self._alone_since = None
-            return
-        self._alone_since = self._alone_since or time.monotonic()
-        if time.monotonic() - self._alone_since > self._config.server_patience_s:
-            msg = "ray: all replicas are lost, and none came back within "
-            raise EngineDiedError(f"{msg}{self._config.server_patience_s:.0f} s; see ray status")
+            self._seen = now
+        if now - self._seen > self._config.server_patience_s:
+            msg = "ray: all replicas are lost, and none came back in server_patience_s"
+            raise EngineDiedError(f"{msg}; see ray status")
 
 
 def _connect(config: Config) -> bool:

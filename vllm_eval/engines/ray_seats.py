@@ -6,9 +6,13 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vllm_eval.config import resolve_path
+from vllm_eval.errors import EngineError
+from vllm_eval.preflight.lengths import open_counter
+
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from vllm_eval.config import Config
     from vllm_eval.engines.ray_replica import Started
@@ -94,3 +98,18 @@ def unlike(first: Started, other: Started) -> str | None:
         if key != "max_num_seqs" and here != there:
             return f"{key} is {there!r} on {other.host} and {here!r} on {first.host}"
     return None
+
+
+def counter(config: Config, base_model: str | None) -> Callable[[str], int]:
+    """Counts a prompt's tokens in the driver, as the replicas do.
+
+    Raises:
+        EngineError: a library is missing.
+        InputError: the tokenizer cannot be read here.
+    """
+    folder = resolve_path(str(config.engine_args.get("tokenizer") or base_model))
+    try:
+        return open_counter(folder, config.prompt_format, config.engine_env)
+    except ImportError as error:
+        msg = f"ray: the tokenizer is needed here too: {error}; pip install transformers"
+        raise EngineError(msg) from error

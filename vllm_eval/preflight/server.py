@@ -67,4 +67,4 @@ def _ask_models(url: str) -> dict[str, openai_start.Listed]:
         OpenAI(base_url=url, api_key=key, max_retries=0, timeout=ANSWER_S) as client,
         openai_wire.faults(),
     ):
-        return openai_start.read_models(client.models.list())
+        return openai_start.read_models(client.get("/models", cast_to=object))
