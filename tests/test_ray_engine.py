@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -268,6 +269,7 @@ def test_a_replica_across_nodes_is_an_error(bench: Bench, answers: Answers) -> N
 
 
 @pytest.mark.engine
+@pytest.mark.skipif((os.cpu_count() or 1) < 4, reason="two engines and a cluster on under 4 cores")
 def test_two_replicas_answer_as_one_engine_and_a_killed_node_costs_nothing(
     bench: Bench, nodes: Any, tmp_path: Path
 ) -> None:
