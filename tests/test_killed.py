@@ -54,7 +54,7 @@ def test_fifty_kills_lose_nothing_and_repeat_nothing(bench: Bench, answers: Answ
 @pytest.mark.engine
 def test_a_real_run_killed_five_times_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     chance = random.Random(2)
-    work = ("--config", "demo", "--max-samples", "4", "--output-dir", str(tmp_path))
+    work = ("--config", "demo", "--max-samples", "4", "--no-report", "--output-dir", str(tmp_path))
     subprocess.run(arguments([*work, "--tag", "whole"]), check=False, capture_output=True)
     (whole,) = tmp_path.glob("whole_*")
     command = arguments([*work, "--tag", "killed"])
