@@ -205,7 +205,9 @@ def start_tool(folder: Path, program: str, arguments: str) -> subprocess.Popen[s
     script.write_text(f"#!/bin/sh\n{program}\n", encoding="utf-8")
     script.chmod(0o755)
     given = f"PYTHON, WORK = {str(script)!r}, {str(folder)!r}"
-    code = "\n".join([given, notebook_cells.TOOL, f"run_tool({arguments})"])
+    # A shell cannot trap what was ignored when it began, as Ctrl-C is behind `nohup` or `&`.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = "\n".join([heed, given, notebook_cells.TOOL, f"run_tool({arguments})"])
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([sys.executable, "-c", code], **pipes, text=True)  # type: ignore[call-overload,no-any-return]
 
