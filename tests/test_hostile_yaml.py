@@ -99,13 +99,6 @@ EXPENSIVE = {
 }
 
 
-def took(task: Task, case: Case, text: str) -> float:
-    """Seconds of processor time."""
-    begin = time.process_time()
-    task.judge(case, text)
-    return time.process_time() - begin
-
-
 def judge_in_time(task: Task, case: Case, text: str) -> str | None:
     """The reason, once the time has been found short enough."""
     start = time.process_time()
@@ -194,8 +187,8 @@ FRAGMENTS = st.sampled_from(
     ]
 )
 TEXTS = st.lists(FRAGMENTS | st.text(max_size=5), max_size=25).map("".join)
-GENERATED = 1_250
-"""Examples drawn; each is judged in eight arrangements, twice, so 10,000 answers."""
+GENERATED = 2_500
+"""Examples drawn; each is judged in eight arrangements, so 20,000 answers."""
 
 
 @settings(
@@ -218,8 +211,7 @@ def test_no_answer_makes_the_judge_raise_take_long_or_leave_its_range(
         ),
     ):
         text = f"{around}```yaml VISION\n{vision}\n```{around}```yaml REVIEW\n{review}\n```"
-        case = Case("x", 1, None, "c", other)
-        # Twice where it took long: a machine that stood still does not do so again.
-        assert took(task, case, text) < LIMIT_S or took(task, case, text) < LIMIT_S
-        judgement = task.judge(case, text)
+        begin = time.process_time()
+        judgement = task.judge(Case("x", 1, None, "c", other), text)
+        assert time.process_time() - begin < 1
         assert judgement.score is None or 0 <= judgement.score <= 1
