@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import signal
 import sys
 import threading
@@ -71,12 +73,16 @@ def run_command(
     from vllm_eval.console import Terminal
     from vllm_eval.run import AUTO, run
     from vllm_eval.store import CONFIG, find_run
+    from vllm_eval.tasks import refuse_file
 
     flags = config_layer(given)
     config, folder = load_config(files, settings, flags), None
     if resume and resume != AUTO:
         folder = find_run(resume, config.output_dir)
+        named = "task" in config.model_fields_set
         config = load_config([str(folder / CONFIG), *files], settings, flags)
+        if not named:
+            refuse_file(config.task, folder)
     with Terminal() as terminal:
         finished = run(config, terminal, AUTO if resume == AUTO else folder)
         terminal.finished(finished)
@@ -107,8 +113,9 @@ def check_command(
 @app.command("score")
 @click.argument("answers", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--dataset-path", help="Data set with the requirements; default: as stored.")
-@click.option("--task", help="How answers are judged; default: as stored, else product_owner.")
+@click.option("--task", help="Name or file; default: as stored by name, else product_owner.")
 @click.option("--confidence", type=FLOAT, help="Level at which the ratio must hold too.")
+@click.option("--repair", is_flag=True, help="Show what repairs of the text would recover.")
 @layer_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per answer, nothing else.")
 def score_command(
@@ -130,6 +137,8 @@ def score_command(
     from vllm_eval.rescore.score import score
 
     flags = {key: given[key] for key in ("dataset_path", "task") if given[key] is not None}
+    if given["repair"]:
+        flags["repair"] = True
     if given["confidence"] is not None:
         flags["gate"] = {"confidence": given["confidence"]}
     config = load_config(files, ["profile=none", *settings], flags)
@@ -178,6 +187,31 @@ def report_command(
 
     with Terminal() as terminal:
         render(runs, terminal, output_dir, output, mlflow)
+    sys.exit(PASS)
+
+
+@app.command("diagnose")
+@click.argument("run_name", metavar="RUN")
+@click.option("--output-dir", default="results", help="Where runs lie.  [results]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def diagnose_command(run_name: str, output_dir: str, as_json: bool) -> None:
+    """Say why answers failed, and what would help by how much.
+
+    RUN is a run folder, or the name of a run. One that was cut off is concluded from what it has.
+
+    Exit codes: 0 shown, 2 bad usage or input.
+    """
+    from vllm_eval.console import Terminal, show_json
+    from vllm_eval.diagnose.show import diagnosis_tables
+    from vllm_eval.report.stored_run import load_run
+    from vllm_eval.store import find_run
+
+    run = load_run(find_run(run_name, output_dir))
+    if as_json:
+        show_json(run.comparison["diagnosis"])
+    else:
+        with Terminal() as terminal:
+            terminal.show(diagnosis_tables(run.comparison["diagnosis"]))
     sys.exit(PASS)
 
 
@@ -230,6 +264,8 @@ def bench_command(files: Sequence[str], settings: Sequence[str], **given: object
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The program: never returns, exits with one of the documented codes."""
+    # The interpreter's last collections would go through all that torch and vLLM made: seconds.
+    atexit.register(gc.freeze)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # closes engines, as Ctrl-C does
     try:
