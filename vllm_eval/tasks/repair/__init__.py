@@ -1,0 +1,130 @@
+"""Repairs of an answer's text: few, named, and only where the answer cannot be read without them.
+
+A repair changes fences, white space and quotes, never a word. It is measured beside the strict
+judgement and replaces it nowhere; what breaks a rule of the contract stays broken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vllm_eval.tasks.repair import fences, values
+from vllm_eval.tasks.yaml_blocks import extract_block, find_block, parse_block
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    _Mend = Callable[[str, Collection[str]], str]
+
+MAX_CHARACTERS = 32 * 1024
+"""Five times the longest answer seen; a longer one is not repaired."""
+LABEL_FENCE, CLOSE_FENCE = "label_fence", "close_fence"
+INDENT_CONTINUATION = "indent_continuation"
+IN_BLOCKS: dict[str, _Mend] = {
+    "odd_spaces": values.even_spaces,
+    "tabs": values.expand_tabs,
+    INDENT_CONTINUATION: values.indent_continuation,
+    "quote_quotes": values.quote_quotes,
+    "quote_specials": values.quote_specials,
+    "quote_colons": values.quote_colons,
+}
+"""In the order tried: the quotes are put where the lines of a text are known."""
+NAMES = (LABEL_FENCE, CLOSE_FENCE, *IN_BLOCKS)
+"""Every repair there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """An answer after repair."""
+
+    text: str
+    names: tuple[str, ...]
+    """The repairs that were needed, in the order of `NAMES`; empty where the text is as it was."""
+
+
+def repair(
+    text: str, labels: Sequence[str], keys: Collection[str] = (), *, ended: bool = True
+) -> Repaired:
+    """Make every labelled block of an answer parse, with no more repairs than that takes.
+
+    An answer whose blocks all parse comes back as it was, byte for byte, and so does one that no
+    set of repairs makes parse. Never raises for any text.
+
+    Args:
+        text: the whole answer.
+        labels: of the blocks, in the order asked for.
+        keys: names known to be keys; a line that begins with one is taken for no continuation.
+        ended: whether the answer ended by itself. Where it was cut at the token limit, or that is
+            not known, its last fence stays open: words of the block may be missing.
+    """
+    unchanged = Repaired(text, ())
+    if len(text) > MAX_CHARACTERS or _parses(text, labels):
+        return unchanged
+    labelled = fences.label_fences(text, labels)
+    closed = fences.close_fence(labelled, labels) if ended else labelled
+    used = {LABEL_FENCE} if labelled != text else set()
+    fixed = closed
+    for label in labels:
+        span = find_block(fixed, label)
+        if span is None:
+            return unchanged
+        block = fixed[span[0] : span[1]]
+        # What follows a text in a block without an end may be no part of the answer at all.
+        last = closed != labelled and fixed.find("```", span[1] + 3) < 0
+        found = _mend(block, keys, {INDENT_CONTINUATION} if last else set())
+        if found is None:
+            return unchanged
+        fixed = fixed[: span[0]] + found[0] + fixed[span[1] :]
+        used |= found[1]
+    if closed != labelled:
+        used.add(CLOSE_FENCE)
+    if not used or not _parses(fixed, labels):
+        return unchanged
+    return Repaired(fixed, tuple(name for name in NAMES if name in used))
+
+
+def _mend(block: str, keys: Collection[str], without: set[str]) -> tuple[str, set[str]] | None:
+    """A block that parses and the repairs it took, each of them needed; None where none do."""
+    if _reads(block):
+        return block, set()
+    if values.is_unsure(block, keys):
+        return None
+    names = [name for name in IN_BLOCKS if name not in without]
+    used: list[str] = []
+    mended = block
+    for name in names:
+        changed = IN_BLOCKS[name](mended, keys)
+        if changed != mended:
+            used.append(name)
+            mended = changed
+            if _reads(mended):
+                break
+    else:
+        return None
+    for name in used[:-1]:
+        fewer = [other for other in used if other != name]
+        shorter = _apply(block, keys, fewer)
+        if _reads(shorter) and _data(shorter) == _data(mended):
+            used, mended = fewer, shorter
+    return mended, set(used)
+
+
+def _apply(block: str, keys: Collection[str], names: Sequence[str]) -> str:
+    for name in names:
+        block = IN_BLOCKS[name](block, keys)
+    return block
+
+
+def _reads(block: str) -> bool:
+    return parse_block(block).error is None
+
+
+def _data(block: str) -> str:
+    """What a block comes to, in a form that can be compared whatever refers to what in it."""
+    return repr(parse_block(block).data)
+
+
+def _parses(text: str, labels: Sequence[str]) -> bool:
+    blocks = (extract_block(text, label) for label in labels)
+    return all(block is not None and _reads(block) for block in blocks)
