@@ -55,7 +55,7 @@ def painters(comparison: Mapping[str, Any]) -> dict[str, Painter]:
         "distribution": any(sum(d["counts"]) for d in comparison["distributions"].values()),
         "tiers": any(summary["total"] for summary in comparison["arms"].values()),
         "attempts": bool(comparison["attempts"]),
-        "failures": bool(comparison["failures"]),
+        "failures": bool(_of_arms(comparison)),
         "throughput": bool(comparison["timing"]["over_time"]["output_tokens_per_s"]),
     }
     paint = {
@@ -242,7 +242,7 @@ def _attempts(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -
 
 def _failures(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:
     """Bars of attempts by reason and arm, a piece for each tier; solid where none was left."""
-    groups = comparison["failures"]
+    groups = _of_arms(comparison)
     failed = {group["arm"] for group in groups}
     arms = [arm for arm in comparison["arms"] if arm in failed][:MOST_ARMS]
     reasons = list(dict.fromkeys(group["reason"] for group in groups))
@@ -270,6 +270,11 @@ def _failures(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -
     more = left_out(reasons, MOST_REASONS)
     axes.set_xlabel(f"attempts (solid: the last one too){more}", loc="right")
     add_legend(figure, list(shown.values()), list(shown))
+
+
+def _of_arms(comparison: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The failures of all arms but constrained variants, which no figure shows."""
+    return [group for group in comparison["failures"] if group["arm"] in comparison["arms"]]
 
 
 def _throughput(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:

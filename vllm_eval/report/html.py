@@ -52,7 +52,7 @@ def render_html(run: StoredRun) -> str:
             run=run,
             c=run.comparison,
             arms=run.arms,
-            colours={arm: number % len(ARM_COLOURS) for number, arm in enumerate(run.arms)},
+            colours=_colours(run),
             tiers=_tiers(run.comparison),
             head=_head(run),
             figures=_figures(run.comparison),
@@ -64,6 +64,12 @@ def render_html(run: StoredRun) -> str:
             listed={row["id"] for row in data.index["cases"]},
         )
     )
+
+
+def _colours(run: StoredRun) -> dict[str, int]:
+    """Of the arms and, after them, of constrained variants: whoever made an attempt."""
+    names = dict.fromkeys((*run.arms, *run.comparison["attempts"]))
+    return {arm: number % len(ARM_COLOURS) for number, arm in enumerate(names)}
 
 
 def _script() -> str:

@@ -30,6 +30,15 @@ def visible(text: object) -> Markup:
     return Markup("<bdi>{}</bdi>").format(shown)
 
 
+def ticked(text: str) -> Markup:
+    """A sentence whose names stand between backticks: those as code, everything escaped."""
+    parts = (
+        Markup("<code>{}</code>").format(visible(part)) if number % 2 else visible(part)
+        for number, part in enumerate(text.split("`"))
+    )
+    return Markup("").join(parts)
+
+
 def json_in_script(data: Any) -> Markup:  # noqa: ANN401  any JSON value
     """JSON that cannot end, or comment out, the script element around it."""
     return Markup(orjson.dumps(data).decode().translate(_UNSAFE))  # noqa: S704  escaped just here

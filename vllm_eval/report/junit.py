@@ -89,6 +89,8 @@ def _case(
     message = f"{cell['valid']} of {cell['samples']} answers valid in {cell['attempts']} attempts"
     if example.get("message"):
         message += f"; {example['message']}"
+    if cell["repairs"]:
+        message += f"; a repair would make it valid: {', '.join(cell['repairs'])}"
     return _test(name, case, kind, cell["reason"], message, example.get("excerpt", ()))
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from vllm_eval import store
+from vllm_eval.diagnose.words import pattern_line, recovered, retried
 from vllm_eval.report import html_text
-from vllm_eval.report.markdown_text import Md, code, fence, finalize, words
+from vllm_eval.report.markdown_text import Md, code, fence, finalize, sentence, words
 from vllm_eval.report.next_steps import next_steps
 from vllm_eval.report.stored_run import read_details
 from vllm_eval.stats import NO_TIER
@@ -101,6 +102,7 @@ def _render(template: str, run: StoredRun, **more: object) -> str:
             c=run.comparison,
             name=run.folder.name,
             steps=next_steps(run),
+            clusters=run.comparison["diagnosis"]["clusters"][:MOST_GROUPS],
             groups=groups[:MOST_GROUPS],
             more_groups=max(0, len(groups) - MOST_GROUPS),
             **more,
@@ -126,10 +128,13 @@ def _templates() -> jinja2.Environment:
         "seconds": html_text.seconds,
         "chance": html_text.chance,
         "interval": _interval,
+        "recovered": recovered,
+        "retried": retried,
         "md": str,
     }
     environment.filters |= {name: _trusted(make) for name, make in own.items()}
-    environment.filters |= {"code": code, "fence": fence, "words": words}
+    environment.filters |= {"code": code, "fence": fence, "words": words, "sentence": sentence}
+    environment.filters |= {"pattern_line": pattern_line}
     return environment
 
 

@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 
 MOST = 120
 """Characters shown of a text on one line."""
+MOST_WORDS = 400
+"""The same, of a sentence."""
 _PLAIN_SPAN = re.compile(r"[^|\\]+")
 _ACTIVE = re.compile(r"[^\w \-]|_")
 _WORDS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_ ,()/-]*")
+_SENTENCE = re.compile(r"(?:[A-Za-z0-9_ ,;:%()+'-]|\.(?=[ 0-9]|$))*")
 _TICKS = re.compile("`+")
 
 
@@ -47,6 +50,18 @@ def words(value: object) -> Md:
     """A name of letters, digits and what markup does not know as it is, any other as code."""
     text = str(value)
     return Md(text) if _WORDS.fullmatch(text) else code(text)
+
+
+def sentence(value: object) -> Md:
+    """Words whose names stand between backticks: those as code, the rest as it is or as code too.
+
+    What could be a link, a mention or markup is no plain sentence, whoever wrote it.
+    """
+    parts = (
+        code(part, MOST_WORDS) if number % 2 or not _SENTENCE.fullmatch(part) else part
+        for number, part in enumerate(str(value).split("`"))
+    )
+    return Md("".join(parts))
 
 
 def fence(lines: Sequence[str]) -> Md:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.adapters import SLOT_RANKS
-from vllm_eval.records import BASELINE
+from vllm_eval.diagnose.clusters import KINDS
+from vllm_eval.diagnose.remedies import NO_ANSWER
+from vllm_eval.diagnose.words import recovered
 from vllm_eval.report.html_text import count, percent, signed
-from vllm_eval.report.markdown_text import Md, code, words
+from vllm_eval.report.markdown_text import Md, code, sentence, words
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -19,34 +20,8 @@ if TYPE_CHECKING:
 SURE = 0.95
 """Share of resamples from which on a verdict is not called close."""
 MOST_CASES = 3
-REMEDIES = {
-    r"missing_yaml_blocks": "The answer lacks one of its two fenced blocks. Train on whole answers "
-    "with both, closed, and ask with the prompt of the training (`--prompt-template`, "
-    "`--prompt-format`).",
-    r"invalid_(vision|review)_yaml": "The block is no valid YAML. Dump the training targets with a "
-    "YAML library, so that texts with a colon, a quote or a hash are quoted, and train anew.",
-    r"(vision|review)_not_mapping": "The block holds a list or a text instead of keys. Look for "
-    "such targets among the training data.",
-    r"(vision|review)_missing_\w+": "A required key is missing. Check every training target "
-    "against the contract and drop or repair those without it.",
-    r"alignment_\w+": "`requirements_alignment` has another shape than its three lists. Check the "
-    "training targets against the contract.",
-    r"no_requirement_ids": "The alignment cites no requirement. Training targets must name the ids "
-    "of the requirements they were given.",
-    r"insufficient_recommended_actions": "Too few recommended actions. Add training targets with "
-    "two and more, also for small cases.",
-    r"narrative_length_exceeded": "The narrative is too long. Shorten it in the training targets; "
-    "the prompt names the limit.",
-    r"prompt_too_long": "The prompt does not fit. Raise `--max-model-len`.",
-    r"engine_error": "The engine gave no answer. See `engine.log`, then run again.",
-}
-"""By reason, as a pattern."""
-NO_ANSWER = ("prompt_too_long", "engine_error")
-CUT = "Most of these answers were cut at the token limit: raise `--max-new-tokens` first."
-UNTRAINED = (
-    "That is the base's failure, not the adapter's: allow more attempts (`--retries`), make the "
-    "prompt clearer (`--prompt-template`) or take another base."
-)
+MOST_REMEDIES = 3
+"""Named of one arm; the diagnosis has all."""
 
 
 def next_steps(run: StoredRun) -> list[Md]:
@@ -107,11 +82,9 @@ def _remedy(
     arm, kind = rule["arm"], rule["kind"]
     student = code(verdict["arm"])
     if kind == "answered":
-        why = _main_reason(comparison, arm, NO_ANSWER)
-        yield Md(f"Answers of {code(arm)} are missing. {why}")
+        yield Md(f"Answers of {code(arm)} are missing. {_missing(comparison, arm)}")
     elif kind == "valid_rate":
-        why = _main_reason(comparison, arm)
-        yield Md(f"Too few answers of {code(arm)} are valid. {why}")
+        yield Md(f"Too few answers of {code(arm)} are valid. {_main_cause(comparison, arm)}")
     elif kind == "baseline_mean":
         yield Md(
             "The base itself scores too low, so a ratio to it says little: check base model, "
@@ -127,24 +100,59 @@ def _remedy(
         yield Md(f"{student} scores too low. {_worst_cases(comparison, verdict['arm'])}")
 
 
-def _main_reason(
-    comparison: Mapping[str, Any], arm: str, only: Collection[str] | None = None
-) -> str:
-    """The most frequent of an arm's reasons, or of some among them, and what helps."""
-    found = comparison["reasons"].get(arm, {})
-    reasons = {why: times for why, times in found.items() if only is None or why in only}
-    if not reasons:
+def _missing(comparison: Mapping[str, Any], arm: str) -> str:
+    """What kept answers away, and what helps."""
+    groups = _groups(comparison, arm, {NO_ANSWER})
+    names = {reason for group in groups for reason in group["reasons"]}
+    found = {why: n for why, n in comparison["reasons"].get(arm, {}).items() if why in names}
+    if not found:
         return "No reason was recorded."
-    reason, times = next(iter(reasons.items()))
-    mine = [g for g in comparison["failures"] if g["arm"] == arm and g["reason"] == reason]
-    remedies = (text for pattern, text in REMEDIES.items() if re.fullmatch(pattern, reason))
-    remedy = next(remedies, "Look at the failed cases below.")
-    if 2 * sum(g["truncated"] for g in mine) > sum(g["attempts"] for g in mine):
-        remedy = CUT
-    elif arm == BASELINE and reason not in NO_ANSWER:
-        remedy = UNTRAINED
-    often = f"{count(times)} {'answer' if times == 1 else 'answers'}"
-    return f"What fails most is {code(reason)} ({often}). {remedy}"
+    reasons = ", ".join(f"{code(why)} ({_answers(times)})" for why, times in found.items())
+    helps = _helps(comparison, arm, {NO_ANSWER})
+    return f"The cause: {reasons}. {helps or sentence(KINDS[NO_ANSWER].todo)}"
+
+
+def _main_cause(comparison: Mapping[str, Any], arm: str) -> str:
+    """What an arm's answers fail of most, and what would help by how much."""
+    final: dict[str, int] = {}
+    for group in _groups(comparison, arm, KINDS.keys() - {NO_ANSWER}):
+        final[group["cluster"]] = final.get(group["cluster"], 0) + group["outcomes"]
+    if not any(final.values()):
+        return "No answer to judge failed."
+    cluster = max(final, key=lambda name: final[name])
+    of = sum(final.values())
+    (reason, *_) = _groups(comparison, arm, {cluster})[0]["reasons"]
+    often = f"{count(final[cluster])} of {_answers(of)}, {code(reason)}"
+    most = f"What fails most: {KINDS[cluster].what} ({often})."
+    patterns = (
+        pattern["todo"]
+        for pattern in comparison["diagnosis"]["patterns"]
+        if (pattern["arm"], pattern["cluster"]) == (arm, cluster)
+    )
+    todo = sentence(next(patterns, KINDS[cluster].todo))
+    helps = _helps(comparison, arm, KINDS.keys() - {NO_ANSWER})
+    return " ".join(part for part in (most, helps, todo) if part)
+
+
+def _helps(comparison: Mapping[str, Any], arm: str, clusters: Collection[str]) -> str:
+    """The settings that recover most of an arm's failures in some clusters."""
+    found = [
+        f"{code(remedy['setting'])} {recovered(remedy)}"
+        for remedy in comparison["diagnosis"]["remedies"]
+        if remedy["arm"] == arm and set(clusters) & set(remedy["clusters"])
+    ]
+    return f"What would make them valid: {'; '.join(found[:MOST_REMEDIES])}." if found else ""
+
+
+def _groups(
+    comparison: Mapping[str, Any], arm: str, clusters: Collection[str]
+) -> list[Mapping[str, Any]]:
+    groups = comparison["diagnosis"]["clusters"]
+    return [group for group in groups if group["arm"] == arm and group["cluster"] in clusters]
+
+
+def _answers(number: int) -> str:
+    return f"{count(number)} {'answer' if number == 1 else 'answers'}"
 
 
 def _worst_cases(comparison: Mapping[str, Any], arm: str) -> str:

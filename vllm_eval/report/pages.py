@@ -7,6 +7,7 @@ from importlib.resources import files
 
 import jinja2
 
+from vllm_eval.diagnose.words import pattern_line, recovered, retried
 from vllm_eval.report import html_text
 
 PACKAGE = "vllm_eval.report"
@@ -25,6 +26,10 @@ def page_templates() -> jinja2.Environment:
     )
     environment.filters |= {
         "visible": html_text.visible,
+        "ticked": html_text.ticked,
+        "recovered": recovered,
+        "retried": retried,
+        "pattern_line": pattern_line,
         "score": html_text.score,
         "signed": html_text.signed,
         "percent": html_text.percent,

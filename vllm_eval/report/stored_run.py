@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from vllm_eval import manifest, store
-from vllm_eval.conclude import NOT_FINISHED, SCHEMA_VERSION, conclude, reopen
+from vllm_eval.conclude import SCHEMA_VERSION, conclude, reopen
 from vllm_eval.errors import EvalError, InputError
+from vllm_eval.gate import NOT_FINISHED
 from vllm_eval.journal import Journal, open_journal, parse_attempt, parts, read_journal
-from vllm_eval.tasks import open_task
+from vllm_eval.tasks import open_stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -50,7 +51,8 @@ class StoredRun:
     @property
     def task(self) -> Task:
         """The task whose answers these are."""
-        return open_task(str(self.environment["identity"]["task"]).partition(" ")[0])
+        name = str(self.environment["identity"]["task"]).partition(" ")[0]
+        return open_stored(self.folder, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +87,23 @@ def load_run(folder: Path) -> StoredRun:
 def read_details(run: StoredRun) -> Iterator[CaseDetail]:
     """The texts of every case with an attempt, in the data set's order, one case at a time.
 
+    Without those of constrained variants, which are no arms of the comparison.
+
     Of a run whose `comparison.json` holds a sample of its cases, only those.
     """
     journal = run.folder / store.JOURNAL
     shown = {row["concept_id"] for row in run.comparison["cases"]}
     places: dict[str, list[int]] = {}
     for place, attempt in read_journal(journal):
-        if not run.comparison["cases_sampled"] or attempt.concept_id in shown:
+        wanted = not run.comparison["cases_sampled"] or attempt.concept_id in shown
+        if wanted and attempt.arm in run.arms:
             places.setdefault(attempt.concept_id, []).append(place)
     with open_journal(journal) as line_at:
         for row in store.read_cases(run.folder):
             attempts: dict[str, list[Attempt]] = {arm: [] for arm in run.arms}
             for place in places.get(row["concept_id"], ()):
                 attempt = parse_attempt(line_at(place))
-                attempts[attempt.arm].append(attempt)
+                attempts.setdefault(attempt.arm, []).append(attempt)  # or a variant's
             made = {arm: tuple(rows) for arm, rows in attempts.items()}
             if any(made.values()):
                 yield CaseDetail(row["concept_id"], row["tier"], row["asked"], made)

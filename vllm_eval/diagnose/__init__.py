@@ -1,0 +1,1 @@
+"""Why answers failed, what would help, and by how much: from the stored answers alone."""

@@ -1,0 +1,178 @@
+"""Why an answer failed, by the shape of the text at the place to blame.
+
+A reason says which rule of the contract an answer breaks; a cluster says what its writer did, which
+is what a remedy must address. Both are found without the arm.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vllm_eval.diagnose.yaml_shapes import yaml_shape
+from vllm_eval.stats.failures import split_lines
+from vllm_eval.tasks.yaml_blocks import parse_block
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vllm_eval.records import Attempt
+    from vllm_eval.stats.failures import Blocks
+    from vllm_eval.tasks.declaration import Declaration, Value
+
+_FENCE = re.compile(r"^[ \t]*(?:`{2,}|~{3,})", re.MULTILINE)
+_TYPES: Mapping[str, type] = {"text": str, "list": list, "mapping": dict, "date": str}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a cluster is called, and what could be changed in training or prompt."""
+
+    what: str
+    """For a reader: what the model did."""
+    todo: str
+    """One sentence of advice where no setting helps."""
+
+
+_DUMP = "Write the training targets with a YAML library, which quotes and indents as needed."
+_FENCES = "Show both blocks with their exact fences in prompt and training targets."
+_CHECK = "Check every training target against the contract, and drop or mend those that break it."
+KINDS: Mapping[str, Kind] = {
+    "unindented_continuation": Kind("a text goes on at the left margin", _DUMP),
+    "unquoted_colon": Kind("a colon inside a text without quotes", _DUMP),
+    "missing_colon": Kind("a key without its colon", _CHECK),
+    "tab": Kind("tabs as indentation", _DUMP),
+    "broken_quotes": Kind("quotes that do not close, or text after them", _DUMP),
+    "reserved_character": Kind("a text begins with a character of YAML's own", _DUMP),
+    "bad_indentation": Kind("a key or an item where none can stand", _DUMP),
+    "other_yaml": Kind("no YAML for another cause", _DUMP),
+    "unclosed_fence": Kind("the closing fence is missing", _FENCES),
+    "mislabelled_fence": Kind("a fence that is not labelled as asked", _FENCES),
+    "missing_block": Kind("a block is left out", _FENCES),
+    "prose": Kind("prose in place of the blocks", _FENCES),
+    "empty": Kind("an empty answer or block", _FENCES),
+    "cut": Kind(
+        "cut at the token limit",
+        "Where more tokens do not help, ask for shorter texts, and train on such.",
+    ),
+    "not_a_mapping": Kind("a list or a text in place of keys", _CHECK),
+    "missing_key": Kind("a required key is missing or empty", _CHECK),
+    "wrong_type": Kind("a value of another type", _CHECK),
+    "wrong_choice": Kind("a value that is none of the choices", _CHECK),
+    "too_few": Kind(
+        "too few items in a list",
+        "Say the least number in the prompt, and add training targets that keep it.",
+    ),
+    "too_long": Kind(
+        "a text above its limit of words",
+        "Say the limit earlier in the prompt, and shorten the training targets.",
+    ),
+    "no_ids": Kind(
+        "no identifier is named",
+        "Add training targets that name the identifiers they were given.",
+    ),
+    "other_rule": Kind("a rule of the task's own", _CHECK),
+    "no_answer": Kind(
+        "no answer to judge",
+        "See `engine.log`; the model is not to blame.",
+    ),
+}
+"""Every cluster there is."""
+
+BEYOND_GRAMMAR = frozenset(("cut", "other_rule", "no_answer"))
+"""Clusters that an answer of the declared grammar can still fall into."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Where one failed attempt belongs."""
+
+    cluster: str
+    place: str | None = None
+    """Block and key to blame, as `REVIEW.narrative`, where the contract names one."""
+    size: int | None = None
+    """Items of a list that has too few, words of a text that has too many."""
+
+
+def find_cause(attempt: Attempt, blocks: Blocks, declaration: Declaration) -> Cause:
+    """The cluster of one failed attempt; of any text, and without raising.
+
+    Args:
+        attempt: one that is no success.
+        blocks: gives the text of each block of an answer, by its label in lower case.
+        declaration: of the task.
+    """
+    if attempt.status == "error":
+        return Cause("no_answer")
+    found = blocks(attempt.raw_response)
+    if missing := [label for label in declaration.blocks if label.lower() not in found]:
+        return Cause(_missing(attempt, missing[0], partly=bool(found)))
+    label = attempt.block or ""
+    block = found.get(label.lower())
+    if block is None or label not in declaration.blocks:
+        return Cause("other_rule")
+    if attempt.reason == f"invalid_{label.lower()}_yaml":
+        lines = split_lines(block)
+        return Cause(yaml_shape(lines, attempt.error or "", attempt.line, attempt.column), label)
+    data = parse_block(block).data
+    if not isinstance(data, dict):
+        return Cause("not_a_mapping", label)
+    cluster, size = _broken_rule(attempt, data, declaration.blocks[label].keys)
+    return Cause(cluster, f"{label}.{attempt.key}" if attempt.key else label, size)
+
+
+def _missing(attempt: Attempt, label: str, *, partly: bool) -> str:
+    """Why there is no block of this label; `partly`: another block is there."""
+    text = attempt.raw_response
+    if not text.strip():
+        return "empty"
+    if attempt.truncated:
+        return "cut"
+    opening = re.search(rf"```yaml\s*{re.escape(label)}\s*\n", text)
+    if opening is not None:
+        return "empty" if "```" in text[opening.end() :] else "unclosed_fence"
+    # Each right block takes two fences; a label in another form needs one more.
+    if partly:
+        named = re.search(rf"(?i)^\W*(?:\w+\W+)?{re.escape(label)}\b\W*$", text, re.MULTILINE)
+        return "mislabelled_fence" if named or len(_FENCE.findall(text)) > 2 else "missing_block"
+    return "mislabelled_fence" if _FENCE.search(text) else "prose"
+
+
+def _broken_rule(
+    attempt: Attempt, data: Mapping[object, object], keys: Mapping[str, Value]
+) -> tuple[str, int | None]:
+    """What is wrong with the value at the attempt's key, and its size where that is what counts."""
+    value: object = data
+    declared: Value | None = None
+    for name in (attempt.key or "").split("."):
+        declared = keys.get(name)
+        if declared is None or not isinstance(value, dict):
+            return "other_rule", None
+        if value.get(name) is None:
+            return "missing_key", None
+        value, keys = value[name], declared.keys
+    return _fault(value, declared, attempt.reason) if declared else ("other_rule", None)
+
+
+def _fault(value: object, declared: Value, reason: str | None) -> tuple[str, int | None]:
+    if declared.ids is not None and reason == declared.ids.reason:
+        return "no_ids", None
+    if declared.required == "filled" and not value:
+        return "missing_key", None
+    if declared.type == "choice":
+        return ("other_rule" if value in declared.of else "wrong_choice"), None
+    if not isinstance(value, _TYPES[declared.type]):
+        return "wrong_type", None
+    return _wrong_size(value, declared)
+
+
+def _wrong_size(value: object, declared: Value) -> tuple[str, int | None]:
+    if isinstance(value, list):
+        if len(value) < declared.min_items:
+            return "too_few", len(value)
+        texts = all(isinstance(item, str) for item in value)
+        return ("other_rule" if texts else "wrong_type"), None
+    words = len(str(value).split())
+    too_long = declared.max_words is not None and words > declared.max_words
+    return ("too_long", words) if too_long else ("other_rule", None)

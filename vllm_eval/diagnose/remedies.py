@@ -1,0 +1,240 @@
+"""What each remedy would recover in one arm, from what its stored answers tell."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vllm_eval.diagnose.clusters import BEYOND_GRAMMAR
+from vllm_eval.diagnose.records import Remedy
+from vllm_eval.stats.bootstrap import share_interval
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from vllm_eval.diagnose.survey import ArmTally, Tally
+    from vllm_eval.stats import Summary
+
+NO_ANSWER, CUT, TOO_LONG = "no_answer", "cut", "prompt_too_long"
+ROUND_TO = 128
+"""Tokens to which a proposed limit is rounded up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Settings of the run that remedies change."""
+
+    max_new_tokens: int
+    retries: int
+    constrain: str = "none"
+    """As configured: `none`, `beside` or `only`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """One arm with failures that stayed."""
+
+    arm: str
+    summary: Summary
+    tally: ArmTally
+    clusters: Mapping[str, Sequence[Tally]]
+    """All tiers of each cluster."""
+    limits: Limits
+    passes: bool | None = None
+    """The gate's word on the run with repaired answers; for a student, on that one alone."""
+    constrained: Summary | None = None
+    """Of the same arm held to the task's grammar, where the run has that as well."""
+
+    def outcomes(self, *clusters: str) -> int:
+        """Failures that stayed in some clusters."""
+        return sum(tally.outcomes for name in clusters for tally in self.clusters.get(name, ()))
+
+
+def find_remedies(patient: Patient) -> list[Remedy]:
+    """Every remedy that addresses a failure of the arm, the one that recovers most first."""
+    found = [
+        *_repair(patient),
+        *_longer_answers(patient),
+        *_longer_prompts(patient),
+        *_retry(patient),
+        *_constrain(patient),
+    ]
+    return sorted((_rated(patient, one) for one in found), key=lambda one: -(one.recovered or 0.0))
+
+
+def _rated(patient: Patient, remedy: Remedy) -> Remedy:
+    """With the arm's valid rate: exact where every case has as many samples as any other."""
+    total = patient.summary.total
+    if remedy.recovered is None or remedy.valid_rate is not None or not total:
+        return remedy
+    return replace(remedy, valid_rate=(patient.summary.valid + remedy.recovered) / total)
+
+
+def _repair(patient: Patient) -> Iterator[Remedy]:
+    by_cluster = {
+        name: sum(tally.repaired for tally in tallies) for name, tallies in patient.clusters.items()
+    }
+    clusters = tuple(name for name, count in by_cluster.items() if count)
+    if clusters:
+        yield Remedy(
+            name="repair",
+            arm=patient.arm,
+            setting="--repair",
+            clusters=clusters,
+            addressed=patient.outcomes(*clusters),
+            recovered=float(sum(by_cluster.values())),
+            low=None,
+            high=None,
+            kind="counted",
+            basis="the repairs were applied to the stored answers and their results judged",
+            valid_rate=None,
+            passes=patient.passes,
+        )
+
+
+def _longer_answers(patient: Patient) -> Iterator[Remedy]:
+    """Cut answers that were not repeating themselves end as often validly as those that ended."""
+    cut = patient.outcomes(CUT)
+    if not cut:
+        return
+    tally, limit = patient.tally, patient.limits.max_new_tokens
+    looping = sum(one.looping for one in patient.clusters[CUT])
+    wanted = ROUND_TO * math.ceil(2 * limit / ROUND_TO)
+    parts = [f"{cut - looping} of {cut} cut answers do not repeat themselves at their end"]
+    recovered = low = high = None
+    if tally.uncut:
+        share = tally.uncut_valid / tally.uncut
+        ends = share_interval(tally.uncut_valid, tally.uncut)
+        recovered, (low, high) = share * (cut - looping), ((cut - looping) * end for end in ends)
+        parts.append(
+            f"{share:.0%} of the {tally.uncut} attempts that ended by themselves are valid"
+        )
+    if tally.lengths:
+        usual, most = _at_share(tally.lengths, 0.95), max(tally.lengths)
+        parts.append(f"valid answers took {usual} tokens (95th percentile), {most} at most")
+        if 2 * most <= limit:
+            parts.append("far below the limit, so that these may never end")
+    yield Remedy(
+        name="max_new_tokens",
+        arm=patient.arm,
+        setting=f"--max-new-tokens {wanted}",
+        clusters=(CUT,),
+        addressed=cut,
+        recovered=recovered,
+        low=low,
+        high=high,
+        kind="unknown" if recovered is None else "estimated",
+        basis="; ".join(parts),
+        valid_rate=None,
+    )
+
+
+def _longer_prompts(patient: Patient) -> Iterator[Remedy]:
+    """Prompts that did not fit are answered as validly as the others, at best."""
+    count = sum(tally.final_reasons[TOO_LONG] for tally in patient.clusters.get(NO_ANSWER, ()))
+    if not count:
+        return
+    answered = patient.summary.total - patient.summary.errors
+    share = patient.summary.valid / answered if answered else None
+    yield Remedy(
+        name="max_model_len",
+        arm=patient.arm,
+        setting="--max-model-len",
+        clusters=(NO_ANSWER,),
+        addressed=count,
+        recovered=None if share is None else share * count,
+        low=None,
+        high=None,
+        kind="unknown" if share is None else "estimated",
+        basis=f"{count} prompts did not fit; `check` says how long they are"
+        + ("" if share is None else f"; {share:.0%} of the answered ones are valid"),
+        valid_rate=None,
+    )
+
+
+def _retry(patient: Patient) -> Iterator[Remedy]:
+    """One more attempt succeeds as often as the last one did, after as many failures but one."""
+    clusters = tuple(name for name in patient.clusters if name != NO_ANSWER)
+    failed = patient.outcomes(*clusters)
+    if not failed:
+        return
+    tally, last = patient.tally, max(patient.tally.made)
+    recovered = low = high = None
+    basis = "no answer of this arm was asked for again"
+    if last > 1:
+        made, valid = tally.made[last], tally.valid[last]
+        low, high = (failed * end for end in share_interval(valid, made))
+        recovered = failed * valid / made
+        times = "once" if last == 2 else f"{last - 1} times"
+        basis = f"of {made} answers that had failed {times}, {valid} were valid at the next attempt"
+    yield Remedy(
+        name="retries",
+        arm=patient.arm,
+        setting=f"--retries {max(patient.limits.retries, last - 1) + 1}",
+        clusters=tuple(name for name in clusters if patient.outcomes(name)),
+        addressed=failed,
+        recovered=recovered,
+        low=low,
+        high=high,
+        kind="unknown" if recovered is None else "estimated",
+        basis=basis,
+        valid_rate=None,
+    )
+
+
+def _constrain(patient: Patient) -> Iterator[Remedy]:
+    if patient.limits.constrain == "only":
+        return
+    failed = [name for name in patient.clusters if patient.outcomes(name)]
+    if patient.constrained is not None:
+        answered = tuple(name for name in failed if name != NO_ANSWER)
+        if answered:
+            yield _constrained(patient, answered, patient.constrained)
+        return
+    clusters = tuple(name for name in failed if name not in BEYOND_GRAMMAR)
+    if clusters:
+        count = patient.outcomes(*clusters)
+        yield Remedy(
+            name="constrain",
+            arm=patient.arm,
+            setting="--constrain",
+            clusters=clusters,
+            addressed=count,
+            recovered=float(count),
+            low=None,
+            high=None,
+            kind="at most",
+            basis="the grammar admits none of these; an answer under it can still be cut",
+            valid_rate=None,
+        )
+
+
+def _constrained(patient: Patient, clusters: tuple[str, ...], held: Summary) -> Remedy:
+    """What the same cases came to under the grammar, in the same run; missing answers apart."""
+    free = patient.summary
+    return Remedy(
+        name="constrain",
+        arm=patient.arm,
+        setting="-c constrain=only",
+        clusters=clusters,
+        addressed=patient.outcomes(*clusters),
+        recovered=float((free.failed - free.errors) - (held.failed - held.errors)),
+        low=None,
+        high=None,
+        kind="measured",
+        basis=f"under the grammar {held.valid} of {held.total} answers are valid in this run, "
+        f"freely {free.valid} of {free.total}",
+        valid_rate=held.valid_rate,
+    )
+
+
+def _at_share(counts: Counter[int], share: float) -> int:
+    """The least value that so large a share of the counted ones does not exceed."""
+    left = share * counts.total()
+    for value in sorted(counts):
+        left -= counts[value]
+        if left <= 0:
+            return value
+    return max(counts)
