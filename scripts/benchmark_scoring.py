@@ -22,12 +22,14 @@ import yaml
 
 from vllm_eval.records import BASELINE, Case
 from vllm_eval.tasks import open_task
-from vllm_eval.tasks import product_owner as contract
 from vllm_eval.tasks import product_owner_metric as metric
+from vllm_eval.tasks.contract import compile_contract
 from vllm_eval.tasks.yaml_blocks import Parsed, extract_block
 
 DATA = Path("../shared/data/po_teacher_supervised.jsonl")
 INLINE_CODE = re.compile(r"`([^`]+)`")
+LABELS = ("VISION", "REVIEW")
+CONTRACT = compile_contract(open_task("product_owner").declaration)
 Results = list[tuple[str | None, float | None]]
 
 
@@ -62,7 +64,8 @@ def read_work() -> list[tuple[Case, str]]:
             requirements, end, _ = rest.rpartition("\n\nRespond only")
             assert found, f"{DATA}, line {number}: no requirements in the prompt"
             assert end, f"{DATA}, line {number}: no end of the requirements"
-            work.append((Case(f"T{number}", number, None, "", requirements), row["response"]))
+            inputs = {"concept": "", "requirements_yaml": requirements}
+            work.append((Case(f"T{number}", number, None, inputs), row["response"]))
     return work
 
 
@@ -85,30 +88,34 @@ def straightforward(work: list[tuple[Case, str]]) -> Results:
 
 
 def validate(text: str) -> str | None:
-    blocks = [extract_block(text, label) for label in contract.LABELS]
+    blocks = [extract_block(text, label) for label in LABELS]
     if None in blocks:
         return "missing_yaml_blocks"
-    problem = contract.check(*(load(block or "") for block in blocks))
+    parsed = (load(block or "") for block in blocks)
+    problem = CONTRACT.check(dict(zip(LABELS, parsed, strict=True)))
     return problem.reason if problem else None
 
 
 def measure(case: Case, text: str) -> float | None:
-    blocks = [extract_block(text, label) for label in contract.LABELS]
+    blocks = [extract_block(text, label) for label in LABELS]
     if None in blocks:
         return None
     loaded = [load(block or "").data for block in blocks]
-    vision, review = (data if isinstance(data, dict) else {} for data in loaded)
+    mappings = {
+        label: data if isinstance(data, dict) else {}
+        for label, data in zip(LABELS, loaded, strict=True)
+    }
     parts = (
-        metric._schema(vision, review),
-        metric._vision_completeness(vision),
-        metric._alignment(review, requirements_of(case)),
-        metric._specificity(review),
+        metric.schema(mappings, case),
+        metric.vision_completeness(mappings, case),
+        metric._alignment(mappings["REVIEW"], requirements_of(case)),
+        metric.review_specificity(mappings, case),
     )
     return min(max(sum(min(part, 30) for part in parts) / 120, 0.0), 1.0)
 
 
 def requirements_of(case: Case) -> tuple[metric.Requirement, ...]:
-    document = yaml.load(case.requirements_yaml, Loader=yaml.SafeLoader)
+    document = yaml.load(case.inputs["requirements_yaml"], Loader=yaml.SafeLoader)
     found = []
     for section in ("functional_requirements", "non_functional_requirements", "constraints"):
         for entry in document.get(section) or []:
@@ -134,8 +141,8 @@ def score_many(work: list[tuple[Case, str]], answers: int) -> None:
         with (folder / "cases.jsonl").open("w", encoding="utf-8") as file:
             for number in range(answers // 2):
                 case, _ = work[number % len(work)]
-                row = {"concept_id": f"N{number}", "concept": "x", "tier": "simple"}
-                file.write(json.dumps(row | {"requirements_yaml": case.requirements_yaml}) + "\n")
+                row = {"concept_id": f"N{number}", "tier": "simple"}
+                file.write(json.dumps(row | dict(case.inputs)) + "\n")
         files = [folder / f"{arm}_20250101-000000.json" for arm in (BASELINE, "student")]
         for path in files:
             write_results(path, work, answers // 2)

@@ -3,7 +3,7 @@
 Timed is what a user waits for, from the command to its end: both arms for us and for our
 transformers engine, one process an arm for the predecessor's loop and for the harness. Each repeat
 begins with another contestant; ratios are taken within a repeat. All run with the demo profile's
-environment and engine options, which spare the harness half of its start.
+environment and engine options: without them the harness does not start with an adapter on a CPU.
 """
 
 from __future__ import annotations
@@ -27,26 +27,27 @@ from vllm_eval.config import Config, load_config
 from vllm_eval.plan import Plan, prepare
 from vllm_eval.store import create_run, write_json
 
-OURS, ENGINE = "ours", "our transformers engine"
-PREDECESSOR, HARNESS = "predecessor, once per arm", "lm-evaluation-harness, once per arm"
+OURS = "ours"
+EVERY = (OURS, "ours-transformers", "predecessor", "harness")
 TASK = "task"
 HERE = Path(__file__).parent
 Commands = list[list[str]]
 
 
-def main(harness: str, count: int, repeats: int, output_len: int) -> None:
+def main(python: str, count: int, repeats: int, output_len: int, names: list[str]) -> None:
     flags = {"max_samples": count, "max_new_tokens": output_len, "retries": 0, "ignore_eos": True}
     plan = prepare(load_config(["demo"], flags=flags))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prompts = write_prompts(plan, folder)
         write_task(plan.config, prompts, folder)
-        contestants = {
+        commands = {
             OURS: [ours(plan.config, folder)],
-            ENGINE: [[*ours(plan.config, folder), "--engine", "transformers"]],
-            PREDECESSOR: predecessor(plan, prompts, folder),
-            HARNESS: with_harness(plan, harness, folder),
+            "ours-transformers": [[*ours(plan.config, folder), "--engine", "transformers"]],
+            "predecessor": predecessor(plan, prompts, folder),
+            "harness": with_harness(plan, python, folder),
         }
+        contestants = {name: commands[name] for name in names}
         seconds: dict[str, list[float]] = {contestant: [] for contestant in contestants}
         before = os.getloadavg()
         for repeat in range(repeats):
@@ -62,8 +63,8 @@ def write_prompts(plan: Plan, folder: Path) -> Path:
     path = folder / "prompts.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for case in cases.read_cases(plan.dataset):
-            row = {"id": case.id, "tier": case.tier, "concept": case.concept}
-            row |= {"requirements_yaml": case.requirements_yaml, "prompt": plan.task.prompt(case)}
+            row = {"id": case.id, "tier": case.tier, **case.inputs}
+            row |= {"prompt": plan.task.prompt(case)}
             file.write(json.dumps(row) + "\n")
     return path
 
@@ -174,5 +175,6 @@ def report(
 
 
 if __name__ == "__main__":
-    given = [int(word) for word in sys.argv[2:]]
-    main(sys.argv[1], *(given + [20, 3, 640][len(given) :]))
+    given = [int(word) for word in sys.argv[2:5]]
+    count, repeats, output_len = given + [20, 3, 640][len(given) :]
+    main(sys.argv[1], count, repeats, output_len, [OURS, *(sys.argv[5:] or EVERY[1:])])

@@ -41,7 +41,8 @@ def main(adapter: str, prompts: str, output_len: int, out: str, base: str) -> No
         answer = rows[0][inputs["input_ids"].shape[1] :]
         tokens += len(answer)
         text = tokenizer.decode(answer, skip_special_tokens=True)
-        case = Case(row["id"], number, row["tier"], row["concept"], row["requirements_yaml"])
+        inputs = {key: row[key] for key in task.declaration.inputs}
+        case = Case(row["id"], number, row["tier"], inputs)
         judged = task.judge(case, text)
         reason = judged.problem.reason if judged.problem else None
         results.append({"concept_id": case.id, "error": reason, "raw_response": text})

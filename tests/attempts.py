@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_eval.records import Attempt, Status
+
+if TYPE_CHECKING:
+    from vllm_eval.records import Case
+    from vllm_eval.tasks import Task
 
 
 def attempt(case: str = "K1", number: int = 1, **changes: Any) -> Attempt:
@@ -33,3 +37,12 @@ def attempt(case: str = "K1", number: int = 1, **changes: Any) -> Attempt:
 
 def failed(case: str = "K1", number: int = 1, reason: str = "no_ids", **changes: Any) -> Attempt:
     return attempt(case, number, status="format_error", reason=reason, **changes)
+
+
+def judged(task: Task, case: Case, text: str, **changes: Any) -> Attempt:
+    """The failed attempt that an answer is."""
+    problem = task.judge(case, text).problem
+    assert problem is not None
+    place = {key: getattr(problem, key) for key in ("block", "line", "column", "key")}
+    given: dict[str, Any] = place | {"error": problem.message, "raw_response": text}
+    return failed(reason=problem.reason, **(given | changes))

@@ -30,6 +30,14 @@ constraints:
 """
 
 
+PRODUCT_OWNER = open_task("product_owner").declaration
+
+
+def po_inputs(concept: str, requirements_yaml: str) -> dict[str, str]:
+    """What a case of the Product Owner holds."""
+    return {"concept": concept, "requirements_yaml": requirements_yaml}
+
+
 class Answers:
     """Makes answers; every part of a fresh one is valid, and a test changes what it is about."""
 
@@ -171,7 +179,7 @@ def task() -> Task:
 
 @pytest.fixture
 def case() -> Case:
-    return Case("K1", 1, "simple", "A tool library", REQUIREMENTS)
+    return Case("K1", 1, "simple", po_inputs("A tool library", REQUIREMENTS))
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.conftest import PRODUCT_OWNER
 from vllm_eval.cases import open_dataset, read_cases
 from vllm_eval.errors import DatasetError
 
@@ -36,7 +37,9 @@ def write(tmp_path: Path) -> Write:
 
 
 def in_file_order(path: Path) -> list[Case]:
-    return sorted(read_cases(open_dataset(path, None, 42)), key=lambda case: case.line)
+    return sorted(
+        read_cases(open_dataset(path, None, 42, PRODUCT_OWNER)), key=lambda case: case.line
+    )
 
 
 def test_a_record_under_input_and_one_at_the_top_are_the_same_case(write: Write) -> None:
@@ -46,9 +49,14 @@ def test_a_record_under_input_and_one_at_the_top_are_the_same_case(write: Write)
 
 def test_every_field_of_a_case_is_read(write: Write) -> None:
     (case,) = in_file_order(write(ROW | {"prompt": "Say it."}))
-    assert (case.id, case.line, case.tier, case.concept, case.requirements_yaml, case.prompt) == (
-        *("K1", 1, "simple", "c", "a: 1", "Say it."),
-    )
+    assert (
+        case.id,
+        case.line,
+        case.tier,
+        case.inputs["concept"],
+        case.inputs["requirements_yaml"],
+        case.prompt,
+    ) == (*("K1", 1, "simple", "c", "a: 1", "Say it."),)
 
 
 def test_a_case_without_an_id_is_named_by_its_line(write: Write) -> None:
@@ -76,11 +84,11 @@ def test_an_empty_prompt_is_none(write: Write) -> None:
 
 def test_blank_lines_and_dos_line_ends_are_no_records(write: Write) -> None:
     path = write(b"", json.dumps(ROW).encode() + b"\r", b"  ", b"\r")
-    assert open_dataset(path, None, 42).total == 1
+    assert open_dataset(path, None, 42, PRODUCT_OWNER).total == 1
 
 
 def test_text_of_any_language_survives(write: Write) -> None:
-    assert in_file_order(write(ROW | {"concept": "Año \u202e 日本 \x1b"}))[0].concept == (
+    assert in_file_order(write(ROW | {"concept": "Año \u202e 日本 \x1b"}))[0].inputs["concept"] == (
         "Año \u202e 日本 \x1b"
     )
 
@@ -92,7 +100,9 @@ def test_text_of_any_language_survives(write: Write) -> None:
 )
 def test_the_draw_is_a_shuffle_by_the_seed(write: Write, seed: int, order: list[int]) -> None:
     path = write(*({**ROW, "concept_id": f"K{n}"} for n in range(1, 11)))
-    assert [case.line for case in read_cases(open_dataset(path, None, seed))] == order
+    assert [
+        case.line for case in read_cases(open_dataset(path, None, seed, PRODUCT_OWNER))
+    ] == order
 
 
 @pytest.mark.parametrize(("wanted", "got"), [(1, 1), (9, 9), (10, 10), (99, 10), (None, 10)])
@@ -100,19 +110,22 @@ def test_the_first_n_of_the_shuffled_records_are_drawn(
     write: Write, wanted: int | None, got: int
 ) -> None:
     path = write(*({**ROW, "concept_id": f"K{n}"} for n in range(1, 11)))
-    everything = [case.id for case in read_cases(open_dataset(path, None, 42))]
-    drawn = [case.id for case in read_cases(open_dataset(path, wanted, 42))]
+    everything = [case.id for case in read_cases(open_dataset(path, None, 42, PRODUCT_OWNER))]
+    drawn = [case.id for case in read_cases(open_dataset(path, wanted, 42, PRODUCT_OWNER))]
     assert drawn == everything[:got]
 
 
 def test_the_cases_can_be_read_more_than_once(write: Write) -> None:
-    dataset = open_dataset(write(ROW, {**ROW, "concept_id": "K2"}), None, 42)
+    dataset = open_dataset(write(ROW, {**ROW, "concept_id": "K2"}), None, 42, PRODUCT_OWNER)
     assert list(read_cases(dataset)) == list(read_cases(dataset))
 
 
 def test_the_hash_is_that_of_the_file(write: Write) -> None:
     path = write(ROW, b"", {**ROW, "concept_id": "K2"})
-    assert open_dataset(path, 1, 42).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (
+        open_dataset(path, 1, 42, PRODUCT_OWNER).sha256
+        == hashlib.sha256(path.read_bytes()).hexdigest()
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,10 +152,10 @@ def test_the_hash_is_that_of_the_file(write: Write) -> None:
 def test_a_line_that_cannot_be_used_is_named(write: Write, row: object, said: str | None) -> None:
     path = write({**ROW, "concept_id": "K0"}, row)
     if said is None:
-        assert open_dataset(path, None, 42).total == 2
+        assert open_dataset(path, None, 42, PRODUCT_OWNER).total == 2
         return
     with pytest.raises(DatasetError) as refused:
-        open_dataset(path, 1, 42)
+        open_dataset(path, 1, 42, PRODUCT_OWNER)
     assert f"{path}, line 2: " in str(refused.value)
     assert said in str(refused.value)
 
@@ -150,7 +163,7 @@ def test_a_line_that_cannot_be_used_is_named(write: Write, row: object, said: st
 def test_a_given_id_may_not_be_one_that_a_line_number_makes(write: Write) -> None:
     path = write({**ROW, "concept_id": "sample-2"}, {**ROW, "concept_id": ""})
     with pytest.raises(DatasetError, match="line 2: id 'sample-2' is taken by line 1"):
-        open_dataset(path, None, 42)
+        open_dataset(path, None, 42, PRODUCT_OWNER)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n"])
@@ -158,7 +171,7 @@ def test_a_file_without_records_is_refused(tmp_path: Path, content: bytes) -> No
     path = tmp_path / "cases.jsonl"
     path.write_bytes(content)
     with pytest.raises(DatasetError, match=r"cases\.jsonl: holds no record"):
-        open_dataset(path, None, 42)
+        open_dataset(path, None, 42, PRODUCT_OWNER)
 
 
 @pytest.mark.parametrize(("name", "said"), [("gone", "No such file"), (".", "Is a directory")])
@@ -166,4 +179,4 @@ def test_a_file_that_cannot_be_read_is_named_with_the_flag(
     tmp_path: Path, name: str, said: str
 ) -> None:
     with pytest.raises(DatasetError, match=rf"{said}.*--dataset-path"):
-        open_dataset(tmp_path / name, None, 42)
+        open_dataset(tmp_path / name, None, 42, PRODUCT_OWNER)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vllm_eval.tasks import product_owner
+from vllm_eval.tasks import open_task
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,7 +130,7 @@ def test_another_task_version_is_refused(
     first: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second = again(bench)
-    edit_manifest(second, task=f"product_owner {product_owner.VERSION}.next")
+    edit_manifest(second, task=f"product_owner {open_task('product_owner').version}.next")
     run = compare(bench, first, second)
     assert run.code == 2
     assert "judge both again with `score`" in run.err

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from tests.conftest import REQUIREMENTS
+from tests.conftest import PRODUCT_OWNER, REQUIREMENTS
 from vllm_eval.cases import open_dataset, read_cases
 from vllm_eval.datasets import MAX_LINE
 from vllm_eval.errors import DatasetError, InputError
@@ -50,8 +50,8 @@ def save(folder: Path, name: str, content: Rows) -> Path:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_cases_that_json_lines_give(tmp_path: Path, name: str) -> None:
-    plain = open_dataset(save(tmp_path, "cases.jsonl", rows(10)), 7, 42)
-    other = open_dataset(save(tmp_path, name, rows(10)), 7, 42)
+    plain = open_dataset(save(tmp_path, "cases.jsonl", rows(10)), 7, 42, PRODUCT_OWNER)
+    other = open_dataset(save(tmp_path, name, rows(10)), 7, 42, PRODUCT_OWNER)
     assert list(read_cases(other)) == list(read_cases(plain))
     assert (other.total, other.path) == (10, tmp_path / name)
 
@@ -59,18 +59,21 @@ def test_every_format_gives_the_cases_that_json_lines_give(tmp_path: Path, name:
 @pytest.mark.parametrize("name", FORMATS)
 def test_fields_may_stand_under_input_as_they_do_in_json_lines(tmp_path: Path, name: str) -> None:
     nested = [{"input": row, "output": {"score": 1.0}} for row in rows(2)]
-    found = read_cases(open_dataset(save(tmp_path, name, nested), None, 42))
+    found = read_cases(open_dataset(save(tmp_path, name, nested), None, 42, PRODUCT_OWNER))
     assert sorted(case.id for case in found) == ["K1", "K2"]
 
 
 def test_columns_that_nobody_asks_for_may_hold_anything(tmp_path: Path) -> None:
     odd = [row | {"image": b"\xff\x00", "made": pa.scalar(1).as_py()} for row in rows(2)]
-    assert open_dataset(save(tmp_path, "cases.parquet", odd), None, 42).total == 2
+    assert open_dataset(save(tmp_path, "cases.parquet", odd), None, 42, PRODUCT_OWNER).total == 2
 
 
 def test_a_file_and_its_gzip_are_the_same_data_set(tmp_path: Path) -> None:
-    plain = open_dataset(save(tmp_path, "cases.jsonl", rows(3)), None, 42)
-    assert open_dataset(save(tmp_path, "c.jsonl.gz", rows(3)), None, 42).sha256 == plain.sha256
+    plain = open_dataset(save(tmp_path, "cases.jsonl", rows(3)), None, 42, PRODUCT_OWNER)
+    assert (
+        open_dataset(save(tmp_path, "c.jsonl.gz", rows(3)), None, 42, PRODUCT_OWNER).sha256
+        == plain.sha256
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,7 +85,7 @@ def test_a_record_that_cannot_be_used_is_named(tmp_path: Path, name: str, place:
     content[4]["requirements_yaml"] = "a: [1"
     path = save(tmp_path, name, content)
     with pytest.raises(DatasetError) as refused:
-        open_dataset(path, None, 42)
+        open_dataset(path, None, 42, PRODUCT_OWNER)
     assert str(refused.value).startswith(f"{path}, {place}: requirements_yaml is not valid YAML")
 
 
@@ -91,22 +94,22 @@ def test_a_gzip_that_breaks_off_is_named_with_the_line(tmp_path: Path) -> None:
     save(tmp_path, path.name, [row | {"concept": os.urandom(2000).hex()} for row in rows(30)])
     path.write_bytes(path.read_bytes()[:-3000])
     with pytest.raises(DatasetError, match=r"cases\.jsonl\.gz, line \d+: the data set is damaged"):
-        open_dataset(path, None, 42)
+        open_dataset(path, None, 42, PRODUCT_OWNER)
 
 
 @pytest.mark.parametrize("name", ["cases.jsonl.gz", "cases.parquet"])
 def test_a_file_of_another_format_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("plain text\n")
     with pytest.raises(DatasetError, match=name):
-        open_dataset(tmp_path / name, None, 42)
+        open_dataset(tmp_path / name, None, 42, PRODUCT_OWNER)
 
 
 def test_several_splits_are_named_for_a_choice(tmp_path: Path) -> None:
     one = datasets.Dataset.from_list(rows(2))
     datasets.DatasetDict({"train": one, "test": one}).save_to_disk(tmp_path / "splits")
     with pytest.raises(DatasetError, match=rf"give --dataset-path one of {tmp_path}/splits/train,"):
-        open_dataset(tmp_path / "splits", None, 42)
-    assert open_dataset(tmp_path / "splits" / "test", None, 42).total == 2
+        open_dataset(tmp_path / "splits", None, 42, PRODUCT_OWNER)
+    assert open_dataset(tmp_path / "splits" / "test", None, 42, PRODUCT_OWNER).total == 2
 
 
 @pytest.mark.parametrize(
@@ -123,7 +126,7 @@ def test_a_format_without_its_extra_names_it(
     path = Path(name) if name.startswith("hf:") else save(tmp_path, name, rows(2))
     monkeypatch.setitem(sys.modules, module, None)  # what Python takes for "not installed"
     with pytest.raises(InputError, match=rf"pip install 'vllm_eval\[{extra}\]'"):
-        open_dataset(path, None, 42)
+        open_dataset(path, None, 42, PRODUCT_OWNER)
 
 
 def test_a_data_set_of_the_hub_that_cannot_be_reached_is_bad_input() -> None:
@@ -146,7 +149,7 @@ def test_the_copy_is_gone_once_nobody_needs_it(
     path = save(tmp_path, name, rows(2))
     (tmp_path / "copies").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "copies"))
-    dataset = open_dataset(path, None, 42)
+    dataset = open_dataset(path, None, 42, PRODUCT_OWNER)
     made = list((tmp_path / "copies").iterdir())
     del dataset
     assert (len(made), list((tmp_path / "copies").iterdir())) == (1, [])
@@ -195,8 +198,10 @@ def test_bytes_in_a_table_are_taken_for_text(tmp_path: Path) -> None:
     encoded = [{key: str(text).encode() for key, text in row.items()} for row in rows(2)]
     parquet.write_table(pa.Table.from_pylist(encoded), path)
     plain = save(tmp_path, "plain.parquet", rows(2))
-    assert [case.concept for case in read_cases(open_dataset(path, None, 42))] == [
-        case.concept for case in read_cases(open_dataset(plain, None, 42))
+    assert [
+        case.inputs["concept"] for case in read_cases(open_dataset(path, None, 42, PRODUCT_OWNER))
+    ] == [
+        case.inputs["concept"] for case in read_cases(open_dataset(plain, None, 42, PRODUCT_OWNER))
     ]
 
 
@@ -205,17 +210,17 @@ def test_what_is_no_text_in_a_table_is_bad_input_with_its_row(tmp_path: Path) ->
     odd = [row | {"concept": b"\xff"} for row in rows(1)]
     parquet.write_table(pa.Table.from_pylist(odd), path)
     with pytest.raises(DatasetError, match=r"cases\.parquet, row 1: the data set is damaged here"):
-        open_dataset(path, None, 42)
+        open_dataset(path, None, 42, PRODUCT_OWNER)
 
 
 def test_a_line_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cases.jsonl.gz"
     path.write_bytes(gzip.compress(b"x" * (MAX_LINE + 10), compresslevel=1))
     with pytest.raises(DatasetError, match="a line is longer than"):
-        open_dataset(path, None, 42)
+        open_dataset(path, None, 42, PRODUCT_OWNER)
 
 
 @pytest.mark.parametrize("name", ["hf:/etc", "hf:.", "hf:json", "hf:../x/y"])
 def test_only_the_hub_is_asked_for_a_name_of_the_hub(name: str) -> None:
     with pytest.raises(DatasetError, match="is no OWNER/NAME"):
-        open_dataset(Path(name), None, 42)
+        open_dataset(Path(name), None, 42, PRODUCT_OWNER)

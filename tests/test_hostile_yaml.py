@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import PRODUCT_OWNER, po_inputs
 from vllm_eval.cases import open_dataset
 from vllm_eval.errors import DatasetError
 from vllm_eval.records import Case
@@ -175,7 +176,7 @@ def test_a_tag_is_never_obeyed(
 def test_hostile_requirements_are_an_error_of_their_line(bench: Bench, name: str) -> None:
     rows = [{"concept": "c", "requirements_yaml": text} for text in ("a: 1", INVALID[name])]
     with pytest.raises(DatasetError, match="line 2: requirements_yaml is not valid YAML"):
-        open_dataset(bench.write(bench.cases, rows), None, 42)
+        open_dataset(bench.write(bench.cases, rows), None, 42, PRODUCT_OWNER)
 
 
 FRAGMENTS = st.sampled_from(
@@ -212,6 +213,6 @@ def test_no_answer_makes_the_judge_raise_take_long_or_leave_its_range(
     ):
         text = f"{around}```yaml VISION\n{vision}\n```{around}```yaml REVIEW\n{review}\n```"
         begin = time.process_time()
-        judgement = task.judge(Case("x", 1, None, "c", other), text)
+        judgement = task.judge(Case("x", 1, None, po_inputs("c", other)), text)
         assert time.process_time() - begin < 1
         assert judgement.score is None or 0 <= judgement.score <= 1

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import PRODUCT_OWNER, po_inputs
 from vllm_eval.cases import open_dataset, read_cases
 from vllm_eval.records import Case
 
@@ -31,7 +32,9 @@ def known(shared_data: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def judged(known: list[dict[str, Any]], task: Task) -> list[Judgement]:
     return [
-        task.judge(Case("x", 1, None, k["concept"], k["requirements_yaml"]), k["response"])
+        task.judge(
+            Case("x", 1, None, po_inputs(k["concept"], k["requirements_yaml"])), k["response"]
+        )
         for k in known
     ]
 
@@ -60,12 +63,12 @@ def test_the_score_of_every_known_answer_is_reproduced_to_a_billionth(
 
 
 def test_seed_42_draws_the_twenty_cases_of_the_specification(shared_data: Path) -> None:
-    dataset = open_dataset(shared_data / "product_owner_val.jsonl", 20, 42)
+    dataset = open_dataset(shared_data / "product_owner_val.jsonl", 20, 42, PRODUCT_OWNER)
     drawn = [case.id.removeprefix("POCON-") for case in read_cases(dataset)]
     assert " ".join(drawn) == DRAWN
 
 
 def test_another_seed_draws_another_order(shared_data: Path) -> None:
-    dataset = open_dataset(shared_data / "product_owner_val.jsonl", 20, 43)
+    dataset = open_dataset(shared_data / "product_owner_val.jsonl", 20, 43, PRODUCT_OWNER)
     drawn = [case.id.removeprefix("POCON-") for case in read_cases(dataset)]
     assert " ".join(drawn) != DRAWN

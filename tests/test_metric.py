@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.conftest import po_inputs
 from vllm_eval.records import Case
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def parts(task: Task, case: Case, answers: Answers) -> Parts:
     def score(
         vision: object = None, review: object = None, requirements: str | None = None
     ) -> Mapping[str, float]:
-        text = requirements if requirements is not None else case.requirements_yaml
-        asked = Case("K1", 1, None, "c", text)
+        text = requirements if requirements is not None else case.inputs["requirements_yaml"]
+        asked = Case("K1", 1, None, po_inputs("c", text))
         return task.judge(asked, answers.text(vision, review)).parts
 
     return score

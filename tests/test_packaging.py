@@ -41,6 +41,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "demo/prompt.j2",
         "py.typed",
         "tasks/product_owner.j2",
+        "tasks/product_owner.yaml",
     ],
 )
 def test_the_wheel_carries_its_data(wheel: Path, name: str) -> None:

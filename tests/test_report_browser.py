@@ -285,7 +285,7 @@ def test_a_link_opens_its_case_and_closing_takes_it_off(browser: Browser, report
         page.get_by_role("button", name="Close").click()
         assert "#" not in page.url
         page.locator("#failures summary", has_text="invalid_review_yaml").click()
-        page.locator("#failures a", has_text="K3").click()
+        page.locator("#failures .group a", has_text="K3").click()
         page.wait_for_selector("#case-body .attempt")
         assert page.url.endswith("#case=K3")
 

@@ -122,7 +122,8 @@ def test_a_pass_says_integrate_and_a_fail_names_what_dominates(
     assert "- Integrate `pupil`." in _report(good)
     bad = make_run(tmp_path, [{"text": WEAK}, {"arm": "pupil", "text": Answers().bad()}])
     steps = _report(bad).partition("## Comparison")[0]
-    assert "What fails most is `review_missing_narrative` (8 answers)" in steps
+    assert "key is missing or empty (8 of 8 answers, `review_missing_narrative`)" in steps
+    assert "`--constrain` at most 8" in steps
     assert "Check every training target" in steps
     assert "Answers of `pupil` are missing" in _report(failing)
 
@@ -150,7 +151,7 @@ def test_missing_answers_are_put_down_to_what_kept_them_away(tmp_path: Path) -> 
     steps = _steps(load_run(folder).comparison, folder)
     missing, _, rest = steps.partition("are missing. ")[2].partition("\n")
     assert "`engine_error` (1 answer)" in missing
-    assert "`review_missing_narrative` (2 answers)" in rest
+    assert "(2 of 2 answers, `review_missing_narrative`)" in rest
 
 
 def test_a_base_without_a_valid_answer_is_not_put_down_to_the_student(tmp_path: Path) -> None:
@@ -177,16 +178,15 @@ def test_a_rule_without_a_number_is_told_where_nothing_else_is(failing: Path) ->
 def test_answers_are_called_cut_where_most_of_all_tiers_were(
     failing: Path, cut: tuple[int, int], told: bool
 ) -> None:
-    """Of the first tier's ten attempts nine were cut, of the second's hundred one or ninety."""
+    """Fifty answers lack a key, and of each tier some were cut."""
     comparison = load_run(failing).comparison
-    reason = "review_missing_narrative"
-    group = next(g for g in comparison["failures"] if g["reason"] == reason)
-    groups = [
-        group | {"tier": tier, "attempts": made, "truncated": times}
-        for tier, made, times in zip(("simple", "hard"), (10, 100), cut, strict=True)
+    diagnosis = comparison["diagnosis"]
+    group = next(g for g in diagnosis["clusters"] if g["cluster"] == "missing_key")
+    groups = [group | {"outcomes": 50}] + [
+        group | {"cluster": "cut", "tier": tier, "outcomes": times}
+        for tier, times in zip(("simple", "hard"), cut, strict=True)
     ]
-    most = {"failures": groups, "reasons": {"pupil": {reason: 110}}}
-    steps = _steps({**comparison, **most}, failing)
+    steps = _steps({**comparison, "diagnosis": {**diagnosis, "clusters": groups}}, failing)
     assert ("cut at the token limit" in steps) == told
 
 

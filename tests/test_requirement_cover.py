@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.conftest import po_inputs
 from vllm_eval.records import Case
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def points(task: Task, answers: Answers) -> Points:
     """Points of the alignment part for a review against requirements in YAML."""
 
     def score(requirements: str, **review: object) -> float:
-        case = Case("K1", 1, None, "c", requirements)
+        case = Case("K1", 1, None, po_inputs("c", requirements))
         text = answers.text("{}", review or "{}")
         return task.judge(case, text).parts["requirements_alignment"]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import PRODUCT_OWNER
 from vllm_eval.errors import DatasetError
 from vllm_eval.rescore import rejudge
 from vllm_eval.rescore.rejudge import index_cases, judge_all
@@ -41,7 +42,7 @@ def many(bench: Bench, answers: Answers) -> Path:
 
 
 def pairs(bench: Bench, path: Path) -> Iterator[tuple[Answer, Place]]:
-    places = index_cases(bench.cases).places
+    places = index_cases(bench.cases, PRODUCT_OWNER).places
     for answer in read_answers(open_source(path)):
         yield answer, places[answer.concept_id]
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.conftest import po_inputs
 from vllm_eval.errors import ConfigError
 from vllm_eval.records import Case, Problem
 from vllm_eval.tasks import open_task
@@ -85,7 +86,7 @@ def test_a_first_prompt_holds_concept_and_requirements_but_no_reminder(
     task: Task, case: Case
 ) -> None:
     prompt = task.prompt(case)
-    assert (case.concept in prompt, "Return tools by bicycle" in prompt) == (True, True)
+    assert (case.inputs["concept"] in prompt, "Return tools by bicycle" in prompt) == (True, True)
     assert "REMINDER" not in prompt
 
 
@@ -103,12 +104,12 @@ def test_a_retry_names_what_was_wrong(
 
 
 def test_the_prompt_of_a_record_is_used_verbatim(task: Task) -> None:
-    case = Case("K1", 1, None, "c", "{}", prompt="Say {{ it }} as is.")
+    case = Case("K1", 1, None, po_inputs("c", "{}"), prompt="Say {{ it }} as is.")
     assert task.prompt(case) == "Say {{ it }} as is."
 
 
 def test_a_retry_of_a_record_with_a_prompt_adds_the_reminder(task: Task) -> None:
-    case = Case("K1", 1, None, "c", "{}", prompt="As is.")
+    case = Case("K1", 1, None, po_inputs("c", "{}"), prompt="As is.")
     prompt = task.prompt(case, Problem("any", "the middle is missing"))
     assert prompt.startswith("As is.\n\nREMINDER: ")
     assert "the middle is missing" in prompt
@@ -131,7 +132,7 @@ def test_a_template_without_a_place_for_the_reminder_gets_it_at_the_end(
 
 
 def test_values_are_never_run_as_templates(task: Task) -> None:
-    case = Case("K1", 1, None, "{{ 7 * 6 }}", "{}")
+    case = Case("K1", 1, None, po_inputs("{{ 7 * 6 }}", "{}"))
     assert "{{ 7 * 6 }}" in task.prompt(case)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.config import PACKAGE, file_name, resolve_path
-from vllm_eval.errors import AdapterError, InputError
-from vllm_eval.records import BASELINE, Adapter, Arm
+from vllm_eval.errors import AdapterError, ConfigError, InputError
+from vllm_eval.records import BASELINE, CONSTRAINED, Adapter, Arm
 from vllm_eval.safetensors_header import read_json
 
 if TYPE_CHECKING:
@@ -56,6 +57,33 @@ def open_arms(config: Config) -> tuple[Arm, ...]:
         else:
             arms.append(Arm(name, read_adapter(name, find_adapter(given, config.adapter_dirs))))
     return tuple(arms)
+
+
+def constrain_arms(arms: Sequence[Arm], config: Config, grammar: str) -> tuple[Arm, ...]:
+    """The arms as `config.constrain` has them: each held to `grammar`, or a variant of each beside.
+
+    Raises:
+        ConfigError: the engine cannot constrain its answers.
+    """
+    if config.constrain == "none":
+        return tuple(arms)
+    if config.answering == "transformers":
+        msg = (
+            "constrain: the transformers engine decodes freely; give --engine vllm, or leave it out"
+        )
+        raise ConfigError(msg)
+    if config.constrain == "only":
+        return tuple(replace(arm, grammar=grammar) for arm in arms)
+    variants = (
+        replace(arm, name=arm.name + CONSTRAINED, grammar=grammar, variant_of=arm.name)
+        for arm in arms
+    )
+    return (*arms, *variants)
+
+
+def loaded_adapters(arms: Sequence[Arm]) -> list[Adapter]:
+    """The adapters that an engine holds for these arms, each once."""
+    return [arm.adapter for arm in arms if arm.adapter and arm.variant_of is None]
 
 
 def base_of(arms: Sequence[Arm], given: str | None) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from vllm_eval.datasets import Lines
+    from vllm_eval.tasks.declaration import Declaration
 
 _BOM = b"\xef\xbb\xbf"
 """Byte order mark: some editors put it at the start of a file; it belongs to no record."""
@@ -32,6 +33,8 @@ class Dataset:
     """A checked data set and the cases drawn from it."""
 
     lines: Lines
+    declaration: Declaration
+    """Of the task whose cases these are."""
     sha256: str
     """Over its lines: the same for a file and for its gzip."""
     total: int
@@ -49,7 +52,9 @@ class Dataset:
         return self.lines.path
 
 
-def open_dataset(path: Path, max_samples: int | None, seed: int) -> Dataset:
+def open_dataset(
+    path: Path, max_samples: int | None, seed: int, declaration: Declaration
+) -> Dataset:
     """Check every record of `path`, then draw `max_samples` of them (all where None).
 
     Drawing is `random.Random(seed).shuffle` and the first N, as `product_owner.md` fixes it.
@@ -58,12 +63,13 @@ def open_dataset(path: Path, max_samples: int | None, seed: int) -> Dataset:
         path: JSON lines, or another format that `datasets.open_lines` knows.
         max_samples: how many are drawn.
         seed: of the draw.
+        declaration: of the task: what each record must hold.
 
     Raises:
         DatasetError: file or record that cannot be used, with what to do.
         InputError: the format needs an extra that is not installed.
     """
-    lines = open_lines(path)
+    lines = open_lines(path, fields_of(declaration))
     digest = hashlib.sha256()
     numbers, offsets = array("q"), array("q")
     seen: dict[str, int] = {}
@@ -74,7 +80,8 @@ def open_dataset(path: Path, max_samples: int | None, seed: int) -> Dataset:
             for number, line in enumerate(file, start=1):
                 digest.update(line)
                 if holds_record(number, line):
-                    add_id(lines, number, _checked_case(lines, number, line).id, seen)
+                    case = _checked_case(lines, declaration, number, line)
+                    add_id(lines, number, case.id, seen)
                     numbers.append(number)
                     offsets.append(offset)
                 offset += len(line)
@@ -89,6 +96,7 @@ def open_dataset(path: Path, max_samples: int | None, seed: int) -> Dataset:
     drawn = order[:max_samples]
     return Dataset(
         lines=lines,
+        declaration=declaration,
         sha256=digest.hexdigest(),
         total=len(numbers),
         drawn=array("q", (numbers[place] for place in drawn)),
@@ -116,17 +124,19 @@ def read_cases(dataset: Dataset) -> Iterator[Case]:
             raise DatasetError(msg)
         for number, offset in zip(dataset.drawn, dataset.offsets, strict=True):
             file.seek(offset)
-            yield _case(dataset.lines, number, file.readline())
+            yield _case(dataset.lines, dataset.declaration, number, file.readline())
 
 
-def read_case(lines: Lines, file: BinaryIO, number: int, offset: int) -> Case:
+def read_case(
+    lines: Lines, file: BinaryIO, declaration: Declaration, number: int, offset: int
+) -> Case:
     """Record `number` of `lines`, opened as `file`, which begins at `offset`; checked.
 
     Raises:
         DatasetError: the record cannot be used.
     """
     file.seek(offset)
-    return _checked_case(lines, number, file.readline())
+    return _checked_case(lines, declaration, number, file.readline())
 
 
 def _version(file: BinaryIO) -> tuple[int, int]:
@@ -139,8 +149,16 @@ def holds_record(number: int, line: bytes) -> bool:
     return bool(_without_mark(number, line).strip())
 
 
-def read_record(lines: Lines, number: int, line: bytes) -> tuple[dict[str, Any], str]:
-    """The fields of a record, flat or under `input`, and its concept id.
+def fields_of(declaration: Declaration) -> tuple[str, ...]:
+    """Every key of a record that is read, at its top or under `input`."""
+    keys = ("input", "concept_id", *declaration.id_keys, *declaration.inputs, "tier", "prompt")
+    return tuple(dict.fromkeys(keys))
+
+
+def read_record(
+    lines: Lines, declaration: Declaration, number: int, line: bytes
+) -> tuple[dict[str, Any], str]:
+    """The fields of a record, flat or under `input`, and its id.
 
     Raises:
         DatasetError: the line is no JSON object.
@@ -152,8 +170,8 @@ def read_record(lines: Lines, number: int, line: bytes) -> tuple[dict[str, Any],
     if not isinstance(record, dict):
         raise _bad_line(lines, number, "must be a JSON object")
     fields = record["input"] if isinstance(record.get("input"), dict) else record
-    identifier = fields.get("concept_id")
-    known = f"sample-{number}" if identifier in (None, "") else str(identifier)
+    given = (fields.get(key) for key in ("concept_id", *declaration.id_keys))
+    known = next((str(found) for found in given if found not in (None, "")), f"sample-{number}")
     return {"prompt": record.get("prompt")} | fields, known
 
 
@@ -173,31 +191,31 @@ def _without_mark(number: int, line: bytes) -> bytes:
     return line.removeprefix(_BOM) if number == 1 else line
 
 
-def _checked_case(lines: Lines, number: int, line: bytes) -> Case:
-    case = _case(lines, number, line)
-    requirements = parse_yaml(case.requirements_yaml)
-    if requirements.error is not None:
-        place = f" at its line {requirements.line}" if requirements.line else ""
-        message = f"requirements_yaml is not valid YAML{place}: {requirements.error}"
-        raise _bad_line(lines, number, message)
+def _checked_case(lines: Lines, declaration: Declaration, number: int, line: bytes) -> Case:
+    case = _case(lines, declaration, number, line)
+    for name, about in declaration.inputs.items():
+        parsed = parse_yaml(case.inputs[name]) if about.yaml else None
+        if parsed is not None and parsed.error is not None:
+            place = f" at its line {parsed.line}" if parsed.line else ""
+            message = f"{name} is not valid YAML{place}: {parsed.error}"
+            raise _bad_line(lines, number, message)
     return case
 
 
-def _case(lines: Lines, number: int, line: bytes) -> Case:
-    """The case, its requirements not looked into: that takes most of the time."""
-    texts, identifier = read_record(lines, number, line)
-    for key in ("concept", "requirements_yaml"):
-        if texts.get(key) is None:
+def _case(lines: Lines, declaration: Declaration, number: int, line: bytes) -> Case:
+    """The case, its YAML not looked into: that takes most of the time."""
+    texts, identifier = read_record(lines, declaration, number, line)
+    for key, about in declaration.inputs.items():
+        if about.required and texts.get(key) is None:
             raise _bad_line(lines, number, f"lacks {key!r}")
-    for key in ("concept", "requirements_yaml", "tier", "prompt"):
+    for key in (*declaration.inputs, "tier", "prompt"):
         if not isinstance(texts.get(key), str | None):
             raise _bad_line(lines, number, f"{key!r} must be a string")
     return Case(
         id=identifier,
         line=number,
         tier=texts.get("tier"),
-        concept=texts["concept"],
-        requirements_yaml=texts["requirements_yaml"],
+        inputs={key: texts.get(key) or "" for key in declaration.inputs},
         prompt=texts.get("prompt") or None,
     )
 

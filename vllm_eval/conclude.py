@@ -5,35 +5,40 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from vllm_eval import gate, manifest, stats, store
+from vllm_eval import gate, manifest, repairs, stats, store
 from vllm_eval.config import load_config
+from vllm_eval.diagnose.diagnosis import diagnose
+from vllm_eval.diagnose.remedies import Limits
+from vllm_eval.diagnose.survey import Survey
 from vllm_eval.errors import EvalError
 from vllm_eval.journal import read_journal
 from vllm_eval.ledger import check_complete, read_outcomes
-from vllm_eval.records import BASELINE
+from vllm_eval.records import BASELINE, CONSTRAINED
 from vllm_eval.stats.bootstrap import CONFIDENCE, Bootstrap
 from vllm_eval.stats.case_rows import case_rows, distributions, sample_rows
+from vllm_eval.stats.constrained import Tally, compare_constrained, free_arms
 from vllm_eval.stats.failures import take_account
 from vllm_eval.stats.timing import take_timing
-from vllm_eval.tasks import open_task
+from vllm_eval.tasks import open_stored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from vllm_eval.config import Config
+    from vllm_eval.diagnose.records import Diagnosis
     from vllm_eval.gate import Verdict
     from vllm_eval.records import Outcome
     from vllm_eval.stats import Comparison
-    from vllm_eval.stats.failures import Account, Blocks
+    from vllm_eval.stats.constrained import Constrained
+    from vllm_eval.stats.failures import Account
     from vllm_eval.stats.timing import Timing
+    from vllm_eval.tasks import Task
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Of `comparison.json`; 2 added cases, distributions, environment and the timing's details, 3 tells
-how many cases there are and whether those listed are a sample."""
-
-NOT_FINISHED = "NOT FINISHED"
-"""In place of a verdict while outcomes are owed: no part of a run passes, or fails."""
+how many cases there are and whether those listed are a sample, 4 what repairs would recover and why
+answers failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ class Evaluated:
     """Path of the adapter of each arm, the baseline first; None where it has none."""
     order: Mapping[str, int]
     """Place of each case drawn."""
-    blocks: Blocks
+    task: Task
     owed: int = 0
     """Outcomes that a run that did not end still owes; 0 for a whole one."""
 
@@ -63,6 +68,12 @@ class Finished:
     timing: Mapping[str, Any]
     owed: int
     """Outcomes an interrupted run still owes; 0 for a whole one."""
+    repair: Mapping[str, Any]
+    """With repaired answers counted as valid, as `repairs.to_json` has it."""
+    diagnosis: Diagnosis
+    """Why answers failed, and what would help."""
+    constrained: Constrained
+    """Each arm against itself held to the task's grammar."""
     quantization: str = "none"
     """Of the base that all arms stand on, as the engine calls it: part of what was measured."""
 
@@ -82,7 +93,10 @@ def reopen(path: Path) -> Evaluated:
     config = load_config([str(path / store.CONFIG)])
     folder = store.RunFolder(path, store.timestamp_of(path, recorded))
     paths = {name: about["path"] for name, about in recorded["adapters"].items()}
-    names = (BASELINE, *recorded["identity"]["adapters"])
+    names = [BASELINE, *recorded["identity"]["adapters"]]
+    if config.constrain == "beside":
+        paths |= {name + CONSTRAINED: path for name, path in paths.items()}
+        names += [name + CONSTRAINED for name in names]
     order = store.read_order(path)
     done = sum(attempt.final for _, attempt in read_journal(folder.journal))
     return Evaluated(
@@ -90,7 +104,7 @@ def reopen(path: Path) -> Evaluated:
         config=config,
         adapters={name: paths.get(name) for name in names},
         order=order,
-        blocks=open_task(config.task).blocks,
+        task=open_stored(path, config.task),
         owed=len(order) * len(names) * config.samples_per_case - done,
     )
 
@@ -105,26 +119,43 @@ def conclude(run: Evaluated) -> Finished:
     outcomes = read_outcomes(run.folder.journal)
     expected = ((a, c, s) for a in names for c in run.order for s in range(samples))
     check_complete(outcomes, expected, partial=run.owed > 0)
+    free = free_arms(names)  # what is constrained beside them is compared, never judged
     rules = run.config.gate
     bootstrap = Bootstrap(rules.confidence or CONFIDENCE, seed=run.config.seed)
-    comparison = stats.compare(outcomes, names, bootstrap=bootstrap)
     each = len(run.order) * samples
-    verdicts = tuple(gate.judge_student(comparison, name, each, rules) for name in names[1:])
-    attempts = (attempt for _, attempt in read_journal(run.folder.journal))
-    account = take_account(attempts, run.blocks)
-    spent = take_timing(attempt for _, attempt in read_journal(run.folder.journal))
+
+    def judge(comparison: Comparison) -> tuple[Verdict, ...]:
+        return tuple(gate.judge_student(comparison, name, each, rules) for name in free[1:])
+
+    comparison = stats.compare(outcomes, free, bootstrap=bootstrap)
+    strict = repairs.Standing(comparison, judge(comparison))
     recorded = manifest.read(run.folder.path)
-    timing = _timing(spent, recorded.get("sessions", ()))
-    finished = Finished(
-        run.folder.path,
-        comparison,
-        verdicts,
-        account,
-        timing,
-        run.owed,
-        recorded.get("engine", {}).get("quantization", "none"),
-    )
-    _write_files(run, finished, outcomes)
+    with repairs.CaseFile(run.folder.path, run.order, run.task.declaration) as case_file:
+        mending = repairs.Mending(run.task, case_file)
+        attempts = (attempt for _, attempt in read_journal(run.folder.journal))
+        survey = Survey(run.task.blocks, run.task.declaration, mending.found)
+        tally = Tally()
+        account = take_account(survey.watch(mending.watch(tally.watch(attempts))), run.task.blocks)
+        outcomes = mending.attach(outcomes)
+        mended = repairs.stand_repaired(outcomes, strict, judge, bootstrap)
+        spent = take_timing(attempt for _, attempt in read_journal(run.folder.journal))
+        mode = run.config.constrain
+        held = compare_constrained(mode, outcomes, comparison, tally, bootstrap)
+        limits = Limits(run.config.max_new_tokens, run.config.retries, mode)
+        then = () if run.owed else mended.verdicts
+        finished = Finished(
+            run.folder.path,
+            comparison,
+            strict.verdicts,
+            account,
+            _timing(spent, recorded.get("sessions", ())),
+            run.owed,
+            _repair(run, outcomes, mended),
+            diagnose(survey, comparison.arms, limits, then, held.arms),
+            held,
+            recorded.get("engine", {}).get("quantization", "none"),
+        )
+        _write_files(run, finished, outcomes, mending)
     return finished
 
 
@@ -140,6 +171,13 @@ def refuse_unanswered(finished: Finished) -> None:
             reason = next(iter(comparison.reasons[name]), "no reason")
             msg = f"no case of {name} has an answer ({reason}); see {finished.folder}"
             raise EvalError(msg)
+
+
+def _repair(
+    run: Evaluated, outcomes: Sequence[Outcome], mended: repairs.Standing
+) -> dict[str, Any]:
+    asked, measured = run.config.repair, run.task.judges
+    return repairs.to_json(outcomes, mended, asked=asked, measured=measured, owed=run.owed)
 
 
 def _timing(spent: Timing, sessions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -163,9 +201,24 @@ def _timing(spent: Timing, sessions: Sequence[Mapping[str, Any]]) -> dict[str, A
     }
 
 
-def _write_files(run: Evaluated, finished: Finished, outcomes: Sequence[Outcome]) -> None:
-    folder, comparison = run.folder, finished.comparison
-    for number, (name, adapter) in enumerate(run.adapters.items()):
+def _stem(arm: str, arms: int) -> str:
+    """What an arm's result file is called, among so many free arms: the only student just that."""
+    free = arm.removesuffix(CONSTRAINED)
+    if free != BASELINE:
+        free = "student" if arms == 2 else f"student_{free}"
+    return free + CONSTRAINED if arm.endswith(CONSTRAINED) else free
+
+
+def _write_files(
+    run: Evaluated, finished: Finished, outcomes: Sequence[Outcome], mending: repairs.Mending
+) -> None:
+    folder, comparison, asked = run.folder, finished.comparison, run.config.repair
+
+    def about(last: Mapping[str, Any]) -> dict[str, Any]:
+        blocks = {"blocks": run.task.blocks(last["raw_response"])}
+        return blocks | mending.result(last) if asked else blocks
+
+    for name, adapter in run.adapters.items():
         head = {
             "arm": name,
             "adapter": adapter,
@@ -174,11 +227,15 @@ def _write_files(run: Evaluated, finished: Finished, outcomes: Sequence[Outcome]
             "config": run.config.model_dump(mode="json"),
             "timing": dict(finished.timing),
         }
-        stem = "student" if len(run.adapters) == 2 else f"student_{name}"
-        path = folder.path / f"{stem if number else name}_{folder.timestamp}.json"
-        summary = comparison.arms[name]
-        store.write_results(path, folder.journal, run.order, head, summary, run.blocks)
-    rows = case_rows(outcomes, comparison, run.order, BASELINE)
+        if asked and name in finished.repair["arms"]:
+            head["repaired_samples"] = finished.repair["arms"][name]["repaired"]
+        path = folder.path / f"{_stem(name, len(comparison.arms))}_{folder.timestamp}.json"
+        free = name.removesuffix(CONSTRAINED)
+        held = finished.constrained.arms[free].constrained.summary if free != name else None
+        summary = held or comparison.arms[name]
+        store.write_results(path, folder.journal, run.order, head, summary, about)
+    judged = [outcome for outcome in outcomes if outcome.arm in comparison.arms]
+    rows = case_rows(judged, comparison, run.order, BASELINE)
     groups = finished.account.failures
     shown = sample_rows(rows, {e.concept_id for group in groups for e in group.examples})
     whole = {
@@ -187,12 +244,12 @@ def _write_files(run: Evaluated, finished: Finished, outcomes: Sequence[Outcome]
         "owed": run.owed,
         "passed": finished.passed,
         "quantization": finished.quantization,
-        "verdicts": [
-            asdict(verdict) | {"verdict": NOT_FINISHED if run.owed else verdict.word}
-            for verdict in finished.verdicts
-        ],
+        "verdicts": gate.to_json(finished.verdicts, run.owed),
         **stats.to_json(comparison),
         **asdict(finished.account),
+        "repair": dict(finished.repair),
+        "diagnosis": asdict(finished.diagnosis),
+        "constrained": asdict(finished.constrained),
         "timing": dict(finished.timing),
         "distributions": {arm: asdict(d) for arm, d in distributions(comparison).items()},
         "environment": manifest.read(folder.path),

@@ -117,6 +117,10 @@ class Config(_Record):
     gate: GateConfig = GateConfig()
     journal_part_mib: Annotated[int, Field(gt=0)] = 256
     """Size in MiB from which the journal goes on in a next file."""
+    constrain: Literal["none", "beside", "only"] = "none"
+    """Decoding by the task's grammar: not, as a variant beside each arm, or in every arm."""
+    repair: bool = False
+    """Whether result files show what failed answers are worth with their text repaired."""
     report: bool = True
     """Whether a run ends with its report; `report RUN` makes it at any time."""
 
@@ -129,10 +133,7 @@ class Config(_Record):
 
     @property
     def dtype(self) -> str:
-        """The type vLLM computes in, by its own names.
-
-        A profile may name one for its card, and `bnb_compute_dtype` is always asked for.
-        """
+        """The type vLLM computes in: `bnb_compute_dtype`, else the one a profile may name."""
         return self.bnb_compute_dtype or str(self.engine_args.get("dtype") or "auto")
 
 
@@ -296,5 +297,4 @@ def _nearest(location: Iterable[int | str]) -> str:
     *parents, wrong = (str(part) for part in location)
     fields = GateConfig.model_fields if parents == ["gate"] else Config.model_fields
     near = difflib.get_close_matches(wrong, fields, n=1, cutoff=0.4)
-    prefix = "".join(f"{parent}." for parent in parents)
-    return f"; did you mean {prefix + near[0]!r}?" if near else ""
+    return f"; did you mean {'.'.join((*parents, near[0]))!r}?" if near else ""

@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import orjson
 from rich.console import Console
@@ -19,9 +19,11 @@ from rich.text import Text
 from vllm_eval.tables import plain, run_tables, timing_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
     from typing import Self
+
+    from rich.console import RenderableType
 
     from vllm_eval.conclude import Finished
     from vllm_eval.evaluate import Progress
@@ -86,11 +88,15 @@ class Terminal:
             line = f"  {progress.done}/{progress.total} done, {_detail(progress)}"
             self.console.print(Text(line), soft_wrap=True)
 
+    def show(self, parts: Iterable[RenderableType]) -> None:
+        """Tables and lines, as they are."""
+        for part in parts:
+            self.console.print(part)
+
     def finished(self, finished: Finished) -> None:
         """The tables, the verdicts and where the files are."""
         self._stop()
-        for part in run_tables(finished):
-            self.console.print(part)
+        self.show(run_tables(finished))
         for line in timing_lines(finished.timing):
             self.console.print(Text(line), soft_wrap=True)
         self.console.print(Text(f"files in {plain(str(finished.folder))}"), soft_wrap=True)
@@ -100,8 +106,13 @@ class Terminal:
             return
         for verdict in finished.verdicts:
             style = "bold green" if verdict.passed else "bold red"
-            text = f"{verdict.word}  {plain(verdict.arm)}{_base(finished.quantization)}"
+            held = "  (every answer held to the task's grammar)"
+            only = held if finished.constrained.mode == "only" else ""
+            text = f"{verdict.word}  {plain(verdict.arm)}{_base(finished.quantization)}{only}"
             self.console.print(Text(text, style=style))
+        if not finished.passed:
+            hint = f"why, and what would help: python -m vllm_eval diagnose {finished.folder}"
+            self.console.print(Text(plain(hint)), soft_wrap=True)
 
     def _show_bar(self, progress: Progress) -> None:
         if self._bar is None:
@@ -137,6 +148,11 @@ def write_out(text: str) -> None:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
+def show_json(data: Sequence[object] | Mapping[str, Any]) -> None:
+    """One JSON value on standard output."""
+    write_out(orjson.dumps(data, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
 def show_error(text: str) -> None:
     """An error, on standard error."""
     lines = "\n".join(plain(line) for line in text.split("\n"))
@@ -147,8 +163,7 @@ def show_error(text: str) -> None:
 def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
     """What the preflight found: a line each, or one JSON array."""
     if as_json:
-        data = [asdict(finding) for finding in findings]
-        write_out(orjson.dumps(data, option=orjson.OPT_INDENT_2).decode() + "\n")
+        show_json([asdict(finding) for finding in findings])
         return
     console = UnbreakableConsole(highlight=False, emoji=False)
     styles = {"error": "red", "warning": "yellow", "ok": ""}

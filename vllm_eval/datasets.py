@@ -15,12 +15,10 @@ import orjson
 from vllm_eval.errors import DatasetError, EvalError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 HUB = "hf:"
 """Prefix of a data set on the Hugging Face hub: `hf:NAME`, or `hf:NAME:SPLIT`."""
-FIELDS = ("input", "concept_id", "concept", "requirements_yaml", "tier", "prompt")
-"""Columns that are read; a table may have any others."""
 SAVED = ("state.json", "dataset_dict.json")
 """Files that tell a saved data set, or one of several splits, from any other folder."""
 BATCH_ROWS = 256
@@ -46,26 +44,27 @@ class Lines:
         return f"{self.path}, {self.unit} {number}"
 
 
-def open_lines(path: Path) -> Lines:
+def open_lines(path: Path, fields: Sequence[str]) -> Lines:
     """JSON lines as they are; gzip, Parquet and Hugging Face data sets copied to such a file.
 
-    The copy lies in the folder for temporary files (`TMPDIR`) and holds what `FIELDS` names. It is
-    gone once nobody needs it; a later change of the data set does not reach it.
+    The copy lies in the folder for temporary files (`TMPDIR`) and holds no more than `fields`. It
+    is gone once nobody needs it; a later change of the data set does not reach it.
 
     Args:
         path: a file of JSON lines, `*.gz` with such lines inside, `*.parquet`, a folder written by
             `Dataset.save_to_disk`, or `hf:NAME[:SPLIT]`.
+        fields: columns that are read; a table may have any others.
 
     Raises:
         DatasetError: it cannot be read; names file and row.
         InputError: its format needs an extra that is not installed.
     """
     if str(path).startswith(HUB):
-        return _copy(path, _hub_rows, "row")
+        return _copy(path, lambda name: _hub_rows(name, fields), "row")
     if any((path / name).is_file() for name in SAVED):
-        return _copy(path, _folder_rows, "row")
+        return _copy(path, lambda name: _folder_rows(name, fields), "row")
     if path.suffix == ".parquet":
-        return _copy(path, _parquet_rows, "row")
+        return _copy(path, lambda name: _parquet_rows(name, fields), "row")
     if path.suffix == ".gz":
         return _copy(path, _gzip_lines, "line")
     return Lines(path, path)
@@ -108,18 +107,18 @@ def _gzip_lines(path: Path) -> Iterator[bytes]:
             yield line
 
 
-def _parquet_rows(path: Path) -> Iterator[bytes]:
+def _parquet_rows(path: Path, fields: Sequence[str]) -> Iterator[bytes]:
     try:
         from pyarrow import parquet
     except ImportError as error:
         raise _lacking(path, "parquet") from error
     with parquet.ParquetFile(path) as table:
-        columns = [name for name in FIELDS if name in table.schema_arrow.names]
+        columns = [name for name in fields if name in table.schema_arrow.names]
         for batch in table.iter_batches(BATCH_ROWS, columns=columns):
             yield from map(_line, batch.to_pylist())
 
 
-def _folder_rows(path: Path) -> Iterator[bytes]:
+def _folder_rows(path: Path, fields: Sequence[str]) -> Iterator[bytes]:
     try:
         import datasets
     except ImportError as error:
@@ -129,10 +128,10 @@ def _folder_rows(path: Path) -> Iterator[bytes]:
         splits = ", ".join(str(path / name) for name in found)
         msg = f"{path}: holds several splits; give --dataset-path one of {splits}"
         raise DatasetError(msg)
-    yield from _rows(found)
+    yield from _rows(found, fields)
 
 
-def _hub_rows(path: Path) -> Iterator[bytes]:
+def _hub_rows(path: Path, fields: Sequence[str]) -> Iterator[bytes]:
     try:
         import datasets
     except ImportError as error:
@@ -148,7 +147,7 @@ def _hub_rows(path: Path) -> Iterator[bytes]:
             msg = f"{path}: holds several splits; give --dataset-path one of {splits}"
             raise DatasetError(msg)
         (found,) = found.values()
-    yield from _rows(found)
+    yield from _rows(found, fields)
 
 
 class _Table(Protocol):
@@ -162,12 +161,12 @@ class _Table(Protocol):
     def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
 
-def _rows(table: _Table) -> Iterator[bytes]:
+def _rows(table: _Table, fields: Sequence[str]) -> Iterator[bytes]:
     columns = table.column_names
     if columns is not None:  # a stream may not know before its first row
-        table = table.select_columns([name for name in FIELDS if name in columns])
+        table = table.select_columns([name for name in fields if name in columns])
     for row in table:
-        yield _line({name: row[name] for name in FIELDS if name in row})
+        yield _line({name: row[name] for name in fields if name in row})
 
 
 def _line(row: dict[str, Any]) -> bytes:

@@ -20,6 +20,8 @@ class Flag:
     help: str
     kind: Any = str
     many: bool = False
+    on: Any = True
+    """What a switch sets its key to."""
 
     @property
     def parameter(self) -> str:
@@ -51,10 +53,14 @@ FLAGS = (
     Flag("--confidence", "gate.confidence", "Level at which the ratio must hold too.", FLOAT),
     Flag("--prompt-template", "prompt_template", "Jinja2 file that replaces the task's prompt."),
     Flag("--prompt-format", "prompt_format", "raw text, or the chat template.  [raw]"),
+    Flag(
+        "--constrain", "constrain", "Beside each arm one held to its shape.", _SWITCH, on="beside"
+    ),
+    Flag("--repair/--no-repair", "repair", "Repair failed answers, beside the verdict.", _SWITCH),
     Flag("--report/--no-report", "report", "Whether a run ends with its report.  [yes]", _SWITCH),
     Flag("--load-4bit", "load_4bit", "Quantise the base to 4 bit (bitsandbytes).", _SWITCH),
     Flag("--bnb-compute-dtype", "bnb_compute_dtype", "Type computed in with --load-4bit."),
-    Flag("--task", "task", "What is asked and how it is judged.  [product_owner]"),
+    Flag("--task", "task", "Task: name, or its file or folder.  [product_owner]"),
     Flag("--engine", "engine", "vllm, transformers, openai, ray or scripted.  [vllm]"),
     Flag("--base-url", "base_url", "Server of the openai engine; repeat for several.", many=True),
     Flag("--load-adapters/--no-load-adapters", "load_adapters", "Servers load adapters.", _SWITCH),
@@ -117,5 +123,5 @@ def config_layer(given: Mapping[str, object]) -> dict[str, Any]:
             section, _, key = flag.key.partition(".")
             layer.setdefault(section, {})[key] = value
         else:
-            layer[flag.key] = value
+            layer[flag.key] = flag.on if value is True else value
     return layer

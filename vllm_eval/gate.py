@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from vllm_eval.records import BASELINE
 from vllm_eval.stats.paired import cases_to_settle, pair_scores
 from vllm_eval.stats.resample import resample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from vllm_eval.config import GateConfig
     from vllm_eval.stats import Comparison, Summary
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-9
 """A value on its threshold passes, however its last bit was rounded."""
 NO_NUMBER = "there is no such number in this run"
+NOT_FINISHED = "NOT FINISHED"
+"""In place of a verdict while outcomes are owed: no part of a run passes, or fails."""
 
 
 Kind = Literal[
@@ -102,6 +104,14 @@ def judge_student(
         settle, unsettled = cases_to_settle(one, two, gate.min_ratio, level)
     passed = all(rule.passed for rule in rules)
     return Verdict(arm, passed, rules, chance, settle, unsettled)
+
+
+def to_json(verdicts: Iterable[Verdict], owed: int) -> list[dict[str, Any]]:
+    """Verdicts as JSON values; without a word while outcomes are `owed`."""
+    return [
+        asdict(verdict) | {"verdict": NOT_FINISHED if owed else verdict.word}
+        for verdict in verdicts
+    ]
 
 
 @dataclass(frozen=True, slots=True)

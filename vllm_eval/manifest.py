@@ -23,8 +23,8 @@ SCHEMA_VERSION = 1
 FILE = "manifest.json"
 NOT_IDENTITY = frozenset(
     (
-        *("profile", "tag", "output_dir", "gate", "report", "engine_env", "max_engine_restarts"),
-        "journal_part_mib",
+        *("profile", "tag", "output_dir", "gate", "report", "repair", "engine_env"),
+        *("max_engine_restarts", "journal_part_mib"),
         "batch_size",  # decides what fits: each row is drawn with its own request's seed
         # where and how servers are asked; their models and release are noted by `run`
         *("base_url", "served_models", "load_adapters", "max_concurrency"),
@@ -60,7 +60,7 @@ def describe(plan: Plan, identity: Mapping[str, Any], now: datetime) -> dict[str
         "adapters": {
             arm.name: {"path": str(arm.adapter.path), "rank": arm.adapter.rank}
             for arm in plan.arms
-            if arm.adapter
+            if arm.adapter and arm.variant_of is None
         },
         "machine": asdict(machine.detect()),
     }
@@ -78,8 +78,11 @@ def identify(plan: Plan) -> dict[str, Any]:
         "dataset": plan.dataset.sha256,
         "base_model": _fingerprint(plan.base_model) if plan.base_model else None,
         "adapters": {
-            arm.name: arm.adapter.sha256 if arm.adapter else None for arm in plan.arms[1:]
+            arm.name: arm.adapter.sha256 if arm.adapter else None
+            for arm in plan.arms[1:]
+            if arm.variant_of is None
         },
+        "grammar": _hash_grammar(plan),
         "script": _hash_file(plan.config.script) if plan.config.script else None,
     }
     return dict(orjson.loads(orjson.dumps(identity)))
@@ -111,6 +114,12 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
         for key in sorted(recorded.keys() | now.keys())
         if recorded.get(key) != now.get(key)
     ]
+
+
+def _hash_grammar(plan: Plan) -> str | None:
+    """Of the grammar that arms are held to; None where all answer freely."""
+    grammar = next((arm.grammar for arm in plan.arms if arm.grammar), None)
+    return hashlib.sha256(grammar.encode()).hexdigest() if grammar else None
 
 
 def _hash_file(script: str) -> str:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 BASELINE = "baseline"
 """Name of the arm that is the bare base model."""
+CONSTRAINED = "+constrained"
+"""Ends the name of an arm's constrained variant; the names of adapters hold no `+`."""
 
 Status = Literal["success", "format_error", "error"]
 """`format_error`: the model's answer broke the contract. `error`: there is no answer to judge."""
@@ -26,14 +28,14 @@ Status = Literal["success", "format_error", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One product-owner case, as read from one line of the data set."""
+    """One case of a task, as read from one line of the data set."""
 
     id: str
     line: int
     """Line in the data set, counted from 1."""
     tier: str | None
-    concept: str
-    requirements_yaml: str
+    inputs: Mapping[str, str]
+    """The texts that the task's declaration asks for, by name; one that may be absent is empty."""
     prompt: str | None = None
     """The record's own prompt; used verbatim instead of the template."""
 
@@ -59,6 +61,15 @@ class Arm:
     name: str
     adapter: Adapter | None = None
     """None for the baseline, and for an arm that is only a label (scripted engine)."""
+    grammar: str | None = None
+    """GBNF that its answers are constrained to; None where the model answers freely."""
+    variant_of: str | None = None
+    """The free arm that it is the constrained variant of: the same weights, asked the same."""
+
+    @property
+    def model(self) -> str:
+        """What names its weights: a variant shares those of its free arm."""
+        return self.variant_of or self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +176,15 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class Repair:
+    """What a failed answer would be worth after a repair of its text; it stays a failed one."""
+
+    names: tuple[str, ...]
+    """The repairs it takes."""
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What remains of an arm, case and sample once its attempts are over; without the text."""
 
@@ -178,6 +198,8 @@ class Outcome:
     attempts: int
     first_valid: bool
     """Whether the first attempt already kept the contract."""
+    repair: Repair | None = None
+    """Of one that broke the contract: the repair with which it keeps it, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ from vllm_eval.plan import prepare
 from vllm_eval.preflight.check import check_plan, refuse
 from vllm_eval.report.write import write_reports
 from vllm_eval.resume import other_engine, owe_refused, refuse_other_engine
+from vllm_eval.tasks import TASK_FILE
+from vllm_eval.tasks.declaration import dump_declaration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -64,6 +66,7 @@ def run(config: Config, watcher: Watcher, resume: Path | Literal["auto"] | None 
     start = time.monotonic()
     watcher.stage("checking data set and adapters")
     plan = prepare(config)
+    config = plan.config
     findings = check_plan(plan)
     for finding in findings:
         if finding.level == "warning" or finding.where == "profile":
@@ -117,7 +120,7 @@ def run(config: Config, watcher: Watcher, resume: Path | Literal["auto"] | None 
 def _evaluated(plan: Plan, folder: store.RunFolder, owed: int) -> Evaluated:
     paths = {arm.name: str(arm.adapter.path) if arm.adapter else None for arm in plan.arms}
     order = {intern(case.id): place for place, case in enumerate(cases.read_cases(plan.dataset))}
-    return Evaluated(folder, plan.config, paths, order, plan.task.blocks, owed)
+    return Evaluated(folder, plan.config, paths, order, plan.task, owed)
 
 
 def _open_folder(
@@ -150,6 +153,7 @@ def _open_folder(
     now = datetime.now().astimezone()
     folder = store.create_run(output_dir, plan.config.tag or plan.arms[1].name, now)
     store.write_text(folder.path / store.CONFIG, dump_config(plan.config))
+    store.write_text(folder.path / TASK_FILE, dump_declaration(plan.task.declaration))
     _note_cases(plan, folder)
     store.write_json(folder.path / manifest.FILE, manifest.describe(plan, identity, now))
     return folder

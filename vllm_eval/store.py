@@ -191,12 +191,13 @@ def write_results(
     order: Mapping[str, int],
     head: Mapping[str, Any],
     summary: Summary,
-    blocks: Callable[[str], Mapping[str, str]],
+    about: Callable[[Mapping[str, Any]], Mapping[str, Any]],
 ) -> Path:
     """One arm's result file, its cases in data set order, with all their attempts.
 
-    The structure is the predecessor's (`design.md`, "The run folder") with more in it.
-    Memory holds one case at a time: its attempts are fetched from the journal by their places.
+    The structure is the predecessor's (`design.md`, "The run folder") with more in it: what `about`
+    makes of a last attempt is added to its result. Memory holds one case at a time: its attempts
+    are fetched from the journal by their places.
     """
     places: dict[tuple[int, int], array[int]] = {}
     ended: list[tuple[int, int]] = []
@@ -220,7 +221,7 @@ def write_results(
         for number, key in enumerate(sorted(ended)):
             attempts = [orjson.loads(line_at(place)) for place in places[key]]
             out.write(b",\n" if number else b"\n")
-            out.write(orjson.dumps(_result(attempts, blocks)))
+            out.write(orjson.dumps(_result(attempts, about)))
         out.write(b"\n]}\n")
     return path
 
@@ -236,8 +237,7 @@ def write_cases(folder: RunFolder, rows: Iterable[tuple[Case, str]]) -> Path:
             row = {
                 "concept_id": case.id,
                 "tier": case.tier,
-                "concept": case.concept,
-                "requirements_yaml": case.requirements_yaml,
+                **case.inputs,
                 "prompt": case.prompt,
                 "asked": asked,
             }
@@ -283,7 +283,7 @@ def write_zip(folder: RunFolder) -> Path:
 
 
 def _result(
-    attempts: Sequence[dict[str, Any]], blocks: Callable[[str], Mapping[str, str]]
+    attempts: Sequence[dict[str, Any]], about: Callable[[Mapping[str, Any]], Mapping[str, Any]]
 ) -> dict[str, Any]:
     last = attempts[-1]
     keys = ("concept_id", "tier", "sample", "status", "score", "parts", "reason", "error")
@@ -291,7 +291,7 @@ def _result(
         **{key: last[key] for key in keys},
         "truncated": last["truncated"],
         "attempts": len(attempts),
-        "blocks": blocks(last["raw_response"]),
+        **about(last),
         "raw_response": last["raw_response"],
         "history": [
             {key: value for key, value in attempt.items() if key not in CASE_KEYS}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vllm_eval.gate import Verdict
     from vllm_eval.stats import Comparison, Summary
     from vllm_eval.stats.bootstrap import Interval
+    from vllm_eval.stats.constrained import Constrained
     from vllm_eval.stats.failures import Account, FailureGroup
     from vllm_eval.stats.paired import Paired, Significance
 
@@ -46,6 +47,14 @@ def run_tables(finished: Finished) -> Iterator[Table | Text]:
             yield from doubt_lines(verdict, comparison.students[verdict.arm])
     if len(comparison.ranking) > 1:
         yield _ranking(comparison)
+    if finished.constrained.arms:
+        yield constrained_table(finished.constrained)
+        for arm, paired in finished.constrained.students.items():
+            words = f"constrained {arm} against the constrained baseline: "
+            difference = _interval(paired.difference, "+.3f")
+            yield Text(f"{plain(words)}ratio {_interval(paired.ratio)}, difference {difference}")
+    if finished.repair["asked"]:
+        yield repair_table(finished.repair)
 
 
 def _arms_table(comparison: Comparison) -> Table:
@@ -53,7 +62,7 @@ def _arms_table(comparison: Comparison) -> Table:
     columns = ["cases", "valid", "first try", "mean", "std"]
     columns += [*(["within", "between"] if several else ()), "min", "max", "failed as 0"]
     title = "Scores, several answers a case" if several else "Scores"
-    table = _table(title, "arm", "tier", right=columns)
+    table = new_table(title, "arm", "tier", right=columns)
     for arm, summary in comparison.arms.items():
         table.add_row(Text(plain(arm)), "all", *_summary_cells(summary, several=several))
         tiers = comparison.tiers[arm]
@@ -81,7 +90,7 @@ def _summary_cells(summary: Summary, *, several: bool) -> list[str]:
 
 def gate_table(verdict: Verdict) -> Table:
     """Every rule with its number, threshold and margin."""
-    table = _table(f"Gate for {plain(verdict.arm)}", "rule", right=("value", "bound", "margin"))
+    table = new_table(f"Gate for {plain(verdict.arm)}", "rule", right=("value", "bound", "margin"))
     table.add_column("")
     for rule in verdict.rules:
         margin = "-" if rule.margin is None else f"{rule.margin:+.3f}"
@@ -89,6 +98,49 @@ def gate_table(verdict: Verdict) -> Table:
         sign = "≥" if rule.bound == "at least" else "≤"
         bound = f"{sign} {rule.threshold:.3f}"
         table.add_row(Text(plain(rule.name)), _number(rule.value), bound, margin, word)
+    return table
+
+
+def repair_table(repair: Mapping[str, Any]) -> Table:
+    """What each arm would be with repaired answers counted as valid."""
+    columns = ("repaired", "valid", "mean", "failed as 0")
+    table = new_table("With repairs, which count nowhere above", "arm", right=columns)
+    table.add_column("by")
+    table.add_column("gate")
+    words = {verdict["arm"]: str(verdict["verdict"]) for verdict in repair["verdicts"]}
+    for arm, found in repair["arms"].items():
+        summary = found["summary"]
+        table.add_row(
+            Text(plain(arm)),
+            str(found["repaired"]),
+            f"{summary['valid']} ({summary['valid_rate']:.0%})",
+            _number(summary["mean"]),
+            _number(summary["mean_all"]),
+            ", ".join(f"{name} {count}" for name, count in found["by_repair"].items()) or "-",
+            words.get(arm, "-"),
+        )
+    return table
+
+
+def constrained_table(constrained: Constrained) -> Table:
+    """Each arm answering freely, and held to the task's grammar."""
+    columns = ("valid", "first try", "mean", "failed as 0", "cut", "tokens", "difference")
+    table = new_table("Held to the task's grammar, not judged", "arm", "answers", right=columns)
+    for arm, variant in constrained.arms.items():
+        apart = variant.paired.difference.value
+        for way, side in (("free", variant.free), ("constrained", variant.constrained)):
+            first, rest = way == "free", side.summary
+            table.add_row(
+                Text(plain(arm) if first else ""),
+                way,
+                f"{rest.valid} ({rest.valid_rate:.0%})",
+                f"{rest.first_valid} ({rest.first_valid_rate:.0%})",
+                _number(rest.mean),
+                _number(rest.mean_all),
+                str(side.truncated),
+                "-" if side.tokens_per_attempt is None else f"{side.tokens_per_attempt:.0f}",
+                "" if first else "-" if apart is None else f"{apart:+.3f}",
+            )
     return table
 
 
@@ -126,7 +178,7 @@ def timing_lines(timing: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _failures(account: Account) -> Iterator[Table | Text]:
-    table = _table("Failures", "reason", "arm", "tier", right=("attempts", "final", "cut"))
+    table = new_table("Failures", "reason", "arm", "tier", right=("attempts", "final", "cut"))
     table.add_column("first example")
     for group in account.failures[:MAX_FAILURES]:
         table.add_row(
@@ -165,7 +217,7 @@ def _costs(account: Account) -> Iterator[Text]:
 
 def _ranking(comparison: Comparison) -> Table:
     numbers = ("mean", "ratio", "p", f"p, {CORRECTION}")
-    table = _table("Students by mean", "rank", "arm", right=numbers)
+    table = new_table("Students by mean", "rank", "arm", right=numbers)
     for ranked in comparison.ranking:
         ratio = comparison.students[ranked.arm].ratio.value
         values = (
@@ -192,7 +244,8 @@ def _p(test: Significance) -> str:
     return f"{p} ({test.name})"
 
 
-def _table(title: str, *left: str, right: tuple[str, ...] | list[str]) -> Table:
+def new_table(title: str, *left: str, right: tuple[str, ...] | list[str]) -> Table:
+    """An empty table in the house's style; columns with words first, then those with numbers."""
     table = Table(title=Text(plain(title)), title_justify="left", box=SIMPLE)
     for column in left:
         table.add_column(column)

@@ -27,8 +27,7 @@ def as_case(product: Product, concept_id: str = "DEMO-0000") -> Case:
         id=concept_id,
         line=1,
         tier=product.tier,
-        concept=product.concept,
-        requirements_yaml=product.requirements_yaml(),
+        inputs={"concept": product.concept, "requirements_yaml": product.requirements_yaml()},
     )
 
 

@@ -14,10 +14,12 @@ from vllm_eval.records import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from vllm_eval.engines import Engine
     from vllm_eval.records import Case, Completion, Judgement, Request
     from vllm_eval.tasks import Task
+    from vllm_eval.tasks.declaration import Declaration
 
 FAILED = "\n[bench: counts as failed]"
 PROBLEM = Problem("bench_forced", "the answer breaks the contract, as the benchmark wants it")
@@ -119,6 +121,21 @@ class ForcedTask:
     def prompt_sha256(self) -> str:
         """As the task's."""
         return self.inner.prompt_sha256
+
+    @property
+    def declaration(self) -> Declaration:
+        """As the task's."""
+        return self.inner.declaration
+
+    @property
+    def dataset(self) -> Path | None:
+        """As the task's."""
+        return self.inner.dataset
+
+    @property
+    def judges(self) -> bool:
+        """As the task's."""
+        return self.inner.judges
 
     def prompt(self, case: Case, problem: Problem | None = None) -> str:
         """As the task's."""

@@ -11,6 +11,11 @@ PLAIN_SAMPLING = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """What vLLM takes from the model's generation_config.json where a request does not say it."""
 
 
+def held_to(grammar: str | None) -> dict[str, Any]:
+    """What has vLLM hold an answer to a grammar, in the body; nothing without one."""
+    return {"structured_outputs": {"grammar": grammar}} if grammar else {}
+
+
 def fields(config: Config, model: str, prompt: str, seed: int, *, vllm: bool) -> dict[str, Any]:
     """A request's body as keywords of the client's `create`."""
     extra: dict[str, Any] = dict(PLAIN_SAMPLING) if vllm else {}

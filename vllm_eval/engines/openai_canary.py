@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vllm_eval.engines import canary, openai_body, openai_wire
 from vllm_eval.engines.openai_wire import FaultError, faults
+from vllm_eval.errors import EngineError
 from vllm_eval.records import BASELINE
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ LOG_PROBABILITIES = (canary.TOP_TOKENS, 5)
 TEXT_TOKENS = 32
 """Length of the canary's answers where a server gives no log probabilities."""
 COMPANION_TOKENS = 1024
+CONSTRAINT_WORD = "quokka"
+CONSTRAINT = 'root ::= "{word}"'
+"""A grammar of one word that no model would say here of its own accord."""
 TOKEN_PREFIX = "token_id:"  # noqa: S105  vLLM's spelling of a token by its number
 
 
@@ -64,6 +68,36 @@ class Prover:
             rows = await _together(asked)
         canary.prove(alone, dict(zip(self.models, rows, strict=True)))
         return f"log probabilities of {most} tokens" if most else "texts"
+
+    async def prove_constraint(self, grammar: str) -> None:
+        """See that answers are held to a grammar: a server that knows none may just ignore it.
+
+        Args:
+            grammar: the task's own; it must be taken at all.
+
+        Raises:
+            EngineError: a grammar is refused, or changes nothing.
+            FaultError: the server could not be asked.
+        """
+        base = self.models[BASELINE]
+        word = await self._held(base, CONSTRAINT.format(word=CONSTRAINT_WORD))
+        if word.strip() != CONSTRAINT_WORD:
+            msg = f"it ignores `structured_outputs`: held to one word, it says {word[:60]!r}"
+            raise EngineError(f"{self.client.base_url}: {msg}; serve with vLLM 0.19.1 or later")
+        await self._held(base, grammar)
+
+    async def _held(self, model: str, grammar: str) -> str:
+        update = {"temperature": 0.0, "max_new_tokens": TEXT_TOKENS, "ignore_eos": False}
+        config = self.config.model_copy(update=update)
+        body = openai_body.fields(config, model, canary.TEXTS[-1], 0, vllm=self.vllm)
+        body["extra_body"] |= openai_body.held_to(grammar)
+        try:
+            return (await openai_wire.ask(self.client, config, body)).text
+        except FaultError as fault:
+            if fault.kind != "refused":
+                raise
+            msg = f"{self.client.base_url}: refuses a grammar (`constrain`): {fault.words}"
+            raise EngineError(msg) from fault
 
     async def _find_way(self, model: str) -> tuple[int, Rows]:
         """How many log probabilities the server gives, 0 for none; and the first rows."""

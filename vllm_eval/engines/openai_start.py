@@ -63,9 +63,13 @@ async def prepare(client: AsyncOpenAI, config: Config, arms: Sequence[Arm]) -> S
         listed = await list_models(client)
     models = name_models(listed, config, arms, str(client.base_url))
     version = await _version(client)
-    proved_by = await Prover(client, config, models, vllm=version is not None).prove()
+    prover = Prover(client, config, models, vllm=version is not None)
+    proved_by = await prover.prove()
+    if grammar := next((arm.grammar for arm in arms if arm.grammar), None):
+        await prover.prove_constraint(grammar)
     lengths = [entry.max_model_len for entry in listed.values() if entry.max_model_len]
-    return Served(models, version, min(lengths, default=None), proved_by)
+    named = models | {arm.name: models[arm.model] for arm in arms}
+    return Served(named, version, min(lengths, default=None), proved_by)
 
 
 def hold_to(begun: Served, served: Served, url: str) -> None:
@@ -117,18 +121,25 @@ def read_models(page: object) -> dict[str, Listed]:
 
 def missing_arms(listed: Mapping[str, Listed], config: Config, arms: Sequence[Arm]) -> list[Arm]:
     """The students whose models a server does not list."""
-    return [arm for arm in arms if arm.name != BASELINE and _model(config, arm.name) not in listed]
+    return [
+        arm
+        for arm in arms
+        if arm.variant_of is None
+        and arm.name != BASELINE
+        and _model(config, arm.name) not in listed
+    ]
 
 
 def name_models(
     listed: Mapping[str, Listed], config: Config, arms: Sequence[Arm], url: str
 ) -> dict[str, str]:
-    """The model of each arm: as configured, else by the arm's name, else as the list tells.
+    """The model of each free arm: as configured, else by the arm's name, else as the list tells.
 
     Raises:
         EngineError: one is not listed, or it cannot be told which is the base.
     """
-    names = {arm.name: _model(config, arm.name) for arm in arms if arm.name != BASELINE}
+    models = dict.fromkeys(arm.model for arm in arms)
+    names = {name: _model(config, name) for name in models if name != BASELINE}
     for arm, model in names.items():
         if model not in listed:
             msg = (

@@ -119,6 +119,8 @@ class Traffic:
         began, request, vllm = time.monotonic(), job.request, served.vllm is not None
         model = served.models[request.arm]
         body = openai_body.fields(self.config, model, request.prompt, request.seed, vllm=vllm)
+        grammar = next(arm.grammar for arm in self.arms if arm.name == request.arm)
+        body["extra_body"] |= openai_body.held_to(grammar)
         heard = self._heard if job.tries == 0 else lambda: None
         try:
             answer = await openai_wire.ask(server.client, self.config, body, heard)

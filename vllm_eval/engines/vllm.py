@@ -30,11 +30,14 @@ if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
     from vllm.outputs import RequestOutput
+    from vllm.sampling_params import StructuredOutputsParams
 
     from vllm_eval.config import Config
     from vllm_eval.records import Arm, Request
 
 DIED = "the engine died"
+FENCE = "```"
+"""How every constrained answer begins."""
 
 
 class VllmEngine:
@@ -46,7 +49,11 @@ class VllmEngine:
         self._engine = llm.llm_engine
         self._config = config
         self._output = output
-        self._loras = {arm.name: _lora_request(number, arm) for number, arm in enumerate(arms)}
+        free = [arm for arm in arms if arm.variant_of is None]
+        loras = {arm.name: _lora_request(number, arm) for number, arm in enumerate(free)}
+        self._free = list(loras)
+        self._loras = {arm.name: loras[arm.model] for arm in arms}
+        self._grammars = {arm.name: arm.grammar for arm in arms if arm.grammar}
         self._rejected: list[Completion] = []
         self._tokenizer = llm.get_tokenizer()
         # Both arms ask the same prompt, and the length is checked before it is submitted.
@@ -75,7 +82,7 @@ class VllmEngine:
                 options = engine_options(config, arms)
                 llm = LLM(model=base_model, **options)
                 engine = cls(llm, config, arms, output)
-            for lora in filter(None, engine._loras.values()):
+            for lora in filter(None, map(engine._loras.get, engine._free)):
                 with _translated(f"adapter {lora.lora_path} cannot be served", output):
                     engine._engine.add_lora(lora)
             if config.prompt_format == "chat":
@@ -83,6 +90,8 @@ class VllmEngine:
                     engine._token_ids("test")
             with _translated("the canary could not be asked", output):
                 engine._prove_arms()
+            with _translated("constrain: no answer can be held to the task's grammar", output):
+                engine._prove_grammar()
         except BaseException:
             engine.close() if engine else output.restore()
             raise
@@ -162,6 +171,7 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
 
         return SamplingParams(
+            structured_outputs=self._held_to(request.arm),
             temperature=self._config.temperature,
             top_p=self._config.top_p,
             max_tokens=self._config.max_new_tokens,
@@ -177,12 +187,41 @@ class VllmEngine:
         Raises:
             EngineError: an arm does not answer from its own weights.
         """
-        arms = list(self._loras)
+        arms = self._free
         if len(arms) == 1:
             return
         alone = self._next_tokens("alone", [(arm, None) for arm in arms])
-        mixed = self._next_tokens("mixed", list(self._loras.items()))
+        mixed = self._next_tokens("mixed", [(arm, self._loras[arm]) for arm in arms])
         canary.prove(alone[arms[0]], mixed)
+
+    def _prove_grammar(self) -> None:
+        """Have an answer begun under the grammar: it is compiled here, and not by some request.
+
+        Raises:
+            EngineError: it is refused, or the answer does not begin as it has to.
+        """
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+
+        arm = next(iter(self._grammars), None)
+        if arm is None:
+            return
+        held = self._held_to(arm)
+        sampling = SamplingParams(temperature=0.0, max_tokens=len(FENCE), structured_outputs=held)
+        ids = tokens_input(list(self._tokenizer.encode(canary.TEXTS[-1])))
+        self._engine.add_request("grammar", ids, sampling)
+        text = ""
+        while self._engine.has_unfinished_requests():
+            text = next((out.outputs[0].text for out in self._engine.step() if out.finished), text)
+        if not text.startswith(FENCE):
+            msg = f"constrain: held to the task's grammar, the model begins with {text!r}"
+            raise EngineError(msg)
+
+    def _held_to(self, arm: str) -> StructuredOutputsParams | None:
+        from vllm.sampling_params import StructuredOutputsParams
+
+        grammar = self._grammars.get(arm)
+        return StructuredOutputsParams(grammar=grammar) if grammar else None
 
     def _next_tokens(
         self, batch: str, arms: Sequence[tuple[str, LoRARequest | None]]

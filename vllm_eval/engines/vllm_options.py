@@ -6,12 +6,12 @@ import dataclasses
 import difflib
 from typing import TYPE_CHECKING, Any
 
-from vllm_eval.adapters import slot_rank
+from vllm_eval.adapters import loaded_adapters, slot_rank
 from vllm_eval.errors import ConfigError
 from vllm_eval.machine import installed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vllm_eval.config import Config
     from vllm_eval.records import Arm
@@ -20,6 +20,9 @@ OURS = frozenset(
     {"model", "enable_lora", "disable_log_stats", "skip_tokenizer_init", "trust_remote_code"}
 )
 """Engine options the evaluation itself depends on; a model's own code is never run."""
+CONSTRAINING: Mapping[str, Any] = {"structured_outputs_config": {"backend": "guidance"}}
+"""xgrammar 0.2.8 masks tokens that it would accept: with `rements` in a vocabulary, `requirements`
+where a grammar wants that very word."""
 
 
 def engine_options(config: Config, arms: Sequence[Arm]) -> dict[str, Any]:
@@ -43,7 +46,7 @@ def engine_options(config: Config, arms: Sequence[Arm]) -> dict[str, Any]:
         if name in OURS:
             msg = f"engine_args: {name!r} is set by the evaluation itself; remove it"
             raise ConfigError(msg)
-    adapters = [arm.adapter for arm in arms if arm.adapter]
+    adapters = loaded_adapters(arms)
     # CPU builds up to 0.32 give base rows the adapter of the last slot; one slot that stays
     # empty makes that adapter none (https://github.com/vllm-project/vllm/pull/48421).
     spare = 1 if current_platform.is_cpu() else 0
@@ -51,6 +54,7 @@ def engine_options(config: Config, arms: Sequence[Arm]) -> dict[str, Any]:
         "enable_lora": bool(adapters),
         "disable_log_stats": False,  # without statistics no request has a timing
         "seed": config.seed,
+        **(CONSTRAINING if any(arm.grammar for arm in arms) else {}),
     }
     if adapters:
         rank = max(adapter.rank for adapter in adapters)

@@ -15,6 +15,7 @@ from vllm_eval import adapters, cases, machine, platforms
 from vllm_eval.config import resolve_path
 from vllm_eval.errors import InputError
 from vllm_eval.findings import Finding, error, from_error, ok, warning
+from vllm_eval.plan import data_path
 from vllm_eval.preflight import memory, reference
 from vllm_eval.preflight.adapter_check import LARGEST_RANK, check_adapter
 from vllm_eval.preflight.base_model import missing_modules, read_base
@@ -25,6 +26,7 @@ from vllm_eval.preflight.server import check_servers
 from vllm_eval.preflight.versions import check_versions
 from vllm_eval.records import BASELINE, Arm
 from vllm_eval.tasks import open_task
+from vllm_eval.tasks.grammar import make_grammar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -59,10 +61,14 @@ def check_config(
     """Check whatever of a configuration can be read; what cannot is a finding of its own."""
     failed: list[Finding] = []
     template = resolve_path(config.prompt_template) if config.prompt_template else None
-    data = resolve_path(config.dataset_path)
     task = _tried(failed, lambda: open_task(config.task, template))
-    dataset = _tried(failed, lambda: cases.open_dataset(data, config.max_samples, config.seed))
-    arms = _open_arms(config, failed)
+    dataset = None
+    if known := task or _tried([], lambda: open_task(config.task)):  # the template may be at fault
+        data, draw = data_path(config, known), (config.max_samples, config.seed)
+        dataset = _tried(failed, lambda: cases.open_dataset(data, *draw, known.declaration))
+    free = _open_arms(config, failed)
+    grammar = make_grammar(known.declaration).text if known else ""
+    arms = _tried(failed, lambda: adapters.constrain_arms(free, config, grammar)) or free
     base_model = None
     if config.answering not in NO_MODEL_HERE and (config.base_model or len(arms) > 1):
         base_model = _tried(failed, lambda: adapters.base_of(arms, config.base_model))
@@ -131,7 +137,7 @@ def _check(parts: Parts, hardware: Machine, software: Software) -> list[Finding]
         release, most = reference.PEFT_RELEASE, LARGEST_RANK
     findings += _check_base(base, demand)
     for arm in parts.arms:
-        if arm.adapter is not None:
+        if arm.adapter is not None and arm.variant_of is None:
             findings += check_adapter(arm.adapter, base, release, most)
     findings += _check_memory(parts, base, hardware, software)
     return findings + _check_prompts(parts, base)

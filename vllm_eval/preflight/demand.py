@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vllm_eval.adapters import slot_rank
+from vllm_eval.adapters import loaded_adapters, slot_rank
 from vllm_eval.preflight import memory
 from vllm_eval.preflight.versions import Needs
 
@@ -32,7 +32,7 @@ def needs_of(config: Config) -> Needs:
 def demand_of(config: Config, arms: Sequence[Arm], base: Base, *, on_gpu: bool) -> memory.Demand:
     """As `engines.vllm_options.engine_options` derives the engine's options."""
     args = config.engine_args
-    ranks = [arm.adapter.rank for arm in arms if arm.adapter]
+    ranks = [adapter.rank for adapter in loaded_adapters(arms)]
     longest = base.architecture.max_len if base.architecture else None
     share = args.get("gpu_memory_utilization")
     cache = whole(args.get("kv_cache_memory_bytes"), 0)

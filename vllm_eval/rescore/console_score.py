@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vllm_eval.console import PLAIN_INTERVAL_S, PLAIN_WIDTH, UnbreakableConsole, write_out
+from vllm_eval.repairs import as_repaired
 from vllm_eval.rescore.compare import to_json
 from vllm_eval.stats import summarise
 from vllm_eval.tables import doubt_lines, gate_table, plain
@@ -85,6 +87,8 @@ def show_scored(scored: Scored) -> None:
     console = _console()
     for report in scored.reports:
         _show_report(console, report)
+        if scored.repair:
+            _say(console, f"  {_repair_words(report)}")
     console.print(_numbers(scored))
     for note in scored.notes:
         _say(console, note)
@@ -164,6 +168,15 @@ def _score_words(report: FileReport) -> str:
     return f"scores: {share}, by at most {report.max_difference:.6f}"
 
 
+def _repair_words(report: FileReport) -> str:
+    """How many of the failures a repair would mend; they are failures in every number but its."""
+    failed = [outcome for outcome in report.now if outcome.status == "format_error"]
+    found = [outcome.repair for outcome in failed if outcome.repair]
+    names = Counter(name for repair in found for name in repair.names)
+    words = f"{len(found)} of {len(failed)} that break the contract keep it repaired"
+    return f"{words}: {_counts(names)}" if found else words
+
+
 def _counts(counts: Mapping[str, int]) -> str:
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count} {name}" for name, count in ordered)
@@ -174,7 +187,10 @@ def _numbers(scored: Scored) -> Table:
     for column in ("outcomes", "valid", "mean", "std", "min", "max", "failed as 0"):
         table.add_column(column, justify="right")
     for report in scored.reports:
-        for word, outcomes in (("recorded", report.recorded), ("now", report.now)):
+        sides = [("recorded", report.recorded), ("now", report.now)]
+        if scored.repair:
+            sides.append(("repaired", [as_repaired(outcome) for outcome in report.now]))
+        for word, outcomes in sides:
             if word == "recorded" and report.incomplete:
                 continue
             summary = summarise(outcomes)
@@ -193,6 +209,9 @@ def _show_verdict(console: UnbreakableConsole, scored: Scored, verdict: Verdict)
     recorded = {before.arm: before for before in scored.recorded_verdicts}.get(verdict.arm)
     if recorded is not None and recorded.passed != verdict.passed:
         _say(console, f"on what was recorded the gate said {recorded.word}", style="yellow")
+    mended = {after.arm: after for after in scored.repaired_verdicts}.get(verdict.arm)
+    if mended is not None:
+        _say(console, f"with the repaired answers as valid ones the gate would say {mended.word}")
     style = "bold green" if verdict.passed else "bold red"
     console.print(Text(f"{verdict.word}  {plain(verdict.arm)}", style=style))
 

@@ -5,10 +5,13 @@ Nothing here looks at the answer's text: a record is taken at its word, or said 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, get_args
 
 from vllm_eval.records import Outcome, Status
-from vllm_eval.tasks.product_owner import REASONS
+from vllm_eval.repairs import REPAIRED
+from vllm_eval.tasks import open_task
+from vllm_eval.tasks.contract import compile_contract
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +32,8 @@ def text_of(row: Mapping[str, Any], key: str) -> str | None:
 def status_of(row: Mapping[str, Any]) -> tuple[Status | None, str]:
     """The recorded status, and the word in its place where that is none we know."""
     value = row.get("status")
+    if value == REPAIRED:  # beside what a repair makes of it, such an answer stays what it was
+        value = "format_error"
     known = next((status for status in STATUSES if status == value), None)
     return known, "" if known or value is None else shown(value)
 
@@ -36,7 +41,13 @@ def status_of(row: Mapping[str, Any]) -> tuple[Status | None, str]:
 def reason_of(row: Mapping[str, Any]) -> str | None:
     """The recorded reason; the predecessor wrote it as the `error`."""
     error = text_of(row, "error")
-    return text_of(row, "reason") or (error if error in REASONS else None)
+    return text_of(row, "reason") or (error if error in _predecessors_reasons() else None)
+
+
+@cache
+def _predecessors_reasons() -> frozenset[str]:
+    """It knew one task."""
+    return frozenset(compile_contract(open_task("product_owner").declaration).reasons)
 
 
 def score_of(row: Mapping[str, Any]) -> tuple[float | None, str]:

@@ -10,13 +10,14 @@ from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from vllm_eval.cases import add_id, holds_record, read_case, read_record
+from vllm_eval.cases import add_id, fields_of, holds_record, read_case, read_record
 from vllm_eval.datasets import Lines, open_lines
 from vllm_eval.errors import DatasetError, EvalError
-from vllm_eval.records import Problem
+from vllm_eval.records import Problem, Repair
+from vllm_eval.repairs import mend
 from vllm_eval.tasks import open_task
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from vllm_eval.records import Case
     from vllm_eval.rescore.stored import Answer
     from vllm_eval.tasks import Task
+    from vllm_eval.tasks.declaration import Declaration
 
 NO_TEXT = "no_raw_response"
 """Reason of an answer whose text was not stored: there is nothing to judge, so it is not valid."""
@@ -36,6 +38,8 @@ CHUNK_CHARACTERS = 2**20
 
 Place = tuple[Lines, int, int]
 """Data set, line number and byte offset of a case."""
+_Text = tuple[Place, str | None, bool | None]
+"""Case and answer, and whether it ended by itself; None of one that is not to be repaired."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +60,17 @@ class Judged:
     score: float | None
     tier: str | None
     """As the data set has it."""
+    repair: Repair | None = None
+    """Of a final one that broke the contract, where repairs are asked for and one mends it."""
 
 
-def index_cases(path: Path) -> CaseIndex:
-    """Find every case of a data set, without parsing its requirements.
+def index_cases(path: Path, declaration: Declaration) -> CaseIndex:
+    """Find every case of a data set, without looking into its inputs.
 
     Raises:
         DatasetError: the file cannot be read, or a line is no record or repeats an id.
     """
-    lines = open_lines(path)
+    lines = open_lines(path, fields_of(declaration))
     digest = hashlib.sha256()
     places: dict[str, Place] = {}
     seen: dict[str, int] = {}
@@ -74,7 +80,7 @@ def index_cases(path: Path) -> CaseIndex:
             for number, line in enumerate(file, start=1):
                 digest.update(line)
                 if holds_record(number, line):
-                    _, identifier = read_record(lines, number, line)
+                    _, identifier = read_record(lines, declaration, number, line)
                     add_id(lines, number, identifier, seen)
                     places[identifier] = (lines, number, offset)
                 offset += len(line)
@@ -89,6 +95,8 @@ def judge_all(
     answers: Iterable[tuple[Answer, Place]],
     total: int,
     workers: int | None = None,
+    *,
+    repair: bool = False,
 ) -> Iterator[tuple[Answer, Judged]]:
     """Every answer with its judgement, in the order given.
 
@@ -97,6 +105,7 @@ def judge_all(
         answers: each with the place of its case.
         total: how many there are.
         workers: processes for many answers; None for one per core.
+        repair: whether final answers that break the contract are repaired as well.
 
     Raises:
         DatasetError: a case cannot be used.
@@ -105,7 +114,7 @@ def judge_all(
     workers = workers or _cores()
     if total < POOL_FROM or workers == 1:
         for chunk in _chunks(answers):
-            judged = _judge_chunk(task, [(place, answer.text) for answer, place in chunk])
+            judged = _judge_chunk(task, _texts(chunk, repair=repair))
             yield from zip((answer for answer, _ in chunk), judged, strict=True)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy threads and open files
@@ -113,8 +122,7 @@ def judge_all(
     waiting: deque[tuple[list[Answer], Any]] = deque()
     try:
         for chunk in _chunks(answers):
-            texts = [(place, answer.text) for answer, place in chunk]
-            future = pool.submit(_judge_chunk, task, texts)
+            future = pool.submit(_judge_chunk, task, _texts(chunk, repair=repair))
             waiting.append(([answer for answer, _ in chunk], future))
             if len(waiting) > 3 * workers:
                 yield from _next(waiting)
@@ -145,18 +153,29 @@ def _chunks(answers: Iterable[tuple[Answer, Place]]) -> Iterator[list[tuple[Answ
         yield chunk
 
 
-def _judge_chunk(task_name: str, texts: list[tuple[Place, str | None]]) -> list[Judged]:
+def _texts(chunk: list[tuple[Answer, Place]], *, repair: bool) -> list[_Text]:
+    return [
+        (place, answer.text, answer.ended if repair and answer.final else None)
+        for answer, place in chunk
+    ]
+
+
+def _judge_chunk(task_name: str, texts: list[_Text]) -> list[Judged]:
     """Runs in a worker process."""
     task = _open_task(task_name)
     judged = []
-    for place, text in texts:
-        case = _read_case(*place)
+    for place, text, ended in texts:
+        case = _read_case(task_name, *place)
         if text is None:
             problem = Problem(NO_TEXT, "the file does not hold the answer's text")
             judged.append(Judged(problem, None, case.tier))
         else:
             judgement = task.judge(case, text)
-            judged.append(Judged(judgement.problem, judgement.score, case.tier))
+            found = None
+            if judgement.problem is not None and ended is not None:
+                mended = mend(task, partial(_read_case, task_name, *place), text, ended=ended)
+                found = Repair(mended.names, mended.score) if mended else None
+            judged.append(Judged(judgement.problem, judgement.score, case.tier, found))
     return judged
 
 
@@ -166,9 +185,9 @@ def _open_task(name: str) -> Task:
 
 
 @lru_cache(maxsize=1024)  # the arms and attempts of a case ask again
-def _read_case(lines: Lines, line: int, offset: int) -> Case:
+def _read_case(task_name: str, lines: Lines, line: int, offset: int) -> Case:
     with lines.file.open("rb") as file:
-        return read_case(lines, file, line, offset)
+        return read_case(lines, file, _open_task(task_name).declaration, line, offset)
 
 
 def _cores() -> int:

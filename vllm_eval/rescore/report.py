@@ -139,4 +139,5 @@ def _outcome(answer: Answer, judged: Judged, before: Outcome) -> Outcome:
         score=judged.score,
         attempts=before.attempts,
         first_valid=valid and before.attempts == 1,
+        repair=judged.repair,
     )

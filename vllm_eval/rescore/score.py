@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vllm_eval import gate, stats
 from vllm_eval.records import BASELINE
+from vllm_eval.repairs import as_repaired
 from vllm_eval.rescore import folders, owed, rejudge, stored, stored_settings
 from vllm_eval.rescore.report import FileReport, count
+from vllm_eval.tasks import open_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,6 +48,10 @@ class Scored:
     notes: tuple[str, ...]
     comparison: Comparison | None = None
     """What the verdicts stand on."""
+    repair: bool = False
+    """Whether failed answers were repaired, to see what that would bring."""
+    repaired_verdicts: tuple[Verdict, ...] = ()
+    """The gate with repaired answers counted as valid; empty where none were asked for."""
 
     @property
     def passed(self) -> bool:
@@ -74,7 +80,7 @@ def score(
     """
     sources = [stored.open_source(path) for path in folders.find_files(paths)]
     task = stored_settings.task_of(sources, config)
-    indexes = stored_settings.index_all(sources, config)
+    indexes = stored_settings.index_all(sources, config, open_task(task))
     owes = owed.find_owed(sources, indexes)
     why = _no_verdict(sources, owes)
     thresholds = stored_settings.thresholds_of(sources, config, judged=not why)
@@ -86,18 +92,18 @@ def score(
     bootstrap = None if why else stored_settings.bootstrap_of(sources, config, thresholds)
     reports: dict[tuple[Path, str], FileReport] = {}
     total = sum(source.count for source in sources)
-    every = rejudge.judge_all(task, _pairs(sources, indexes), total)
+    every = rejudge.judge_all(task, _pairs(sources, indexes), total, repair=config.repair)
     for done, (answer, judged) in enumerate(every, start=1):
         key = (answer.path, answer.arm)
         if key not in reports:
             reports[key] = FileReport(*key)
         count(reports[key], answer, judged)
         if show is not None:
-            show(_row(answer, judged))
+            show(_row(answer, judged) | (_repair_row(judged) if config.repair else {}))
         watcher.scored(done, total)
     found = tuple(reports.values())
     if bootstrap is None:
-        return Scored(found, (), (), tuple(notes))
+        return Scored(found, (), (), tuple(notes), repair=config.repair)
     comparison, verdicts = _judge_arms([r.now for r in found], owes, thresholds, bootstrap)
     before: tuple[Verdict, ...] = ()
     if all(_is_as_recorded(report) for report in found):
@@ -105,7 +111,11 @@ def score(
     elif not any(report.incomplete for report in found):
         recorded = [report.recorded for report in found]
         _, before = _judge_arms(recorded, owes, thresholds, bootstrap)
-    return Scored(found, verdicts, before, tuple(notes), comparison)
+    after: tuple[Verdict, ...] = ()
+    if config.repair:
+        repaired = [[as_repaired(outcome) for outcome in report.now] for report in found]
+        _, after = _judge_arms(repaired, owes, thresholds, bootstrap)
+    return Scored(found, verdicts, before, tuple(notes), comparison, config.repair, after)
 
 
 def _pairs(
@@ -129,6 +139,11 @@ def _row(answer: Answer, judged: Judged) -> dict[str, Any]:
         "recorded_status": answer.recorded_status,
         "recorded_score": answer.score,
     }
+
+
+def _repair_row(judged: Judged) -> dict[str, Any]:
+    found = judged.repair
+    return {"repairs": found.names if found else (), "repaired_score": found and found.score}
 
 
 def _no_verdict(sources: Sequence[Source], owes: Owed) -> str:

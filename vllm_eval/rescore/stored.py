@@ -58,6 +58,8 @@ class Answer:
     """What was recorded instead of such a number; empty where nothing was."""
     text: str | None
     """The raw response; None where there is none to judge."""
+    ended: bool
+    """Whether the file says that the answer was not cut at the token limit."""
     counted_sample: bool
     """Whether `sample` is not the file's but counted by us."""
 
@@ -274,5 +276,6 @@ def _answer(path: Path, place: str, row: dict[str, Any], key: Key) -> Answer:
         score=score,
         unusable_score=unusable,
         text=None if status == "error" and not text else text,
+        ended=row.get("truncated") is False,
         counted_sample=counted,
     )

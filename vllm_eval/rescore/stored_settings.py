@@ -12,9 +12,11 @@ from pydantic import ValidationError
 from vllm_eval import manifest
 from vllm_eval.config import Config, GateConfig, resolve_path
 from vllm_eval.errors import InputError
+from vllm_eval.plan import data_path
 from vllm_eval.rescore.rejudge import index_cases
 from vllm_eval.stats.bootstrap import CONFIDENCE, Bootstrap
 from vllm_eval.store import JOURNAL
+from vllm_eval.tasks import refuse_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from vllm_eval.rescore.rejudge import CaseIndex
     from vllm_eval.rescore.stored import Source
+    from vllm_eval.tasks import Task
 
 CONFIG_FILE = "config.yaml"
 OUR_KEYS = {"task", "engine", "gate", "dataset_path"}
@@ -67,7 +70,7 @@ def task_of(sources: Sequence[Source], config: Config) -> str:
     """The task that `config` sets, else the one the files were made with, else the default.
 
     Raises:
-        InputError: the files were made with different tasks.
+        InputError: the files were made with different tasks, or with a file as their task.
     """
     if "task" in config.model_fields_set:
         return config.task
@@ -77,6 +80,8 @@ def task_of(sources: Sequence[Source], config: Config) -> str:
         found = ", ".join(f"{path}: {task!r}" for task, path in named.items())
         msg = f"config.task differs, {found}; score them one by one, or give --task"
         raise InputError(msg)
+    for task, path in named.items():
+        refuse_file(task, path)
     return next(iter(named), config.task)
 
 
@@ -138,10 +143,11 @@ def _differ(key: str, places: str) -> InputError:
     return InputError(f"config.{key} differs, and would decide the verdict: {places}; {give}")
 
 
-def index_all(sources: Sequence[Source], config: Config) -> dict[Path, CaseIndex]:
+def index_all(sources: Sequence[Source], config: Config, task: Task) -> dict[Path, CaseIndex]:
     """By file, where its cases lie; every one of them is there.
 
-    The data set is the one `config` sets, else the one stored with the file, else the default.
+    The data set is the one `config` sets, else the one stored with the file, else the task's
+    own, else the default.
 
     Raises:
         InputError: a data set that cannot be read, or that lacks a case of a file.
@@ -149,13 +155,11 @@ def index_all(sources: Sequence[Source], config: Config) -> dict[Path, CaseIndex
     indexes: dict[Path, CaseIndex] = {}
     found: dict[Path, CaseIndex] = {}
     for source in sources:
-        name = config.dataset_path
-        own = config_of(source).get("dataset_path")
+        path, own = data_path(config, task), config_of(source).get("dataset_path")
         if "dataset_path" not in config.model_fields_set and isinstance(own, str):
-            name = own
-        path = resolve_path(name)
+            path = resolve_path(own)
         if path not in indexes:
-            indexes[path] = index_cases(path)
+            indexes[path] = index_cases(path, task.declaration)
         found[source.path] = indexes[path]
         for concept_id, place in source.ids.items():
             if concept_id not in indexes[path].places:

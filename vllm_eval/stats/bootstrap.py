@@ -48,6 +48,17 @@ class Interval:
     """Why there is no value, why there are no ends, or why it is not BCa; else empty."""
 
 
+def share_interval(count: int, trials: int) -> tuple[float, float]:
+    """Ends of a share's interval at `CONFIDENCE`; good for few trials too.
+
+    Source: Wilson, Probable inference, the law of succession, and statistical inference, 1927.
+    """
+    from scipy.stats import binomtest
+
+    ends = binomtest(count, trials).proportion_ci(CONFIDENCE, method="wilson")
+    return float(ends.low), float(ends.high)
+
+
 def make_interval(
     student: Sequence[float], base: Sequence[float], statistic: Statistic, bootstrap: Bootstrap
 ) -> Interval:

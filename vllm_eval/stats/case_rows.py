@@ -37,6 +37,8 @@ class CaseCell:
     attempts: int
     difference: float | None = None
     """Score less the baseline's; None for the baseline, and where either has none."""
+    repairs: tuple[str, ...] = ()
+    """What would make failed samples keep the contract; they count as failed all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,7 @@ def _cell(rows: Sequence[Outcome], score: float | None, base: float | None) -> C
         first_valid=sum(row.first_valid for row in rows),
         attempts=sum(row.attempts for row in rows),
         difference=None if score is None or base is None else score - base,
+        repairs=tuple(dict.fromkeys(n for row in rows if row.repair for n in row.repair.names)),
     )
 
 

@@ -131,6 +131,27 @@ def take_account(attempts: Iterable[Attempt], blocks: Blocks) -> Account:
     return Account(tuple(found), {arm: _sum_up(numbers) for arm, numbers in tallies.items()})
 
 
+def make_example(attempt: Attempt, blocks: Blocks) -> Example:
+    """A failed attempt with the place to look at."""
+    return Example(
+        concept_id=attempt.concept_id,
+        sample=attempt.sample,
+        attempt=attempt.attempt,
+        message=attempt.error and attempt.error[:MAX_MESSAGE],
+        block=attempt.block,
+        line=attempt.line,
+        column=attempt.column,
+        key=attempt.key or _key_at(attempt, blocks),
+        truncated=attempt.truncated,
+        excerpt=excerpt(attempt, blocks),
+    )
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text as YAML counts them."""
+    return _LINE_END.split(text)
+
+
 def excerpt(attempt: Attempt, blocks: Blocks) -> tuple[str, ...]:
     """The lines to look at, with their numbers: in the block to blame, else in the whole answer.
 
@@ -181,19 +202,7 @@ def _collect(group: _Group, attempt: Attempt, blocks: Blocks) -> None:
         example.concept_id == attempt.concept_id for example in group.examples
     ):
         return
-    example = Example(
-        concept_id=attempt.concept_id,
-        sample=attempt.sample,
-        attempt=attempt.attempt,
-        message=attempt.error and attempt.error[:MAX_MESSAGE],
-        block=attempt.block,
-        line=attempt.line,
-        column=attempt.column,
-        key=attempt.key or _key_at(attempt, blocks),
-        truncated=attempt.truncated,
-        excerpt=excerpt(attempt, blocks),
-    )
-    group.examples.append(example)
+    group.examples.append(make_example(attempt, blocks))
 
 
 def _count(tally: _Tally, attempt: Attempt) -> None:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from vllm_eval.errors import ConfigError
+from vllm_eval.errors import InputError
+from vllm_eval.records import Case, Judgement, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from vllm_eval.records import Case, Judgement, Problem
+    from vllm_eval.tasks.declaration import Declaration
+
+__all__ = ["Case", "Judgement", "Problem", "Task", "open_stored", "open_task"]
+"""What a task's own module and tests may rely on."""
+TASK_FILE = "task.yaml"
+"""The declaration in a task's folder, and its copy in a run folder."""
 
 
 class Task(Protocol):
@@ -28,25 +34,85 @@ class Task(Protocol):
     def prompt_sha256(self) -> str:
         """Identifies what is put to the model, apart from the case."""
 
+    @property
+    def declaration(self) -> Declaration:
+        """What the cases must hold and which shape an answer must have."""
+
+    @property
+    def dataset(self) -> Path | None:
+        """Its own cases, used where none are given."""
+
+    @property
+    def judges(self) -> bool:
+        """Whether answers can be judged: not where that would run code only a stored run names."""
+
     def prompt(self, case: Case, problem: Problem | None = None) -> str:
         """The text put to the model; with `problem`, a retry that names what was wrong."""
 
     def judge(self, case: Case, text: str) -> Judgement:
-        """Parse, check and score one answer. Never raises for any answer."""
+        """Parse, check and score one answer. No answer makes it raise."""
 
     def blocks(self, text: str) -> Mapping[str, str]:
         """The raw text of each block that an answer holds, by its label in lower case."""
 
 
 def open_task(name: str, template: Path | None = None) -> Task:
-    """The task called `name`, with its prompt from `template` where one is given.
+    """A task that the user names, with its prompt from `template` where one is given.
+
+    Args:
+        name: a shipped task, one that is installed (entry points of `vllm_eval.tasks`), or the
+            path of a declaration or of a folder with a `task.yaml`. Its module is run.
+        template: Jinja2 file that replaces the task's prompt.
 
     Raises:
-        ConfigError: there is no such task, or the template cannot be used.
+        ConfigError: there is no such task, or it cannot be used.
     """
-    if name == "product_owner":
-        from vllm_eval.tasks.product_owner import ProductOwner
+    from vllm_eval.tasks.declared import open_declared
+    from vllm_eval.tasks.sources import find_source
 
-        return ProductOwner.with_template(template)
-    msg = f"task: there is no task {name!r}; the only one is 'product_owner'"
-    raise ConfigError(msg)
+    return open_declared(find_source(name), template)
+
+
+def refuse_file(name: str, where: Path) -> None:
+    """Do nothing where a task is known by its name.
+
+    Raises:
+        InputError: `where` is stored with a file as its task, or one that is not installed here.
+    """
+    from vllm_eval.tasks.sources import is_named
+
+    if not is_named(name):
+        msg = f"{where}: its task {name!r} is not known by name here, and a file that only a stored"
+        raise InputError(f"{msg} run names is not run; if you trust it, give --task {name}")
+
+
+def open_stored(folder: Path, name: str) -> Task:
+    """The task of a stored run, without running any code that only the run names.
+
+    A shipped or installed task is opened as such, as long as the run's copy of the declaration is
+    the same. Of any other there is the copy: answers can be shown, and judged where that takes no
+    module.
+
+    Args:
+        folder: of the run.
+        name: of the task, as the run was configured with it.
+
+    Raises:
+        InputError: the task is neither known by name nor declared in the folder.
+    """
+    from vllm_eval.tasks.declaration import read_declaration
+    from vllm_eval.tasks.declared import outline
+    from vllm_eval.tasks.sources import is_named
+
+    path = folder / TASK_FILE
+    copy = read_declaration(path) if path.is_file() else None
+    if is_named(name):
+        task = open_task(name)
+        if copy is None or copy == task.declaration:
+            return task
+    if copy is None:
+        msg = (
+            f"{folder}: its task {name!r} is not known by name here, and the run lacks {TASK_FILE}"
+        )
+        raise InputError(f"{msg}; put the file back")
+    return outline(copy)

@@ -1,7 +1,8 @@
 """`product_owner_metric`: what a product owner's answer is worth, in [0, 1].
 
-Source: `product_owner.md`, section "Metric": four parts of at most 30 points, their sum
-divided by 120. Recorded scores are reproduced to 1e-9, so each oddity is deliberate.
+Source: `product_owner.md`, section "Metric": four parts of at most 30 points, their sum divided by
+120 (`product_owner.yaml` has the weights). Recorded scores are reproduced to 1e-9, so each oddity
+is deliberate.
 """
 
 from __future__ import annotations
@@ -10,12 +11,18 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from vllm_eval.tasks.yaml_blocks import parse_yaml
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vllm_eval.records import Case
+    from vllm_eval.tasks.measures import Blocks
+
 BUCKETS = ("aligned", "gaps", "conflicts")
 PART_POINTS = 30
-TOTAL_POINTS = 120
 MIN_OVERLAP = 0.3
 VISION_LISTS = ("target_users", "value_proposition", "key_capabilities", "success_metrics")
 STATUSES = ("aligned", "needs_adjustment", "misaligned")
@@ -39,18 +46,54 @@ class Requirement:
     """Of its description."""
 
 
-def score_blocks(
-    vision: dict[object, object], review: dict[object, object], requirements_yaml: str
-) -> tuple[float, dict[str, float]]:
-    """The metric in [0, 1], and the points of each of its parts (0 to 30)."""
-    parts = {
-        "schema": _schema(vision, review),
-        "vision_completeness": _vision_completeness(vision),
-        "requirements_alignment": _alignment(review, read_requirements(requirements_yaml)),
-        "review_specificity": _specificity(review),
-    }
-    parts = {name: min(points, PART_POINTS) for name, points in parts.items()}
-    return min(max(sum(parts.values()) / TOTAL_POINTS, 0.0), 1.0), parts
+def schema(blocks: Blocks, case: Case) -> float:
+    """How much of the asked shape is there."""
+    del case
+    vision, review = blocks["VISION"], blocks["REVIEW"]
+    alignment = review.get("requirements_alignment")
+    buckets = {} if alignment is None else alignment
+    passed = [
+        _length(vision.get("product_name")) > 0,
+        _length(vision.get("product_summary")) >= 40,
+        *(_count(vision.get(key)) > 0 for key in VISION_LISTS),
+        isinstance(vision.get("non_goals"), list),
+        _is_iso_date(vision.get("last_updated")),
+        review.get("status") in STATUSES if isinstance(review.get("status"), str) else False,
+        _count(review.get("summary")) > 0,
+        isinstance(buckets, dict),
+        *(isinstance(buckets, dict) and isinstance(buckets.get(b), list) for b in BUCKETS),
+        _count(review.get("recommended_actions")) > 0,
+        _length(review.get("narrative")) >= 40,
+    ]
+    return PART_POINTS * sum(passed) / len(passed)
+
+
+def vision_completeness(blocks: Blocks, case: Case) -> float:
+    """How much the vision says."""
+    del case
+    vision = blocks["VISION"]
+    points = sum(_steps(_count(vision.get(key)), (2, 6), (1, 3)) for key in VISION_LISTS)
+    return points + _steps(_length(vision.get("product_summary")), (120, 6), (60, 3))
+
+
+def requirements_alignment(blocks: Blocks, case: Case) -> float:
+    """How many of the requirements the review speaks of, and whether it finds gaps."""
+    return _alignment(blocks["REVIEW"], read_requirements(case.inputs["requirements_yaml"]))
+
+
+def review_specificity(blocks: Blocks, case: Case) -> float:
+    """How much the review says."""
+    del case
+    review = blocks["REVIEW"]
+    alignment = review.get("requirements_alignment")
+    buckets = alignment if isinstance(alignment, dict) else {}
+    points = _steps(_count(review.get("summary")), (2, 6), (1, 3))
+    points += _steps(_count(review.get("recommended_actions")), (2, 12), (1, 6))
+    for bucket in ("gaps", "conflicts"):
+        items = buckets.get(bucket)
+        if isinstance(items, list):
+            points += 6 if items else 2
+    return points + _steps(_length(review.get("narrative")), (160, 6), (80, 3))
 
 
 @lru_cache(maxsize=1024)  # each arm and attempt of a case asks again
@@ -73,31 +116,7 @@ def read_requirements(requirements_yaml: str) -> tuple[Requirement, ...]:
     return tuple(found)
 
 
-def _schema(vision: dict[object, object], review: dict[object, object]) -> float:
-    alignment = review.get("requirements_alignment")
-    buckets = {} if alignment is None else alignment
-    passed = [
-        _length(vision.get("product_name")) > 0,
-        _length(vision.get("product_summary")) >= 40,
-        *(_count(vision.get(key)) > 0 for key in VISION_LISTS),
-        isinstance(vision.get("non_goals"), list),
-        _is_iso_date(vision.get("last_updated")),
-        review.get("status") in STATUSES if isinstance(review.get("status"), str) else False,
-        _count(review.get("summary")) > 0,
-        isinstance(buckets, dict),
-        *(isinstance(buckets, dict) and isinstance(buckets.get(b), list) for b in BUCKETS),
-        _count(review.get("recommended_actions")) > 0,
-        _length(review.get("narrative")) >= 40,
-    ]
-    return PART_POINTS * sum(passed) / len(passed)
-
-
-def _vision_completeness(vision: dict[object, object]) -> float:
-    points = sum(_steps(_count(vision.get(key)), (2, 6), (1, 3)) for key in VISION_LISTS)
-    return points + _steps(_length(vision.get("product_summary")), (120, 6), (60, 3))
-
-
-def _alignment(review: dict[object, object], requirements: tuple[Requirement, ...]) -> float:
+def _alignment(review: Mapping[object, object], requirements: tuple[Requirement, ...]) -> float:
     if not requirements:
         return 0.0
     alignment = review.get("requirements_alignment")
@@ -112,7 +131,7 @@ def _alignment(review: dict[object, object], requirements: tuple[Requirement, ..
     return points + (3 if _count(buckets.get("conflicts")) else 0)
 
 
-def _segments(review: dict[object, object], buckets: dict[object, object]) -> list[str]:
+def _segments(review: Mapping[object, object], buckets: Mapping[object, object]) -> list[str]:
     segments = []
     for key in ("summary", "recommended_actions"):
         value = review.get(key)
@@ -141,18 +160,6 @@ def _coverage_points(coverage: float) -> float:
     if coverage >= 0.5:
         return 8 + (coverage - 0.5) / 0.2 * 8
     return 8 * coverage
-
-
-def _specificity(review: dict[object, object]) -> float:
-    alignment = review.get("requirements_alignment")
-    buckets = alignment if isinstance(alignment, dict) else {}
-    points = _steps(_count(review.get("summary")), (2, 6), (1, 3))
-    points += _steps(_count(review.get("recommended_actions")), (2, 12), (1, 6))
-    for bucket in ("gaps", "conflicts"):
-        items = buckets.get(bucket)
-        if isinstance(items, list):
-            points += 6 if items else 2
-    return points + _steps(_length(review.get("narrative")), (160, 6), (80, 3))
 
 
 def _steps(value: int, *steps: tuple[int, int]) -> int:

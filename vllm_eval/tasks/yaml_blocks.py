@@ -103,17 +103,32 @@ def _build(loader: _TreeLoader, node: yaml.Node) -> object:
 def extract_block(text: str, label: str) -> str | None:
     """The text of the first fenced block with `label`, or None where it is absent or blank.
 
-    Source: `product_owner.md`, "Output contract". The closing fence is looked for by hand:
-    one regular expression for both takes quadratic time on long white space.
+    Source: `product_owner.md`, "Output contract".
     """
-    opening = re.search(rf"```yaml\s*{re.escape(label)}\s*\n", text)
+    place = find_block(text, label)
+    if place is None:
+        return None
+    block = text[place[0] : place[1]]
+    return block if block.strip() else None
+
+
+def find_block(text: str, label: str) -> tuple[int, int] | None:
+    """Where the first fenced block with `label` begins and ends; None without either fence.
+
+    The closing fence is looked for by hand: one regular expression for both takes quadratic time
+    on long white space.
+    """
+    opening = find_opening(text, label)
     if opening is None:
         return None
-    end = text.find("```", opening.end())
-    if end < 0:
-        return None
-    block = text[opening.end() : end]
-    return block if block.strip() else None
+    end = text.find("```", opening[1])
+    return (opening[1], end) if end >= 0 else None
+
+
+def find_opening(text: str, label: str) -> tuple[int, int] | None:
+    """Where the first fence that opens a block with `label` begins and ends."""
+    opening = re.search(rf"```yaml\s*{re.escape(label)}\s*\n", text)
+    return opening.span() if opening else None
 
 
 def parse_block(text: str) -> Parsed:

@@ -1,0 +1,223 @@
+"""A task as data: the file that declares what is asked and which shape an answer must have.
+
+The contract (`tasks.contract`), the grammar of constrained decoding (`tasks.grammar`) and the
+built-in measures all follow from the same declaration, so they cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vllm_eval.errors import ConfigError
+from vllm_eval.tasks.yaml_blocks import parse_yaml
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+_Reason = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+_Label = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")]
+_Count = Annotated[int, Field(ge=0)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Ids(_Record):
+    """Identifiers such as FR001: one of the prefixes, then digits; read in any case."""
+
+    prefixes: Annotated[tuple[Annotated[str, Field(pattern=r"^[A-Z]+$")], ...], Field(min_length=1)]
+    min_digits: Annotated[int, Field(ge=1, le=20)] = 2
+    reason: _Reason = "no_ids"
+    """Why an answer fails in which no item names one."""
+    example: str = ""
+    """As the model is told, such as `FR001`; by default one is made."""
+    called: str = "an id"
+    """What the model is told it is, with its article."""
+
+
+class Value(_Record):
+    """What is declared of one key's value."""
+
+    type: Literal["text", "date", "choice", "list", "mapping"] = "text"
+    """`list` is one of texts; `date` an ISO 8601 date, or date and time."""
+    required: Literal["no", "present", "set", "filled"] = "filled"
+    """`present`: the key is there; `set`: and not null; `filled`: and not empty."""
+    lenient: bool = False
+    """Another type is no failure: the shape is asked for, but not part of the contract."""
+    of: tuple[str, ...] = ()
+    """The values of a `choice`."""
+    keys: dict[_Name, Value] = {}
+    """The keys of a `mapping`, in order."""
+    min_items: _Count = 0
+    """Of a `list`; fewer are a failure."""
+    max_items: Annotated[int, Field(ge=1)] = 12
+    """Of a `list` under constrained decoding; more are no failure."""
+    max_words: Annotated[int, Field(ge=1)] | None = None
+    """Of a `text`; more are a failure."""
+    ids: Ids | None = None
+    """Some item of this list, or of any list in this mapping, names such an identifier."""
+    reason: _Reason | None = None
+    """The reason for anything wrong with the value; by default it is made from key and fault."""
+    prefix: _Reason | None = None
+    """What the reasons of a mapping begin with, in place of label and key."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        """Refuse what says nothing of a value of this type."""
+        kinds = {
+            "of": ("choice",),
+            "keys": ("mapping",),
+            "min_items": ("list",),
+            "max_items": ("list",),
+            "max_words": ("text",),
+            "ids": ("list", "mapping"),
+            "prefix": ("mapping",),
+        }
+        for name, types in kinds.items():
+            if name in self.model_fields_set and self.type not in types:
+                msg = f"{name} is for a {' or '.join(types)}, and this is a {self.type}"
+                raise ValueError(msg)
+            if name in ("of", "keys") and self.type in types and not getattr(self, name):
+                msg = f"a {self.type} needs {name}"
+                raise ValueError(msg)
+        for choice in self.of:
+            if parse_yaml(choice).data != choice:
+                msg = f"of: an answer's {choice!r} would not be read as a text; choose another word"
+                raise ValueError(msg)
+        if self.min_items > self.max_items:
+            msg = f"min_items is {self.min_items}, and max_items {self.max_items}"
+            raise ValueError(msg)
+        return self
+
+
+class Block(_Record):
+    """One fenced YAML block: a mapping."""
+
+    keys: Annotated[dict[_Name, Value], Field(min_length=1)]
+    """In the order asked for."""
+
+
+class Input(_Record):
+    """One text field of a case, put into the prompt by its name."""
+
+    required: bool = True
+    yaml: bool = False
+    """It must parse as YAML; a record where it does not is refused."""
+
+
+class Part(_Record):
+    """One part of the metric."""
+
+    points: Annotated[float, Field(gt=0)]
+    measure: str
+    """A built-in measure (`shape`, `mentions`), or the name of a function of the module."""
+    input: _Name | None = None
+    """For `mentions`: the input whose identifiers the answer should name."""
+    ids: Ids | None = None
+    """For `mentions`: what an identifier looks like."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        needed = self.input is not None and self.ids is not None
+        if needed != (self.measure == "mentions"):
+            msg = "input and ids are what the measure `mentions` needs, and no other takes"
+            raise ValueError(msg)
+        return self
+
+
+class Declaration(_Record):
+    """A whole task, as its file declares it."""
+
+    name: _Name
+    version: str
+    """To be raised whenever the same answer could be judged differently."""
+    prompt: str
+    """Jinja2 template, a path relative to the declaration."""
+    id_keys: tuple[_Name, ...] = ("id", "case_id")
+    """Keys of a record that may hold its id, where it has no `concept_id`."""
+    inputs: Annotated[dict[_Name, Input], Field(min_length=1)]
+    blocks: Annotated[dict[_Label, Block], Field(min_length=1)]
+    metric: Annotated[dict[_Name, Part], Field(min_length=1)]
+    module: str | None = None
+    """Python file with further rules and measures, relative to the declaration."""
+    dataset: str | None = None
+    """Cases used where none are given, relative to the declaration."""
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> Self:
+        for name in self.inputs:
+            if name in RESERVED or name in self.id_keys:
+                msg = f"inputs: {name!r} is a key of every record; call the input otherwise"
+                raise ValueError(msg)
+        for name, part in self.metric.items():
+            if part.input is not None and part.input not in self.inputs:
+                msg = f"metric.{name}.input: {part.input!r} is none of {sorted(self.inputs)}"
+                raise ValueError(msg)
+        return self
+
+
+RESERVED = frozenset(("concept_id", "tier", "prompt", "input", "asked", "reminder"))
+"""What a record, or a template, calls by these names already."""
+
+
+def read_declaration(path: Path) -> Declaration:
+    """The declaration in a file.
+
+    Raises:
+        ConfigError: it cannot be read, or declares no task; names file and key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"task: cannot read {path}: {getattr(error, 'strerror', None) or error}"
+        raise ConfigError(msg) from error
+    return parse_declaration(text, str(path))
+
+
+def parse_declaration(text: str, where: str) -> Declaration:
+    """The declaration in a text; `where` it comes from is for messages.
+
+    The text may come with somebody else's run folder: it is read as untrusted YAML.
+
+    Raises:
+        ConfigError: it declares no task; names the place.
+    """
+    parsed = parse_yaml(text)
+    if parsed.error is not None:
+        place = f", line {parsed.line}" if parsed.line else ""
+        msg = f"{where}{place}: not valid YAML: {parsed.error}"
+        raise ConfigError(msg)
+    if not isinstance(parsed.data, dict):
+        msg = f"{where}: must be a mapping that declares a task"
+        raise ConfigError(msg)
+    try:
+        # Through JSON, since strict validation of Python objects refuses a list for a tuple.
+        return Declaration.model_validate_json(json.dumps(parsed.data, default=str))
+    except (TypeError, ValueError, RecursionError) as error:  # an alias to itself, say
+        msg = f"{where}: {_said(error)}"
+        raise ConfigError(msg) from error
+
+
+def dump_declaration(declaration: Declaration) -> str:
+    """The declaration as YAML that `parse_declaration` reads to the same one."""
+    data = declaration.model_dump(mode="json", exclude_defaults=True)
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def _said(error: Exception) -> str:
+    """The first thing that is wrong, with its key."""
+    if not isinstance(error, ValidationError):
+        return f"holds what no declaration can: {error}"
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {where!r}"
+    words = str(first["msg"]).removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
+    return f"{where}: {words[:1].lower()}{words[1:]}{given}" if where else words

@@ -1,0 +1,153 @@
+"""From a task's declaration to the grammar of its answers, for an engine's constrained decoding.
+
+The grammar is GBNF, which vLLM's structured outputs take with xgrammar and with guidance. All
+blocks and keys come in the order declared, each value in the ways YAML is usually written: plain
+texts, folded or not, quoted texts, block scalars, lists under their key or indented below it. No
+text can turn into another type, end its block or break the YAML, whatever the model writes, so a
+complete answer parses and keeps everything of the contract that can be counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vllm_eval.tasks.grammar_scalars import (
+    Rules,
+    add_counted,
+    add_date,
+    add_entry,
+    add_naming,
+    add_text,
+    literal,
+    spelled,
+)
+from vllm_eval.tasks.yaml_blocks import parse_yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vllm_eval.tasks.declaration import Declaration, Ids, Value
+
+_STEP = 2
+"""Spaces by which a mapping's keys, and a text's further lines, are indented."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """A grammar and what names it."""
+
+    text: str
+    """GBNF; its rule `root` is a whole answer."""
+    sha256: str
+
+
+def make_grammar(declaration: Declaration) -> Grammar:
+    """The grammar of the complete answers that keep the declaration's shape.
+
+    A lenient minimum counts as one item: the contract lets fewer pass, and so do good answers.
+    """
+    rules = Rules()
+    blocks = []
+    for number, (label, block) in enumerate(declaration.blocks.items()):
+        name = f"block{number}"
+        opening = literal(f"```yaml {label}\n")
+        blocks.append(rules.add(name, f'{opening} {_keys(rules, name, block.keys, 0)} "```"'))
+    bodies = {"root": ' "\\n" '.join(blocks) + ' "\\n"?'} | rules.bodies
+    text = "".join(f"{name} ::= {body}\n" for name, body in bodies.items())
+    return Grammar(text, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _keys(rules: Rules, path: str, keys: Mapping[str, Value], indent: int) -> str:
+    rows = enumerate(keys.items())
+    return " ".join(_key(rules, f"{path}-{n}", name, indent, v) for n, (name, v) in rows)
+
+
+def _key(rules: Rules, path: str, name: str, indent: int, value: Value) -> str:
+    """A rule for one key and its value, up to and with the line's end."""
+    head = _head(name, indent)
+    if value.type == "list":
+        body = _list(rules, value, indent, value.ids, named=value.ids is not None)
+    elif value.type == "mapping":
+        body = _mapping(rules, path, value, indent + _STEP)
+    elif value.type == "choice":
+        body = f'" " ({_choice(value.of)}) "\\n"'
+    elif value.type == "date":
+        body = f'" " {add_date(rules)} "\\n"'
+    else:
+        body = _text(rules, value, indent + _STEP)
+    return rules.add(path, f"{head} {body}")
+
+
+def _head(name: str, indent: int) -> str:
+    """The key itself; one such as `on` would be read as a truth value without quotes."""
+    key = literal((name if _is_plain(name) else f'"{name}"') + ":")
+    return f"{spelled(' ' * indent)} {key}"
+
+
+def _choice(values: Sequence[str]) -> str:
+    """One of `values`, bare where YAML reads it as that text."""
+    forms = [literal(value) for value in values if _is_plain(value)]
+    forms += [literal(json.dumps(value, ensure_ascii=False)) for value in values]
+    return " | ".join(forms + [literal(f"'{value}'") for value in values if "'" not in value])
+
+
+def _is_plain(text: str) -> bool:
+    return parse_yaml(text).data == text
+
+
+def _text(rules: Rules, value: Value, indent: int) -> str:
+    if value.max_words is None:
+        text = add_text(rules, indent, block=True)
+    else:
+        text = add_counted(rules, value.max_words, indent)
+    return f'" " ({text} | "\\"\\"\\n")' if value.required == "no" else f'" " {text}'
+
+
+def _mapping(rules: Rules, path: str, value: Value, indent: int) -> str:
+    """A mapping's keys; with `ids`, once for each list that may be the one to name some."""
+    if value.ids is None:
+        return f'"\\n" {_keys(rules, path, value.keys, indent)}'
+    free, named = [], []
+    for number, (name, child) in enumerate(value.keys.items()):
+        at = f"{path}-{number}"
+        if child.type != "list":
+            free.append(_key(rules, at, name, indent, child))
+            named.append("")
+            continue
+        head = _head(name, indent)
+        free.append(rules.add(at, f"{head} {_list(rules, child, indent, value.ids)}"))
+        body = _list(rules, child, indent, value.ids, named=True)
+        named.append(rules.add(f"{at}-named", f"{head} {body}"))
+    ways = [
+        " ".join((*free[:number], name, *free[number + 1 :]))
+        for number, name in enumerate(named)
+        if name
+    ]
+    return f'"\\n" ({" | ".join(ways)})'
+
+
+def _list(rules: Rules, value: Value, indent: int, ids: Ids | None, *, named: bool = False) -> str:
+    """A list's items, flush with their key or indented below it; `named`: one has an identifier."""
+    least = min(value.min_items, 1) if value.lenient else value.min_items
+    if value.required == "filled":
+        least = max(least, 1)
+    most = max(least, value.max_items)
+    ways = []
+    for begin in (indent, indent + _STEP):
+        dash, inside = spelled(" " * begin + "- "), begin + _STEP
+        forms = [add_text(rules, inside)]
+        if ids:  # `- FR001: what it says` is how models write such items
+            forms += [add_entry(rules, inside), add_entry(rules, inside, ids)]
+        line = rules.add(f"item-{forms[-1]}", f"{dash} ({' | '.join(forms)})")
+        if ids and named:
+            name = add_naming(rules, ids, inside)
+            one = rules.add(f"item-{name}", f"{dash} ({name} | {forms[-1]})")
+            before, after = f"{line}{{0,{most - 1}}}", f"{line}{{{max(least - 1, 0)},{most - 1}}}"
+            ways.append(f"{before} {one} {after}" if most > 1 else one)
+        else:
+            ways.append(f"{line}{{{max(least, 1)},{most}}}")
+    items = f'"\\n" ({" | ".join(ways)})'
+    return items if named or least else f'({items} | " []\\n")'

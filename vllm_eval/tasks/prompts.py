@@ -1,0 +1,110 @@
+"""What is put to the model: a Jinja2 template over a case's inputs, and the reminder of a retry."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import jinja2
+from jinja2 import meta
+from jinja2.sandbox import SandboxedEnvironment
+
+from vllm_eval.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vllm_eval.records import Case, Problem
+    from vllm_eval.tasks.declaration import Declaration
+
+TEMPLATE_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What an expression in a template can raise besides Jinja2's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One template, ready to be filled in."""
+
+    template: jinja2.Template
+    source: str
+    """What names the template in messages: a configuration key, or a key of a task's file."""
+    takes_reminder: bool
+    """Whether the template places the reminder itself; else it is put after the prompt."""
+    sha256: str
+    declaration: Declaration
+
+    def fill(self, case: Case, problem: Problem | None) -> str:
+        """The text put to the model; with `problem`, a retry that names what was wrong.
+
+        Raises:
+            ConfigError: the template fails on this case.
+        """
+        reminder = reminder_for(problem, len(self.declaration.blocks)) if problem else ""
+        if case.prompt is None:
+            text = self._render(case, reminder)
+            if self.takes_reminder:
+                return text
+        else:
+            text = case.prompt
+        return f"{text}\n\nREMINDER: {reminder}\n" if reminder else text
+
+    def _render(self, case: Case, reminder: str) -> str:
+        inputs = {
+            name: case.inputs[name].strip() if about.yaml else case.inputs[name]
+            for name, about in self.declaration.inputs.items()
+        }
+        given = {"concept_id": case.id, "tier": case.tier or "", "reminder": reminder}
+        try:
+            return self.template.render(inputs | given)
+        except (jinja2.TemplateError, *TEMPLATE_ERRORS) as error:
+            msg = f"{self.source}: {self.template.filename} fails on case {case.id!r}: {error}"
+            raise ConfigError(msg) from error
+
+
+def read_prompt(path: Path, declaration: Declaration, source: str) -> Prompt:
+    """The template at `path`.
+
+    It may use the names of the inputs, `concept_id`, `tier` and `reminder`, which is empty on the
+    first attempt. Inputs of YAML come without white space around them.
+
+    Args:
+        path: a Jinja2 file.
+        declaration: of the task.
+        source: the key that named the file, for messages.
+
+    Raises:
+        ConfigError: the file cannot be read, or is no valid template.
+    """
+    environment = SandboxedEnvironment(  # the values are data, and no HTML is made of them
+        undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    try:
+        text = path.read_text(encoding="utf-8")
+        template = environment.from_string(text)
+        template.filename = str(path)
+        names = meta.find_undeclared_variables(environment.parse(text))
+    except OSError as error:
+        msg = f"{source}: cannot read {path}: {error.strerror}"
+        raise ConfigError(msg) from error
+    except (UnicodeDecodeError, jinja2.TemplateError) as error:
+        line = getattr(error, "lineno", None)
+        place = f"{path}, line {line}" if line else str(path)
+        msg = f"{source}: {place} is not a usable template: {error}"
+        raise ConfigError(msg) from error
+    known = {*declaration.inputs, "concept_id", "tier", "reminder"}
+    if unknown := sorted(names - known):
+        msg = f"{source}: {path} uses {unknown[0]!r}; there is only {sorted(known)}"
+        raise ConfigError(msg)
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    return Prompt(template, source, "reminder" in names, sha256, declaration)
+
+
+def reminder_for(problem: Problem, blocks: int) -> str:
+    """The sentence that a retry adds to the prompt of a task with so many blocks."""
+    counts = {1: "the complete YAML block", 2: "both complete YAML blocks"}
+    asked = counts.get(blocks, f"all {blocks} complete YAML blocks")
+    return (
+        f"Your previous answer was rejected: {problem.message}. "
+        f"Answer again with {asked} and nothing else."
+    )

@@ -1,0 +1,189 @@
+"""Where a task comes from: shipped, installed by another package, or a file; and its module.
+
+A module is code: it is run where the user names its task, or where it was installed. What a stored
+run folder names is never run (`vllm_eval.tasks.open_stored`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import sys
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+from vllm_eval.config import resolve_path
+from vllm_eval.errors import ConfigError, EvalError
+from vllm_eval.tasks import TASK_FILE
+from vllm_eval.tasks.declaration import read_declaration
+from vllm_eval.tasks.measures import BUILT_IN, built_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from vllm_eval.records import Case
+    from vllm_eval.tasks.declaration import Declaration
+    from vllm_eval.tasks.measures import Blocks, Measure
+
+GROUP = "vllm_eval.tasks"
+"""Entry points of installed tasks: each names an object that is the path of a declaration."""
+CHECK = "check"
+"""A function of a module that holds rules beyond those declared."""
+_SHIPPED = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A declaration, and where it was found."""
+
+    path: Path
+    kind: Literal["shipped", "installed", "file"]
+    declaration: Declaration
+
+    def beside(self, key: str, name: str) -> Path:
+        """A file that the declaration names: never one outside the declaration's folder.
+
+        Raises:
+            ConfigError: it would lie elsewhere.
+        """
+        folder = self.path.parent.resolve()
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder):
+            msg = f"{self.path}: {key}: {name!r} lies outside {folder}; put it beside the task"
+            raise ConfigError(msg)
+        return path
+
+
+def shipped_names() -> list[str]:
+    """The tasks that come with this package."""
+    return sorted(path.stem for path in _SHIPPED.glob("*.yaml"))
+
+
+def is_named(name: str) -> bool:
+    """Whether a task is known by this name alone: one that is shipped, or installed."""
+    return name in shipped_names() or bool(entry_points(group=GROUP, name=name))
+
+
+def find_source(name: str) -> Source:
+    """The declaration called `name`, or the one in the file or folder of that name.
+
+    Raises:
+        ConfigError: there is none, or it declares no task.
+    """
+    if name in shipped_names():
+        path = _SHIPPED / f"{name}.yaml"
+        return Source(path, "shipped", read_declaration(path))
+    if found := tuple(entry_points(group=GROUP, name=name)):
+        path = _installed(name, found[0].load)
+        return Source(path, "installed", read_declaration(path))
+    given = resolve_path(name)
+    path = given / TASK_FILE if given.is_dir() else given
+    if not path.is_file():
+        names = sorted({*shipped_names(), *entry_points(group=GROUP).names})
+        known = ", ".join(repr(one) for one in names)
+        msg = f"task: there is no task {name!r}, and no such file; known by name: {known}"
+        raise ConfigError(msg)
+    return Source(path, "file", read_declaration(path))
+
+
+def _installed(name: str, load: Callable[[], Any]) -> Path:
+    try:
+        found = load()
+    except Exception as error:  # code of another package
+        msg = f"task: the installed task {name!r} cannot be loaded: {error!r}"
+        raise ConfigError(msg) from error
+    if not isinstance(found, str | Path):
+        msg = f"task: the entry point {name!r} of {GROUP} must name a path, not {found!r}"
+        raise ConfigError(msg)
+    return Path(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """What a task judges by, beyond its contract."""
+
+    measures: Mapping[str, Measure]
+    """By part of the metric."""
+    rule: Callable[..., Any] | None
+    """The module's `check`."""
+    version: str
+    """Of a task that is not shipped, it tells one state of its files from another."""
+
+
+def judge_by(declaration: Declaration) -> Judging:
+    """The measures of a declaration that needs no module."""
+    measures = {name: built_in(part, declaration) for name, part in declaration.metric.items()}
+    return Judging(measures, None, declaration.version)
+
+
+def open_judging(source: Source) -> Judging:
+    """The measures that a declaration names, its module's among them.
+
+    Raises:
+        ConfigError: the module cannot be run, or lacks a measure; names file and key.
+    """
+    declaration, module, digest = source.declaration, None, b""
+    if source.kind == "shipped" and declaration.module is not None:
+        stem = Path(declaration.module).stem
+        module = importlib.import_module(f"{__package__}.{stem}")
+    elif declaration.module is not None:
+        digest = _read(source, source.beside("module", declaration.module))
+        module = _run(source.beside("module", declaration.module), digest)
+    measures = {
+        name: built_in(part, declaration)
+        if part.measure in BUILT_IN
+        else _function(source, module, part.measure, f"metric.{name}.measure")
+        for name, part in declaration.metric.items()
+    }
+    rule = getattr(module, CHECK, None)
+    if rule is not None:
+        rule = _function(source, module, CHECK, "module")
+    version = declaration.version
+    if source.kind != "shipped":
+        text = declaration.model_dump_json().encode()
+        version += f"+{hashlib.sha256(text + digest).hexdigest()[:12]}"
+    return Judging(measures, rule, version)
+
+
+def _read(source: Source, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        msg = f"{source.path}: module: cannot read {path}: {error.strerror}"
+        raise ConfigError(msg) from error
+
+
+def _run(path: Path, code: bytes) -> ModuleType:
+    """The module made of exactly the bytes that the task's version tells of."""
+    module = ModuleType(f"vllm_eval_task_{hashlib.sha256(code).hexdigest()[:16]}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # its dataclasses look themselves up there
+    try:
+        exec(compile(code, path, "exec"), module.__dict__)  # noqa: S102  the user named it
+    except Exception as error:
+        msg = f"{path}: cannot be run as the task's module: {error!r}"
+        raise ConfigError(msg) from error
+    return module
+
+
+def _function(source: Source, module: ModuleType | None, name: str, key: str) -> Callable[..., Any]:
+    """A function of the module whose failures say whose they are."""
+    function = getattr(module, name, None)
+    if not callable(function):
+        where = f"not a function of {module.__file__}" if module else "and there is no module"
+        msg = f"{source.path}: {key}: {name!r} is none of {', '.join(BUILT_IN)}, {where}"
+        raise ConfigError(msg)
+    if source.kind == "shipped":
+        return function  # type: ignore[no-any-return]
+
+    def called(blocks: Blocks, case: Case) -> object:
+        try:
+            return function(blocks, case)
+        except Exception as error:
+            msg = f"{source.path}: {name} fails on an answer to case {case.id!r}: {error!r}"
+            raise EvalError(f"{msg}; mend the task's module") from error
+
+    return called
