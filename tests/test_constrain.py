@@ -98,7 +98,9 @@ def test_reports_and_scores_of_a_run_with_variants_are_made(bench: Bench, answer
     assert bench.call("report", str(run.folder)).code == 0
     assert (run.folder / "report.html").is_file()
     scored = bench.call("score", str(run.folder))
-    assert "gate: FAIL  pupil" in " ".join(scored.out.split()) or scored.code == 1
+    assert scored.code == 1
+    assert "FAIL" in scored.out
+    assert "PASS" not in scored.out  # no verdict on what is constrained
 
 
 @pytest.mark.parametrize("command", ["run", "check"])

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vllm_eval.rescore.stored import Answer, Source
     from vllm_eval.stats import Comparison
     from vllm_eval.stats.bootstrap import Bootstrap
+from vllm_eval.stats.constrained import free_arms
 
 
 class Watcher(Protocol):
@@ -149,7 +150,7 @@ def _repair_row(judged: Judged) -> dict[str, Any]:
 def _no_verdict(sources: Sequence[Source], owes: Owed) -> str:
     """Why the gate has nothing to say on these files; empty where it has."""
     arms = [arm for source in sources for arm in source.arms]
-    if BASELINE not in owes.arms or len(owes.arms) < 2:
+    if BASELINE not in owes.arms or len(free_arms(owes.arms)) < 2:
         return f"that takes a {BASELINE} and a student"
     if len(set(arms)) < len(arms):
         return "an arm is there in more than one file"
@@ -166,8 +167,9 @@ def _judge_arms(
 ) -> tuple[Comparison, tuple[Verdict, ...]]:
     """The gate on each student, also on one without any outcome yet."""
     outcomes = [outcome for arm in arms for outcome in arm]
-    comparison = stats.compare(outcomes, owes.arms, bootstrap=bootstrap)
-    students = [name for name in owes.arms if name != BASELINE]
+    free = free_arms(owes.arms)
+    comparison = stats.compare(outcomes, free, bootstrap=bootstrap)
+    students = [name for name in free if name != BASELINE]
     return comparison, tuple(
         owes.refuse(gate.judge_student(comparison, student, owes.outcomes, thresholds))
         for student in students
