@@ -203,8 +203,7 @@ class VllmEngine:
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
 
-        arm = next(iter(self._grammars), None)
-        if arm is None:
+        if (arm := next(iter(self._grammars), None)) is None:
             return
         held = self._held_to(arm)
         sampling = SamplingParams(temperature=0.0, max_tokens=len(FENCE), structured_outputs=held)

@@ -219,7 +219,7 @@ def _key_end(text: str) -> int | None:
         quoted = _QUOTED_KEY.match(text)
         return quoted.end() if quoted else None
     colon = _COLON.search(text)
-    if colon is None or not text[: colon.start()].strip() or _NO_KEY.match(text):
+    if colon is None or not text[: colon.start()].replace(":", "").strip() or _NO_KEY.match(text):
         return None
     return None if " #" in text[: colon.start()] else colon.end()
 

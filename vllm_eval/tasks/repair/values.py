@@ -34,6 +34,7 @@ _LEAD = re.compile(rf"[ \t{_ODD}{_EMPTY}]*(?:-[ \t{_ODD}{_EMPTY}]+)*(?:[A-Za-z_]
 _INDENTATION = re.compile(r"[ \t]*")
 _INNER_COLON = re.compile(r":(?:[ \t]|$)", re.MULTILINE)
 _COMMENT = re.compile(r"[ \t]#")
+_ALIAS = re.compile(r"\*([\w-]+)")
 _WIDEST = 8
 
 
@@ -107,7 +108,8 @@ def quote_specials(block: str, keys: Collection[str] = ()) -> str:
             return None
         left -= 1
         meant = text.startswith("!!") or (text[0] in "[{" and not closes_early(text))
-        meant = meant or (text[0] == "*" and f"&{text[1:].split(maxsplit=1)[0]}" in block)
+        alias = _ALIAS.match(text)
+        meant = meant or (alias is not None and f"&{alias[1]}" in block)
         if left < 0 or meant or _COMMENT.search(text):
             return None
         if parse_yaml(f"- {text}").error is None:
@@ -141,7 +143,7 @@ def _rewrite(block: str, keys: Collection[str], change: Callable[[str, Value], s
         if value.loose:  # whether they belong to it is for `indent_continuation`
             continue
         first, numbers = lines[value.first], range(value.first, value.last + 1)
-        text = "\n".join([first[value.column :], *(lines[n] for n in numbers[1:])]).rstrip()
+        text = "\n".join([first[value.column :], *(lines[n] for n in numbers[1:])]).rstrip(" \t")
         new = change(text, value)
         if new is not None:
             changed = new.split("\n")
