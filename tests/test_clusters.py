@@ -165,6 +165,15 @@ def test_every_text_has_a_cluster(task: Task, case: Case) -> None:
             assert find_cause(one, task.blocks, task.declaration).cluster in KINDS
 
 
+@pytest.mark.parametrize("piece", ["\n", ".\n", ". ", "a.", "```yaml\n"])
+def test_much_of_nothing_behind_one_block_is_looked_at_at_once(task: Task, piece: str) -> None:
+    text = "```yaml VISION\na: 1\n```" + (piece * 60_000)[:60_000]
+    one = failed(reason="missing_yaml_blocks", raw_response=text)
+    began = time.process_time()
+    assert find_cause(one, task.blocks, task.declaration).cluster in KINDS
+    assert time.process_time() - began < 0.5
+
+
 @pytest.mark.parametrize("piece", ["- 'a\n", "\t", "`` ", '"\\', "a\n", "- [\n", "x: "])
 def test_a_hostile_text_is_looked_at_at_once(task: Task, piece: str) -> None:
     """A parser's word for it is made up, so that every shape is looked for."""

@@ -12,7 +12,7 @@ import pytest
 from tests.attempts import attempt, failed, judged
 from tests.malformed import CORPUS, GOOD
 from vllm_eval.diagnose.diagnosis import UNTRAINED, diagnose
-from vllm_eval.diagnose.remedies import Limits
+from vllm_eval.diagnose.remedies import Limits, Patient, find_remedies
 from vllm_eval.diagnose.survey import LOOP, TIMES, Survey, runs_in_circles
 from vllm_eval.records import Outcome
 from vllm_eval.stats import summarise
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vllm_eval.records import Attempt, Case
     from vllm_eval.tasks import Task
 
+BROKEN = "```yaml VISION\na: b: c\n```\n```yaml REVIEW\na: 1\n```"
 LIMITS = Limits(max_new_tokens=1000, retries=2)
 
 
@@ -150,6 +151,31 @@ def test_a_prompt_that_did_not_fit_asks_for_a_longer_context(task: Task) -> None
     rows = [attempt("K1"), attempt("K2", status="error", reason="prompt_too_long", score=None)]
     found = remedy(survey(task, rows), "max_model_len")
     assert (found.addressed, found.recovered) == (1, 1)
+
+
+def test_what_repairs_bring_is_unknown_where_they_could_not_be_judged(task: Task) -> None:
+    broken = failed("K1", 1, "invalid_vision_yaml", block="VISION", raw_response=BROKEN)
+    seen = Survey(task.blocks, task.declaration, repaired=None)
+    list(seen.watch([broken, prose("K2")]))
+    arms = {broken.arm: summarise([_outcome(broken), _outcome(prose("K2"))])}
+    found = diagnose(seen, arms, LIMITS)
+    assert {group.repaired for group in found.clusters} == {None}
+    assert remedy(found, "repair").recovered is None
+    assert remedy(found, "repair").addressed == 1
+    assert "not measured" in remedy(found, "repair").basis
+
+
+def test_arms_with_answers_still_owed_are_not_held_against_each_other(task: Task) -> None:
+    seen = Survey(task.blocks, task.declaration)
+    rows = [prose("K1"), prose("K2")]
+    list(seen.watch(rows))
+    free, held = summarise([_outcome(row) for row in rows]), summarise([_outcome(rows[0])])
+    arm = rows[0].arm
+    for other, kind, recovered in ((free, "measured", 0.0), (held, "unknown", None)):
+        clusters = {"prose": [tally for (_, name, _), tally in seen.tallies.items() if name == arm]}
+        patient = Patient(arm, free, seen.arms[arm], clusters, LIMITS, constrained=other)
+        (found,) = (one for one in find_remedies(patient) if one.name == "constrain")
+        assert (found.kind, found.recovered) == (kind, recovered)
 
 
 def test_what_recovers_most_comes_first(task: Task) -> None:

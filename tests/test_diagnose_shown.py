@@ -170,6 +170,28 @@ def test_a_stored_sentence_that_could_be_markup_becomes_code(words: str) -> None
     assert sentence(f"of {words}, so").startswith(("`", "<code>"))
 
 
+def test_where_no_setting_helps_no_answer_is_said_to_be_saved(bench: Bench) -> None:
+    bench.dataset(2)
+    bench.answers({"text": GOOD}, {"concept_id": "K2", "arm": "pupil", "error": "out of memory"})
+    run = bench.run("--retries", "0")
+    write_reports(run.folder)
+    shown = bench.call("diagnose", str(run.folder)).out
+    assert "no answer to judge in 1 of 1 failed attempts" in shown
+    assert "stayed a failure" not in shown + (run.folder / "report.md").read_text("utf-8")
+
+
+def test_a_run_without_its_cases_says_what_to_do(bench: Bench) -> None:
+    bench.dataset(1)
+    bench.answers({"text": GOOD})
+    folder = bench.run().folder
+    (folder / "comparison.json").unlink()
+    (folder / "cases.jsonl").unlink()
+    found = bench.call("diagnose", str(folder))
+    assert found.code == 2
+    assert "cases.jsonl" in found.err
+    assert "evaluate again" in found.err
+
+
 def test_a_report_is_made_where_constrained_answers_alone_failed(bench: Bench) -> None:
     bench.dataset(2)
     bench.answers({"text": GOOD}, {"arm": "pupil+constrained", "text": "no blocks"})

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests import malformed, test_hostile_yaml
@@ -137,6 +137,11 @@ def test_a_value_comes_to_what_was_written(value: str, data: str) -> None:
     assert str(parsed["key"]).rstrip("\n") == data
 
 
+def test_a_remark_below_a_fence_that_is_not_closed_does_not_become_a_key(task: Task) -> None:
+    text = GOOD.removesuffix("```\n") + "\nNote: there is more to come.\n"
+    assert mended(task, text) == Repaired(text, ())
+
+
 def test_an_item_keeps_its_first_colon() -> None:
     found = repair("```yaml A\n- FR001: one: two\n- FR002: three\n```", ["A"])
     block = extract_block(found.text, "A")
@@ -246,6 +251,22 @@ def test_repair_is_idempotent_and_leaves_what_parses_on_any_text(one: str, other
             assert found == Repaired(text, ())
         elif found.names:
             assert parses(found.text)
+
+
+ODDMENTS = ("a: ", "- ", "*", '"', "'", ": ", "|", "\n", "\n", "\xa0", "\x0c", "\u2028", "x y", "`")
+
+
+@settings(max_examples=600, deadline=None, database=None)
+@given(parts=st.lists(st.sampled_from(ODDMENTS), max_size=20))
+@example(parts=["a: ", "*"])
+@example(parts=["a: ", "\xa0", "\n", "a: ", "x y", ": ", "x y"])
+@example(parts=['"', "\n", "a: ", "\n", ": ", ": ", "x y"])
+def test_no_pieces_of_yaml_make_a_repair_raise(parts: list[str]) -> None:
+    block = "".join(parts)
+    text = f"```yaml VISION\n{block}\n```\n```yaml REVIEW\nx: 1\n```"
+    found = repair(text, LABELS, ("a_b",))
+    assert (not found.names) == (found.text == text)
+    assert parses(found.text) or found.text == text
 
 
 @settings(max_examples=300, deadline=None, database=None)

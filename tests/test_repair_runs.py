@@ -125,6 +125,16 @@ def test_an_answer_that_was_cut_is_not_closed(careless: Bench) -> None:
     assert rows(run)["K2"]["status"] == "format_error"
 
 
+def test_repairs_are_counted_in_the_files_of_constrained_arms_too(careless: Bench) -> None:
+    careless.answers(
+        {"text": GOOD}, {"arm": "pupil+constrained", "concept_id": "K1", "text": COLON}
+    )
+    run = careless.run("--constrain", "--repair")
+    assert rows(run, "student+constrained")["K1"]["status"] == "repaired"
+    assert run.result("student+constrained")["repaired_samples"] == 1
+    assert run.result("student_")["repaired_samples"] == 0
+
+
 def test_a_run_rendered_again_keeps_its_repairs(careless: Bench) -> None:
     run = careless.run("--repair")
     before = rows(run)
@@ -157,8 +167,13 @@ def test_answers_to_a_task_of_the_users_own_are_repaired_but_not_on_the_word_of_
     (run.folder / "comparison.json").unlink()
     assert careless.call("report", str(run.folder)).code == 0
     found = comparison(run)["repair"]
-    assert (found["measured"], found["arms"]["pupil"]["repaired"]) == (False, 0)
+    assert (found["measured"], found["passed"], found["arms"]) == (False, None, {})
+    assert "not measured" in (run.folder / "report.md").read_text("utf-8")
+    assert "Not measured" in (run.folder / "report.html").read_text("utf-8")
     assert rows(run, "student")["K1"]["status"] == "format_error"
+    shown = careless.call("diagnose", str(run.folder))
+    assert "unknown" in shown.out
+    assert "not measured" in shown.out
 
 
 def test_score_takes_a_repaired_case_for_the_failure_it_is(careless: Bench) -> None:

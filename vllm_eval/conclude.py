@@ -133,7 +133,8 @@ def conclude(run: Evaluated) -> Finished:
     with repairs.CaseFile(run.folder.path, run.order, run.task.declaration) as case_file:
         mending = repairs.Mending(run.task, case_file)
         attempts = (attempt for _, attempt in read_journal(run.folder.journal))
-        survey = Survey(run.task.blocks, run.task.declaration, mending.found)
+        found = mending.found if run.task.judges else None
+        survey = Survey(run.task.blocks, run.task.declaration, found)
         tally = Tally()
         account = take_account(survey.watch(mending.watch(tally.watch(attempts))), run.task.blocks)
         outcomes = mending.attach(outcomes)
@@ -219,7 +220,7 @@ def _write_files(
         return blocks | mending.result(last) if asked else blocks
 
     for name, adapter in run.adapters.items():
-        head = {
+        head: dict[str, Any] = {
             "arm": name,
             "adapter": adapter,
             "timestamp": folder.timestamp,
@@ -227,8 +228,8 @@ def _write_files(
             "config": run.config.model_dump(mode="json"),
             "timing": dict(finished.timing),
         }
-        if asked and name in finished.repair["arms"]:
-            head["repaired_samples"] = finished.repair["arms"][name]["repaired"]
+        if asked:
+            head["repaired_samples"] = sum(o.arm == name for o in outcomes if o.repair)
         path = folder.path / f"{_stem(name, len(comparison.arms))}_{folder.timestamp}.json"
         free = name.removesuffix(CONSTRAINED)
         held = finished.constrained.arms[free].constrained.summary if free != name else None

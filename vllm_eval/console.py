@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import time
 from dataclasses import asdict
@@ -110,8 +111,9 @@ class Terminal:
             only = held if finished.constrained.mode == "only" else ""
             text = f"{verdict.word}  {plain(verdict.arm)}{_base(finished.quantization)}{only}"
             self.console.print(Text(text, style=style))
-        if not finished.passed:
-            hint = f"why, and what would help: python -m vllm_eval diagnose {finished.folder}"
+        if not finished.passed and finished.diagnosis.attempts:
+            folder = shlex.quote(str(finished.folder))
+            hint = f"why, and what would help: python -m vllm_eval diagnose {folder}"
             self.console.print(Text(plain(hint)), soft_wrap=True)
 
     def _show_bar(self, progress: Progress) -> None:

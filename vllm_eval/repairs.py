@@ -197,9 +197,7 @@ class CaseFile:
                 self._offsets.append(offset)
                 offset += len(line)
         except OSError as error:
-            msg = (
-                f"{path}: cannot be read: {error.strerror}; the run's other files are needed whole"
-            )
+            msg = f"{path}: cannot be read: {error.strerror}; restore it, or evaluate again"
             raise InputError(msg) from error
         if len(self._offsets) != len(self._order):
             msg = f"{path}: holds {len(self._offsets)} cases, and the run has {len(self._order)}"
@@ -238,7 +236,7 @@ def as_repaired(outcome: Outcome) -> Outcome:
 def to_json(
     outcomes: Sequence[Outcome], found: Standing, *, asked: bool, measured: bool, owed: int
 ) -> dict[str, Any]:
-    """What `comparison.json` says of repairs, apart from single cases.
+    """What `comparison.json` says of repairs, apart from single cases; no figure if unmeasured.
 
     Args:
         outcomes: with their repairs.
@@ -247,10 +245,11 @@ def to_json(
         measured: whether repaired answers could be judged.
         owed: outcomes that an interrupted run still owes: without a verdict, then.
     """
+    told = {"asked": asked, "measured": measured}
+    if not measured:
+        return told | {"passed": None, "arms": {}, "verdicts": []}
     repaired = [outcome for outcome in outcomes if outcome.repair]
-    return {
-        "asked": asked,
-        "measured": measured,
+    return told | {
         "passed": owed == 0 and all(verdict.passed for verdict in found.verdicts),
         "arms": {
             arm: _count([o for o in repaired if o.arm == arm]) | {"summary": asdict(summary)}

@@ -258,7 +258,7 @@ def read_cases(folder: Path) -> Iterator[dict[str, Any]]:
                 row: dict[str, Any] = orjson.loads(line)
                 yield row
     except (OSError, orjson.JSONDecodeError) as error:
-        msg = f"{path}: missing or damaged ({error}); the run's other files are needed whole"
+        msg = f"{path}: missing or damaged ({error}); restore it, evaluate again, or use `score`"
         raise InputError(msg) from error
 
 

@@ -34,6 +34,10 @@ def plain(text: str) -> str:
     return "".join("\N{REPLACEMENT CHARACTER}" if is_hidden(c) else c for c in line)
 
 
+UNMEASURED = "repairs: not measured, as the task's own code is not run on a stored run's word\n"
+"""What a run says that was asked for repairs and could not judge them."""
+
+
 def run_tables(finished: Finished) -> Iterator[Table | Text]:
     """Scores, failures, costs, and each student's gate with its doubt."""
     comparison = finished.comparison
@@ -54,7 +58,7 @@ def run_tables(finished: Finished) -> Iterator[Table | Text]:
             difference = _interval(paired.difference, "+.3f")
             yield Text(f"{plain(words)}ratio {_interval(paired.ratio)}, difference {difference}")
     if finished.repair["asked"]:
-        yield repair_table(finished.repair)
+        yield repair_table(finished.repair) if finished.repair["measured"] else Text(UNMEASURED)
 
 
 def _arms_table(comparison: Comparison) -> Table:

@@ -80,6 +80,13 @@ KINDS: Mapping[str, Kind] = {
 }
 """Every cluster there is."""
 
+MENDABLE = frozenset(KINDS) - {
+    *("cut", "empty", "missing_block", "prose", "no_answer", "other_rule"),
+    *("not_a_mapping", "missing_key", "wrong_type", "wrong_choice"),
+    *("too_few", "too_long", "no_ids"),
+}
+"""Clusters of texts that do not parse, where a repair of the text could help."""
+
 BEYOND_GRAMMAR = frozenset(("cut", "other_rule", "no_answer"))
 """Clusters that an answer of the declared grammar can still fall into."""
 
@@ -134,7 +141,8 @@ def _missing(attempt: Attempt, label: str, *, partly: bool) -> str:
         return "empty" if "```" in text[opening.end() :] else "unclosed_fence"
     # Each right block takes two fences; a label in another form needs one more.
     if partly:
-        named = re.search(rf"(?i)^\W*(?:\w+\W+)?{re.escape(label)}\b\W*$", text, re.MULTILINE)
+        alone = rf"(?im)^[^\w\n]*(?:\w+[^\w\n]+)?{re.escape(label)}\b[^\w\n]*$"
+        named = re.search(alone, text)
         return "mislabelled_fence" if named or len(_FENCE.findall(text)) > 2 else "missing_block"
     return "mislabelled_fence" if _FENCE.search(text) else "prose"
 

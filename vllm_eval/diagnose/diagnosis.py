@@ -55,7 +55,7 @@ def diagnose(
             attempts=tally.attempts,
             outcomes=tally.outcomes,
             truncated=tally.truncated,
-            repaired=tally.repaired,
+            repaired=None if survey.repaired is None else tally.repaired,
             retried=tally.retried,
             then_valid=tally.then_valid,
             reasons=dict(tally.reasons.most_common()),
@@ -80,6 +80,7 @@ def diagnose(
                 limits,
                 passes.get(arm),
                 held.constrained.summary if held else None,
+                mending=survey.repaired is not None,
             )
             remedies += find_remedies(patient)
     patterns = [

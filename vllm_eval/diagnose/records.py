@@ -28,8 +28,8 @@ class ClusterGroup:
     """Of the attempts, those after which none was left: the answer stayed a failure."""
     truncated: int
     """Of the attempts, those cut at the token limit."""
-    repaired: int
-    """Of the outcomes, those that a repair of their text makes valid."""
+    repaired: int | None
+    """Of the outcomes, those that a repair of their text makes valid; None if not measured."""
     retried: int
     """Of the attempts, those that another attempt followed."""
     then_valid: int

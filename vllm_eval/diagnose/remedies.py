@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vllm_eval.diagnose.clusters import BEYOND_GRAMMAR
+from vllm_eval.diagnose.clusters import BEYOND_GRAMMAR, MENDABLE
 from vllm_eval.diagnose.records import Remedy
 from vllm_eval.stats.bootstrap import share_interval
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from vllm_eval.stats import Summary
 
 NO_ANSWER, CUT, TOO_LONG = "no_answer", "cut", "prompt_too_long"
+UNMEASURED = (
+    "not measured, as the code of a task that a stored run names is not run; "
+    "`score RUN --repair --task FILE` measures it"
+)
 ROUND_TO = 128
 """Tokens to which a proposed limit is rounded up."""
 
@@ -46,6 +50,8 @@ class Patient:
     """The gate's word on the run with repaired answers; for a student, on that one alone."""
     constrained: Summary | None = None
     """Of the same arm held to the task's grammar, where the run has that as well."""
+    mending: bool = True
+    """Whether repaired answers could be judged."""
 
     def outcomes(self, *clusters: str) -> int:
         """Failures that stayed in some clusters."""
@@ -73,6 +79,23 @@ def _rated(patient: Patient, remedy: Remedy) -> Remedy:
 
 
 def _repair(patient: Patient) -> Iterator[Remedy]:
+    if not patient.mending:
+        clusters = tuple(name for name in patient.clusters if name in MENDABLE)
+        if count := patient.outcomes(*clusters):
+            yield Remedy(
+                name="repair",
+                arm=patient.arm,
+                setting="--repair",
+                clusters=tuple(name for name in clusters if patient.outcomes(name)),
+                addressed=count,
+                recovered=None,
+                low=None,
+                high=None,
+                kind="unknown",
+                basis=UNMEASURED,
+                valid_rate=None,
+            )
+        return
     by_cluster = {
         name: sum(tally.repaired for tally in tallies) for name, tallies in patient.clusters.items()
     }
@@ -214,19 +237,21 @@ def _constrain(patient: Patient) -> Iterator[Remedy]:
 def _constrained(patient: Patient, clusters: tuple[str, ...], held: Summary) -> Remedy:
     """What the same cases came to under the grammar, in the same run; missing answers apart."""
     free = patient.summary
+    whole = held.total == free.total  # else one of them still owes answers that the other has
+    fewer = float((free.failed - free.errors) - (held.failed - held.errors))
     return Remedy(
         name="constrain",
         arm=patient.arm,
         setting="-c constrain=only",
         clusters=clusters,
         addressed=patient.outcomes(*clusters),
-        recovered=float((free.failed - free.errors) - (held.failed - held.errors)),
+        recovered=fewer if whole else None,
         low=None,
         high=None,
-        kind="measured",
+        kind="measured" if whole else "unknown",
         basis=f"under the grammar {held.valid} of {held.total} answers are valid in this run, "
         f"freely {free.valid} of {free.total}",
-        valid_rate=held.valid_rate,
+        valid_rate=held.valid_rate if whole else None,
     )
 
 

@@ -34,8 +34,8 @@ def diagnosis_tables(diagnosis: Mapping[str, Any]) -> Iterator[Table | Text]:
         for remedy in diagnosis["remedies"]:
             line = f"{remedy['setting']}, {remedy['arm']}: {remedy['basis']}"
             yield Text(f"  {plain(line)}", style="dim")
-    else:
-        yield Text("no answer stayed a failure: the retries made every one valid\n")
+    elif not diagnosis["outcomes"]:
+        yield Text("no answer stayed a failure\n")
     yield Text("For training and prompt", style="italic")
     for pattern in diagnosis["patterns"]:
         yield Text(f"  {plain(pattern['arm'])}: {plain(pattern_line(pattern))}")

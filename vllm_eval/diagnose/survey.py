@@ -67,8 +67,8 @@ class Survey:
 
     blocks: Blocks
     declaration: Declaration
-    repaired: Collection[Key] = frozenset()
-    """Failed outcomes that a repair of their text makes valid."""
+    repaired: Collection[Key] | None = frozenset()
+    """Failed outcomes that a repair of their text makes valid; None where that is not measured."""
     tallies: dict[tuple[str, str, str | None], Tally] = field(default_factory=dict)
     """By cluster, arm and tier."""
     arms: dict[str, ArmTally] = field(default_factory=dict)
@@ -117,7 +117,7 @@ class Survey:
             tally.final_reasons[attempt.reason or attempt.status] += 1
             tally.looping += attempt.truncated and runs_in_circles(attempt.raw_response)
             outcome = (attempt.arm, attempt.concept_id, attempt.sample)
-            tally.repaired += outcome in self.repaired
+            tally.repaired += outcome in (self.repaired or ())
         return tally
 
 

@@ -73,7 +73,7 @@ def repair(
         # What follows a text in a block without an end may be no part of the answer at all.
         last = closed != labelled and fixed.find("```", span[1] + 3) < 0
         found = _mend(block, keys, {INDENT_CONTINUATION} if last else set())
-        if found is None:
+        if found is None or (last and keys and _has_others(found[0], keys)):
             return unchanged
         fixed = fixed[: span[0]] + found[0] + fixed[span[1] :]
         used |= found[1]
@@ -118,6 +118,12 @@ def _apply(block: str, keys: Collection[str], names: Sequence[str]) -> str:
 
 def _reads(block: str) -> bool:
     return parse_block(block).error is None
+
+
+def _has_others(block: str, keys: Collection[str]) -> bool:
+    """Whether a block has keys that are not known, as `Note: …` below its end would be one."""
+    data = parse_block(block).data
+    return isinstance(data, dict) and not set(data) <= set(keys)
 
 
 def _data(block: str) -> str:
