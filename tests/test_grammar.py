@@ -251,6 +251,28 @@ def test_whatever_is_put_into_a_grammar_of_every_type_keeps_the_contract(every_t
         assert all(isinstance(step, str) for step in plan["steps"])
 
 
+def test_a_list_that_wants_its_own_identifiers_names_them_beside_its_mappings(
+    tmp_path: Path,
+) -> None:
+    risks = "{type: list, ids: {prefixes: [R], reason: no_risk}}"
+    links = f"{{type: mapping, ids: {{prefixes: [T]}}, keys: {{risks: {risks}, tests: {{type: list}}}}}}"
+    (tmp_path / "task.yaml").write_text(
+        f"{EVERY_TYPE[: EVERY_TYPE.index('blocks:')]}blocks: {{PLAN: {{keys: {{links: {links}}}}}}}\n"
+        f"{EVERY_TYPE[EVERY_TYPE.index('metric:') :]}",
+        "utf-8",
+    )
+    (tmp_path / "ask.j2").write_text("{{ notes }}", "utf-8")
+    reader = Reader(open_task(str(tmp_path)))
+
+    def admitted(risk: str, test: str) -> bool:
+        text = f"links:\n  risks:\n  - {risk}\n  tests:\n  - {test}\n"
+        return reader.admits(f"```yaml PLAN\n{text}```")
+
+    assert admitted("R01 is real", "T01 passes")
+    assert not admitted("it is real", "T01 passes")
+    assert not admitted("R01 is real", "it passes")
+
+
 def test_xgrammar_reads_the_same_grammar(task: Task, answers: Answers) -> None:
     """vLLM takes it unless told otherwise, on a server for example."""
     xgrammar = pytest.importorskip("xgrammar")

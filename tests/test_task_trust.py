@@ -68,8 +68,10 @@ def test_a_run_is_not_resumed_with_a_changed_task(bench: Bench, stored: tuple[Pa
 def test_answers_are_scored_anew_with_the_task_that_is_named(
     bench: Bench, stored: tuple[Path, Path]
 ) -> None:
-    metric = {"shape": {"points": 1, "measure": "half"}}
-    folder = write_task(bench.folder, module="def half(blocks, case): return 0.5", metric=metric)
-    done = bench.call("score", str(stored[0]), "--task", str(folder), "--json")
-    rows = [json.loads(line) for line in done.out.splitlines()]
-    assert {row["score"] for row in rows} == {0.5}
+    metric = {"shape": {"points": 1, "measure": "some"}}
+    for points in (0.5, 0.25):  # a module that is changed between two calls of one process
+        module = f"def some(blocks, case): return {points}"
+        folder = write_task(bench.folder, module=module, metric=metric)
+        done = bench.call("score", str(stored[0]), "--task", str(folder), "--json")
+        rows = [json.loads(line) for line in done.out.splitlines()]
+        assert {row["score"] for row in rows} == {points}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,7 @@ VALUES: list[tuple[dict[str, Any], str, str | None]] = [
     ({"required": "set"}, "it: ''", None),
     ({"required": "no"}, "other: 1", None),
     ({"required": "no"}, "it:", None),
+    ({"required": False}, "it:", None),  # a bare `no` in a file
     ({"required": "no"}, "it: 7", "poem_it_not_text"),
     ({"lenient": True}, "it: 7", None),
     ({"type": "date"}, "it: 2026-03-01", None),
@@ -141,10 +143,20 @@ def test_nothing_to_mention_is_all_mentioned(write: Write) -> None:
     assert task.judge(CASE, GOOD).parts == {"named": 4}
 
 
+@pytest.mark.parametrize("block", ["lines: &x [T01, *x]", "lines: &x {T01: *x}"])
+def test_an_answer_that_holds_itself_is_searched_once(write: Write, block: str) -> None:
+    part = {"points": 4, "measure": "mentions", "input": "topic", "ids": {"prefixes": ["T"]}}
+    task = open_task(str(write(metric={"named": part})))
+    case = replace(CASE, inputs={"topic": "T01 T02"})
+    assert task.judge(case, f"```yaml POEM\n{block}\n```\n").parts == {"named": 2}
+
+
 BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"poem": 1}, "unknown key 'poem'"),
-    ({"version": 1}, "version: "),
-    ({"blocks": {"poem": PLAIN["blocks"]["POEM"]}}, "blocks.poem"),
+    ({"modul": "a.py", "name": 1}, "unknown key 'modul'; did you mean 'module'?"),
+    ({"version": 1}, "version: must be a text; put it in quotes, not 1"),
+    ({"blocks": {"poem": PLAIN["blocks"]["POEM"]}}, "blocks.poem: must be capital letters"),
+    ({"inputs": {"topic": None}}, "inputs.topic: must be a mapping, {} at least"),
     ({"inputs": {"tier": {}}}, "'tier' is a key of every record"),
     ({"inputs": {"id": {}}}, "'id' is a key of every record"),
     (with_value(type="poem"), "blocks.POEM.keys.it.type"),
@@ -159,6 +171,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "../other.j2"}, "prompt: '../other.j2' lies outside"),
     ({"prompt": "/etc/hostname"}, "prompt: '/etc/hostname' lies outside"),
     ({"prompt": "gone.j2"}, "prompt: cannot read"),
+    ({"prompt": "a\0b"}, "prompt: must be the name of a file"),
     ({"module": "../other.py"}, "module: '../other.py' lies outside"),
     ({"module": "gone.py"}, "module: cannot read"),
     ({"dataset": "/etc/hostname"}, "dataset: '/etc/hostname' lies outside"),
@@ -181,13 +194,19 @@ def test_a_declaration_that_cannot_work_is_refused_by_file_and_key(
     [
         ("a: b: c", "line 1: not valid YAML"),
         ("- a", "must be a mapping"),
-        ("1: 2", "name: field required"),
+        ("name: a", "version: is needed"),
+        ("inputs: {on: {}}", "the key True; put"),
         ("a: &x [*x]", "Circular reference"),
     ],
 )
 def test_a_file_that_declares_nothing_is_refused(write: Write, text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         open_task(str(write(text)))
+
+
+def test_a_folder_without_a_declaration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"lacks task\.yaml"):
+        open_task(str(tmp_path))
 
 
 def test_a_template_through_a_link_to_elsewhere_is_refused(write: Write, tmp_path: Path) -> None:

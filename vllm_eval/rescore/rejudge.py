@@ -112,6 +112,8 @@ def judge_all(
         EvalError: a worker process ended, for lack of memory as a rule.
     """
     workers = workers or _cores()
+    _open_task.cache_clear()  # the files of an earlier call may be others by now
+    _read_case.cache_clear()
     if total < POOL_FROM or workers == 1:
         for chunk in _chunks(answers):
             judged = _judge_chunk(task, _texts(chunk, repair=repair))

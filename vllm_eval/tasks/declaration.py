@@ -6,11 +6,20 @@ built-in measures all follow from the same declaration, so they cannot drift apa
 
 from __future__ import annotations
 
+import difflib
 import json
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from vllm_eval.errors import ConfigError
 from vllm_eval.tasks.yaml_blocks import parse_yaml
@@ -18,10 +27,49 @@ from vllm_eval.tasks.yaml_blocks import parse_yaml
 if TYPE_CHECKING:
     from pathlib import Path
 
-_Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-_Reason = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-_Label = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")]
+_PATTERNS = {
+    "name": r"^[A-Za-z_][A-Za-z0-9_]*$",
+    "reason": r"^[a-z][a-z0-9_]*$",
+    "label": r"^[A-Z][A-Z0-9_]*$",
+    "prefix": r"^[A-Z]+$",
+    "file": r"^[^\x00]+$",
+}
+_WORDS = {
+    _PATTERNS["name"]: "must be letters, digits and _",
+    _PATTERNS["reason"]: "must be small letters, digits and _",
+    _PATTERNS["label"]: "must be capital letters, digits and _",
+    _PATTERNS["prefix"]: "must be capital letters",
+    _PATTERNS["file"]: "must be the name of a file",
+    "missing": "is needed",
+    "string_type": "must be a text; put it in quotes",
+    "model_type": "must be a mapping, {} at least",
+    "dict_type": "must be a mapping",
+    "tuple_type": "must be a list",
+}
+"""What is said of a value that a pattern or a type of pydantic's refuses."""
+
+
+def _as_read(word: str) -> str:
+    """Refuse what YAML would take for something else where a model writes it without quotes."""
+    if parse_yaml(word).data != word:
+        msg = f"an answer's {word!r} would not be read as a text; choose another word"
+        raise ValueError(msg)
+    return word
+
+
+def _bare_no(value: object) -> object:
+    """YAML takes a `no` without quotes for false."""
+    return "no" if value is False else value
+
+
+_Name = Annotated[str, Field(pattern=_PATTERNS["name"])]
+_Reason = Annotated[str, Field(pattern=_PATTERNS["reason"])]
+_Label = Annotated[str, Field(pattern=_PATTERNS["label"])]
+_Prefix = Annotated[str, Field(pattern=_PATTERNS["prefix"])]
+_File = Annotated[str, Field(pattern=_PATTERNS["file"])]
+_Word = Annotated[str, AfterValidator(_as_read)]
 _Count = Annotated[int, Field(ge=0)]
+_Need = Annotated[Literal["no", "present", "set", "filled"], BeforeValidator(_bare_no)]
 
 
 class _Record(BaseModel):
@@ -31,7 +79,7 @@ class _Record(BaseModel):
 class Ids(_Record):
     """Identifiers such as FR001: one of the prefixes, then digits; read in any case."""
 
-    prefixes: Annotated[tuple[Annotated[str, Field(pattern=r"^[A-Z]+$")], ...], Field(min_length=1)]
+    prefixes: Annotated[tuple[_Prefix, ...], Field(min_length=1)]
     min_digits: Annotated[int, Field(ge=1, le=20)] = 2
     reason: _Reason = "no_ids"
     """Why an answer fails in which no item names one."""
@@ -46,11 +94,11 @@ class Value(_Record):
 
     type: Literal["text", "date", "choice", "list", "mapping"] = "text"
     """`list` is one of texts; `date` an ISO 8601 date, or date and time."""
-    required: Literal["no", "present", "set", "filled"] = "filled"
+    required: _Need = "filled"
     """`present`: the key is there; `set`: and not null; `filled`: and not empty."""
     lenient: bool = False
     """Another type is no failure: the shape is asked for, but not part of the contract."""
-    of: tuple[str, ...] = ()
+    of: tuple[_Word, ...] = ()
     """The values of a `choice`."""
     keys: dict[_Name, Value] = {}
     """The keys of a `mapping`, in order."""
@@ -86,12 +134,8 @@ class Value(_Record):
             if name in ("of", "keys") and self.type in types and not getattr(self, name):
                 msg = f"a {self.type} needs {name}"
                 raise ValueError(msg)
-        for choice in self.of:
-            if parse_yaml(choice).data != choice:
-                msg = f"of: an answer's {choice!r} would not be read as a text; choose another word"
-                raise ValueError(msg)
         if self.min_items > self.max_items:
-            msg = f"min_items is {self.min_items}, and max_items {self.max_items}"
+            msg = f"min_items is {self.min_items}, and max_items {self.max_items}; raise max_items"
             raise ValueError(msg)
         return self
 
@@ -137,16 +181,16 @@ class Declaration(_Record):
     name: _Name
     version: str
     """To be raised whenever the same answer could be judged differently."""
-    prompt: str
+    prompt: _File
     """Jinja2 template, a path relative to the declaration."""
     id_keys: tuple[_Name, ...] = ("id", "case_id")
     """Keys of a record that may hold its id, where it has no `concept_id`."""
     inputs: Annotated[dict[_Name, Input], Field(min_length=1)]
     blocks: Annotated[dict[_Label, Block], Field(min_length=1)]
     metric: Annotated[dict[_Name, Part], Field(min_length=1)]
-    module: str | None = None
+    module: _File | None = None
     """Python file with further rules and measures, relative to the declaration."""
-    dataset: str | None = None
+    dataset: _File | None = None
     """Cases used where none are given, relative to the declaration."""
 
     @model_validator(mode="after")
@@ -198,7 +242,9 @@ def parse_declaration(text: str, where: str) -> Declaration:
         raise ConfigError(msg)
     try:
         # Through JSON, since strict validation of Python objects refuses a list for a tuple.
-        return Declaration.model_validate_json(json.dumps(parsed.data, default=str))
+        whole = json.dumps(parsed.data, default=str)
+        _check_keys(parsed.data)
+        return Declaration.model_validate_json(whole)
     except (TypeError, ValueError, RecursionError) as error:  # an alias to itself, say
         msg = f"{where}: {_said(error)}"
         raise ConfigError(msg) from error
@@ -210,14 +256,37 @@ def dump_declaration(declaration: Declaration) -> str:
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
+def _check_keys(value: object) -> None:
+    """Refuse keys that are no texts: JSON would make some of them."""
+    for key in value if isinstance(value, dict) else ():
+        if not isinstance(key, str):
+            msg = f"the key {key!r}; put a number, yes, no, on or off in quotes"
+            raise TypeError(msg)
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_keys(inner)
+
+
 def _said(error: Exception) -> str:
-    """The first thing that is wrong, with its key."""
+    """The first thing that is wrong, with its key; a key nobody knows is told of before others."""
     if not isinstance(error, ValidationError):
         return f"holds what no declaration can: {error}"
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     where = ".".join(str(part) for part in first["loc"] if part != "[key]")
     if first["type"] == "extra_forbidden":
-        return f"unknown key {where!r}"
-    words = str(first["msg"]).removeprefix("Value error, ")
+        return f"unknown key {where!r}{_nearest(str(first['loc'][-1]))}"
+    if first["type"] == "value_error":
+        words = str(first["msg"]).removeprefix("Value error, ")
+        return f"{where}: {words}" if where else words
+    kind = first["ctx"]["pattern"] if "pattern" in first.get("ctx", {}) else first["type"]
+    words = _WORDS.get(kind) or str(first["msg"]).lower()
     given = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
-    return f"{where}: {words[:1].lower()}{words[1:]}{given}" if where else words
+    return f"{where}: {words}{given}"
+
+
+def _nearest(wrong: str) -> str:
+    records = (Declaration, Input, Block, Value, Ids, Part)
+    known = {name for record in records for name in record.model_fields}
+    near = difflib.get_close_matches(wrong, sorted(known), n=1, cutoff=0.7)
+    return f"; did you mean {near[0]!r}?" if near else "; docs/tasks.md has those there are"

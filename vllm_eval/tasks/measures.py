@@ -80,14 +80,13 @@ def _mentions(part: Part) -> Measure:
     return mentions
 
 
-def _words(value: object) -> Iterator[str]:
-    """Every key and every value; the depth of what an answer can hold is limited."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield str(key)
-            yield from _words(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _words(inner)
-    else:
-        yield str(value)
+def _words(whole: object) -> Iterator[str]:
+    """Every key and every value, each list and mapping once: by an alias one may hold itself."""
+    waiting, seen = [whole], set()
+    while waiting:
+        value = waiting.pop()
+        if not isinstance(value, dict | list):
+            yield str(value)
+        elif id(value) not in seen:
+            seen.add(id(value))
+            waiting += [*value, *value.values()] if isinstance(value, dict) else value

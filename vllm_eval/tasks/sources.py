@@ -81,6 +81,9 @@ def find_source(name: str) -> Source:
         return Source(path, "installed", read_declaration(path))
     given = resolve_path(name)
     path = given / TASK_FILE if given.is_dir() else given
+    if given.is_dir() and not path.is_file():
+        msg = f"task: the folder {given} lacks {TASK_FILE}, which would declare the task"
+        raise ConfigError(msg)
     if not path.is_file():
         names = sorted({*shipped_names(), *entry_points(group=GROUP).names})
         known = ", ".join(repr(one) for one in names)
@@ -143,7 +146,7 @@ def open_judging(source: Source) -> Judging:
         rule = _function(source, module, CHECK, "module")
     version = declaration.version
     if source.kind != "shipped":
-        text = declaration.model_dump_json().encode()
+        text = declaration.model_dump_json(exclude_defaults=True).encode()
         version += f"+{hashlib.sha256(text + digest).hexdigest()[:12]}"
     return Judging(measures, rule, version)
 
