@@ -42,6 +42,7 @@ SYMBOLS = {
     "vllm.platforms.interface.Platform.has_device_capability": "vllm/platforms/interface.py",
     "vllm.platforms.interface.Platform.is_cpu": "vllm/platforms/interface.py",
     "vllm.sampling_params.RequestOutputKind": "vllm/sampling_params.py",
+    "vllm.sampling_params.StructuredOutputsParams": "vllm/sampling_params.py",
     "vllm.v1.attention.backends.registry.AttentionBackendEnum": (
         "vllm/v1/attention/backends/registry.py"
     ),

@@ -49,49 +49,13 @@ metric:
   shape: {points: 1, measure: shape}
 """
 NASTY = [
-    *(
-        ": ",
-        " #",
-        "- ",
-        "```",
-        "``",
-        "`",
-        "é",
-        "🙂",
-        "yes",
-        "no",
-        "null",
-        "~",
-        "2024-01-01",
-        "0x1F",
-    ),
-    *("1:30", "'", '"', "\\", "{", "[", "<<", "&a", "*a", "!!", "...", "---", "\u2028", "\u00a0"),
-    *("\ufeff", "\t", "FR001", "C12", "TC01", "FR001:", "FR001: ", "? ", "| ", ">", "%", "@", "On"),
-    *(
-        ".inf",
-        "= ",
-        " word",
-        "word",
-        "true",
-        "\n  ",
-        "\n    ",
-        "\n  - ",
-        "\n- ",
-        "[]",
-        " 12",
-        "12 ",
-    ),
-    *(
-        "\n```\n```yaml REVIEW\n",
-        "``` yaml VISION\n",
-        "\x00",
-        "\x85",
-        "\ud7ff",
-        "''",
-        '""',
-        "#",
-        ":",
-    ),
+    *(": ", " #", "- ", "```", "``", "`", "é", "🙂", "yes", "no", "null", "~"),
+    *("2024-01-01", "0x1F", "1:30", "'", '"', "\\", "{", "[", "<<", "&a", "*a", "!!"),
+    *("...", "---", "\u2028", "\xa0", "\ufeff", "\t", "FR001", "C12", "TC01", "FR001:"),
+    *("FR001: ", "? ", "| ", ">", "%", "@", "On", ".inf", "= ", " word", "word"),
+    *("true", "\n  ", "\n    ", "\n  - ", "\n- ", "[]", " 12", "12 "),
+    *("\n```\n```yaml REVIEW\n", "``` yaml VISION\n", "\x00", "\x85", "\ud7ff", "''"),
+    *('""', "#", ":"),
 ]
 CLOSING = ["\n", '"\n', "'\n", "```", "[]\n", "\n- a b\n", "aligned"]
 
@@ -254,13 +218,18 @@ def test_whatever_is_put_into_a_grammar_of_every_type_keeps_the_contract(every_t
 def test_a_list_that_wants_its_own_identifiers_names_them_beside_its_mappings(
     tmp_path: Path,
 ) -> None:
-    risks = "{type: list, ids: {prefixes: [R], reason: no_risk}}"
-    links = f"{{type: mapping, ids: {{prefixes: [T]}}, keys: {{risks: {risks}, tests: {{type: list}}}}}}"
-    (tmp_path / "task.yaml").write_text(
-        f"{EVERY_TYPE[: EVERY_TYPE.index('blocks:')]}blocks: {{PLAN: {{keys: {{links: {links}}}}}}}\n"
-        f"{EVERY_TYPE[EVERY_TYPE.index('metric:') :]}",
-        "utf-8",
-    )
+    before, rest = EVERY_TYPE.split("blocks:\n")
+    blocks = """\
+blocks:
+  PLAN:
+    keys:
+      links:
+        type: mapping
+        ids: {prefixes: [T]}
+        keys: {risks: {type: list, ids: {prefixes: [R], reason: no_risk}}, tests: {type: list}}
+"""
+    metric = rest[rest.index("metric:") :]
+    (tmp_path / "task.yaml").write_text(before + blocks + metric, "utf-8")
     (tmp_path / "ask.j2").write_text("{{ notes }}", "utf-8")
     reader = Reader(open_task(str(tmp_path)))
 

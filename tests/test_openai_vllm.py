@@ -1,7 +1,7 @@
 """The openai engine against a real vLLM server with the demo's base and student, on loopback.
 
 Covered: the answers of the engine in this process; faults on the way; a server killed and started
-again. Not covered: GPUs, gateways.
+again; answers held to the task's grammar. Not covered: GPUs, gateways.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
+import llguidance
 import pytest
 
 from tests.servers import FaultProxy
@@ -22,7 +23,9 @@ from vllm_eval import cases
 from vllm_eval.config import load_config, resolve_path
 from vllm_eval.engines import open_engine
 from vllm_eval.plan import prepare
-from vllm_eval.records import BASELINE, Request
+from vllm_eval.records import BASELINE, CONSTRAINED, Request
+from vllm_eval.tasks import open_task
+from vllm_eval.tasks.grammar import make_grammar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -163,6 +166,34 @@ def test_faults_on_the_way_cost_time_and_nothing_else(served: Served, tmp_path: 
         proxy.loopback.stop()
     assert found == texts
     assert (about["sent_again"], about["sent_again_busy"]) == (5, 2)
+
+
+def test_constrained_answers_keep_the_shape_as_far_as_they_come(
+    served: Served, tmp_path: Path
+) -> None:
+    """So warm the free answers stray; a constrained one is cut at most, and never has strayed."""
+    server, _ = served
+    found, _ = answers(
+        tmp_path / "engine.log",
+        engine="openai",
+        base_url=[server.url],
+        constrain="beside",
+        temperature=1.5,
+    )
+    grammar = llguidance.grammar_from(
+        "grammar", make_grammar(open_task("product_owner").declaration).text
+    )
+    first = llguidance.LLMatcher(llguidance.LLTokenizer("byte"), grammar)
+
+    def keeps(text: str) -> bool:
+        given = list(text.encode())
+        return first.deep_copy().validate_tokens(given) == len(given)
+
+    held = [text for name, text in found.items() if CONSTRAINED in name]
+    free = [text for name, text in found.items() if CONSTRAINED not in name]
+    assert len(held) == len(free) == 2 * CASES
+    assert all(map(keeps, held))
+    assert not all(map(keeps, free))
 
 
 def test_a_server_killed_and_started_again_costs_time_and_nothing_else(

@@ -14,6 +14,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vllm_eval.errors import ConfigError
 from vllm_eval.tasks.grammar_scalars import (
     Rules,
     add_counted,
@@ -48,6 +49,9 @@ def make_grammar(declaration: Declaration) -> Grammar:
     """The grammar of the complete answers that keep the declaration's shape.
 
     A lenient minimum counts as one item: the contract lets fewer pass, and so do good answers.
+
+    Raises:
+        ConfigError: the declaration asks for identifiers where no list could name them.
     """
     rules = Rules()
     blocks = []
@@ -117,15 +121,20 @@ def _mapping(rules: Rules, path: str, value: Value, indent: int) -> str:
             free.append(_key(rules, at, name, indent, child))
             named.append("")
             continue
-        head = _head(name, indent)
-        free.append(rules.add(at, f"{head} {_list(rules, child, indent, value.ids)}"))
-        body = _list(rules, child, indent, value.ids, named=True)
-        named.append(rules.add(f"{at}-named", f"{head} {body}"))
+        head, own = _head(name, indent), child.ids or value.ids
+        body = _list(rules, child, indent, own, named=child.ids is not None)
+        free.append(rules.add(at, f"{head} {body}"))
+        body = _list(rules, child, indent, own, named=True)
+        named.append(rules.add(f"{at}-named", f"{head} {body}") if own == value.ids else "")
     ways = [
         " ".join((*free[:number], name, *free[number + 1 :]))
         for number, name in enumerate(named)
         if name
     ]
+    if not ways:
+        keys = ", ".join(value.keys)
+        msg = f"task: ids: none of {keys} is a list that could name {value.ids.called}"
+        raise ConfigError(msg)
     return f'"\\n" ({" | ".join(ways)})'
 
 
