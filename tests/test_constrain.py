@@ -66,6 +66,18 @@ def test_where_all_is_constrained_the_arms_keep_their_names(bench: Bench, answer
     assert constrained(run)["mode"] == "only"
 
 
+def test_junit_says_that_all_answers_were_constrained(bench: Bench, answers: Answers) -> None:
+    run = asked_both_ways(bench, answers, "-c", "constrain=only")
+    assert bench.call("report", str(run.folder)).code == 0
+    assert "gate of pupil, constrained answers" in (run.folder / "junit.xml").read_text()
+
+
+def test_answers_that_must_not_end_are_not_constrained(bench: Bench, answers: Answers) -> None:
+    run = asked_both_ways(bench, answers, "--constrain", "-c", "ignore_eos=true")
+    assert run.code == 2
+    assert "leave ignore_eos out" in run.err
+
+
 def test_without_being_asked_for_nothing_is_constrained(bench: Bench, answers: Answers) -> None:
     run = asked_both_ways(bench, answers)
 

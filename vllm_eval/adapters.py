@@ -63,7 +63,7 @@ def constrain_arms(arms: Sequence[Arm], config: Config, grammar: str) -> tuple[A
     """The arms as `config.constrain` has them: each held to `grammar`, or a variant of each beside.
 
     Raises:
-        ConfigError: the engine cannot constrain its answers.
+        ConfigError: the engine cannot constrain its answers, or they must not end.
     """
     if config.constrain == "none":
         return tuple(arms)
@@ -71,6 +71,9 @@ def constrain_arms(arms: Sequence[Arm], config: Config, grammar: str) -> tuple[A
         msg = (
             "constrain: the transformers engine decodes freely; give --engine vllm, or leave it out"
         )
+        raise ConfigError(msg)
+    if config.ignore_eos:
+        msg = "constrain: an answer of the grammar ends where it is complete; leave ignore_eos out"
         raise ConfigError(msg)
     if config.constrain == "only":
         return tuple(replace(arm, grammar=grammar) for arm in arms)

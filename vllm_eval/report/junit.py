@@ -48,7 +48,8 @@ def _gates(comparison: Mapping[str, Any]) -> Iterator[ET.Element]:
             tests = [_test(name, rule["name"], "skipped", None, why) for rule in verdict["rules"]]
         else:
             tests = [_rule(name, rule) for rule in verdict["rules"]]
-        yield _suite(f"gate of {verdict['arm']}", tests)
+        how = ", constrained answers" if comparison["constrained"]["mode"] == "only" else ""
+        yield _suite(f"gate of {verdict['arm']}{how}", tests)
 
 
 def _rule(name: str, rule: Mapping[str, Any]) -> ET.Element:
