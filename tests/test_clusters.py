@@ -139,8 +139,10 @@ def test_a_missing_answer_is_no_fault_of_its_text(task: Task) -> None:
     assert find_cause(one, task.blocks, task.declaration).cluster == "no_answer"
 
 
-def test_a_rule_that_is_not_declared_is_the_task_s_own(task: Task) -> None:
-    one = failed(reason="two_owners", block="REVIEW", key="owner", raw_response=GOOD)
+@pytest.mark.parametrize("key", ["owner", "requirements_alignment.aligned"])
+def test_a_rule_that_is_not_declared_is_the_task_s_own(task: Task, key: str) -> None:
+    entry = GOOD.replace('"FR001: berths are shown"', "FR001: berths are shown")  # a mapping
+    one = failed(reason="two_owners", block="REVIEW", key=key, raw_response=entry)
     assert find_cause(one, task.blocks, task.declaration).cluster == "other_rule"
 
 

@@ -177,10 +177,8 @@ def _fault(value: object, declared: Value, reason: str | None) -> tuple[str, int
 
 def _wrong_size(value: object, declared: Value) -> tuple[str, int | None]:
     if isinstance(value, list):
-        if len(value) < declared.min_items:
-            return "too_few", len(value)
-        texts = all(isinstance(item, str) for item in value)
-        return ("other_rule" if texts else "wrong_type"), None
+        too_few = len(value) < declared.min_items
+        return ("too_few", len(value)) if too_few else ("other_rule", None)
     words = len(str(value).split())
     too_long = declared.max_words is not None and words > declared.max_words
     return ("too_long", words) if too_long else ("other_rule", None)
