@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vllm_eval.diagnose.yaml_shapes import yaml_shape
 from vllm_eval.stats.failures import split_lines
+from vllm_eval.tasks.contract import CLUSTERS, find_fault
 from vllm_eval.tasks.yaml_blocks import parse_block
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from vllm_eval.tasks.declaration import Declaration, Value
 
 _FENCE = re.compile(r"^[ \t]*(?:`{2,}|~{3,})", re.MULTILINE)
-_TYPES: Mapping[str, type] = {"text": str, "list": list, "mapping": dict, "date": str}
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,17 +168,10 @@ def _fault(value: object, declared: Value, reason: str | None) -> tuple[str, int
         return "no_ids", None
     if declared.required == "filled" and not value:
         return "missing_key", None
-    if declared.type == "choice":
-        return ("other_rule" if value in declared.of else "wrong_choice"), None
-    if not isinstance(value, _TYPES[declared.type]):
-        return "wrong_type", None
-    return _wrong_size(value, declared)
-
-
-def _wrong_size(value: object, declared: Value) -> tuple[str, int | None]:
-    if isinstance(value, list):
-        too_few = len(value) < declared.min_items
-        return ("too_few", len(value)) if too_few else ("other_rule", None)
-    words = len(str(value).split())
-    too_long = declared.max_words is not None and words > declared.max_words
-    return ("too_long", words) if too_long else ("other_rule", None)
+    fault = find_fault(declared)(value)
+    if fault is None:
+        return "other_rule", None
+    counted = value.split() if isinstance(value, str) else value
+    if fault in ("too_few", "too_long") and isinstance(counted, list):
+        return CLUSTERS[fault], len(counted)
+    return CLUSTERS[fault], None
