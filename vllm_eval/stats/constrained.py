@@ -67,7 +67,8 @@ class Constrained:
 
 @dataclass(slots=True)
 class _Counts:
-    tokens: array[int] = field(default_factory=lambda: array("l"))
+    attempts: int = 0
+    output_tokens: int = 0
     speeds: array[float] = field(default_factory=lambda: array("d"))
     truncated: int = 0
 
@@ -82,7 +83,8 @@ class Tally:
         """The same attempts."""
         for attempt in attempts:
             counts = self.arms.setdefault(attempt.arm, _Counts())
-            counts.tokens.append(attempt.output_tokens)
+            counts.attempts += 1
+            counts.output_tokens += attempt.output_tokens
             counts.truncated += attempt.final and attempt.truncated
             decoding = attempt.total_s - attempt.ttft_s
             if attempt.output_tokens > 1 and decoding > 0:
@@ -135,8 +137,8 @@ def _side(arm: str, comparison: Comparison, tally: Tally) -> Side:
         arm=arm,
         summary=comparison.arms[arm],
         truncated=counts.truncated,
-        attempts=len(counts.tokens),
-        output_tokens=sum(counts.tokens),
-        tokens_per_attempt=statistics.fmean(counts.tokens) if counts.tokens else None,
+        attempts=counts.attempts,
+        output_tokens=counts.output_tokens,
+        tokens_per_attempt=counts.output_tokens / counts.attempts if counts.attempts else None,
         tokens_per_s=statistics.median(counts.speeds) if counts.speeds else None,
     )
