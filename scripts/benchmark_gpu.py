@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vllm_eval.config import resolve_path
+from vllm_eval.config.settings import resolve_path
 
 QWEN_7B = {
     "architectures": ["Qwen2ForCausalLM"],

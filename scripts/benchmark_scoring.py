@@ -21,10 +21,9 @@ from pathlib import Path
 import yaml
 
 from vllm_eval.records import BASELINE, Case
-from vllm_eval.tasks import open_task
-from vllm_eval.tasks import product_owner_metric as metric
-from vllm_eval.tasks.contract import compile_contract
-from vllm_eval.tasks.yaml_blocks import Parsed, extract_block
+from vllm_eval.tasks import open_task, product_owner_metric
+from vllm_eval.tasks.check import compile_contract
+from vllm_eval.tasks.parse import Parsed, extract_block
 
 DATA = Path("../shared/data/po_teacher_supervised.jsonl")
 INLINE_CODE = re.compile(r"`([^`]+)`")
@@ -78,7 +77,7 @@ def timed(judge: object, work: list[tuple[Case, str]]) -> tuple[float, Results]:
 
 def ours(work: list[tuple[Case, str]]) -> Results:
     task = open_task("product_owner")
-    metric.read_requirements.cache_clear()
+    product_owner_metric.read_requirements.cache_clear()
     judged = (task.judge(case, text) for case, text in work)
     return [(j.problem.reason if j.problem else None, j.score) for j in judged]
 
@@ -106,21 +105,25 @@ def measure(case: Case, text: str) -> float | None:
         for label, data in zip(LABELS, loaded, strict=True)
     }
     parts = (
-        metric.schema(mappings, case),
-        metric.vision_completeness(mappings, case),
-        metric._alignment(mappings["REVIEW"], requirements_of(case)),
-        metric.review_specificity(mappings, case),
+        product_owner_metric.schema(mappings, case),
+        product_owner_metric.vision_completeness(mappings, case),
+        product_owner_metric._alignment(mappings["REVIEW"], requirements_of(case)),
+        product_owner_metric.review_specificity(mappings, case),
     )
     return min(max(sum(min(part, 30) for part in parts) / 120, 0.0), 1.0)
 
 
-def requirements_of(case: Case) -> tuple[metric.Requirement, ...]:
+def requirements_of(case: Case) -> tuple[product_owner_metric.Requirement, ...]:
     document = yaml.load(case.inputs["requirements_yaml"], Loader=yaml.SafeLoader)
     found = []
     for section in ("functional_requirements", "non_functional_requirements", "constraints"):
         for entry in document.get(section) or []:
             name = str(entry.get("id") or "").strip().lower()
-            found.append(metric.Requirement(name, metric._tokens(str(entry["description"]))))
+            found.append(
+                product_owner_metric.Requirement(
+                    name, product_owner_metric._tokens(str(entry["description"]))
+                )
+            )
     return tuple(found)
 
 

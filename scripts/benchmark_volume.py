@@ -25,7 +25,7 @@ from typing import Any
 import orjson
 import yaml
 
-from vllm_eval.journal import parts, read_journal
+from vllm_eval.store.journal import parts, read_journal
 
 DEMO = Path("vllm_eval/demo/cases.jsonl")
 EVERY = 20

@@ -20,12 +20,13 @@ from pathlib import Path
 
 import yaml
 
-from vllm_eval import cases, machine
-from vllm_eval.adapters import slot_rank
 from vllm_eval.bench.figures import rotated, spread
-from vllm_eval.config import Config, load_config
-from vllm_eval.plan import Plan, prepare
-from vllm_eval.store import create_run, write_json
+from vllm_eval.config import machine
+from vllm_eval.config.settings import Config, load_config
+from vllm_eval.inputs import cases
+from vllm_eval.inputs.adapters import slot_rank
+from vllm_eval.inputs.plan import Plan, prepare
+from vllm_eval.store.folder import create_run, write_json
 
 OURS = "ours"
 EVERY = (OURS, "ours-transformers", "predecessor", "harness")

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vllm_eval.adapters import base_of, find_adapter, open_arms, read_adapter
-from vllm_eval.config import Config
+from vllm_eval.config.settings import Config
 from vllm_eval.errors import AdapterError
+from vllm_eval.inputs.adapters import base_of, find_adapter, open_arms, read_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Callable

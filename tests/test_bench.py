@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.model_folders import BASE, write_json
-from vllm_eval.adapters import WEIGHTS_FILE, read_adapter
 from vllm_eval.bench.contestants import Layers, choose, group
 from vllm_eval.bench.shapes import make_up
 from vllm_eval.errors import ConfigError
-from vllm_eval.preflight.adapter_check import check_adapter
-from vllm_eval.preflight.base_model import read_base
+from vllm_eval.inputs.adapters import WEIGHTS_FILE, read_adapter
+from vllm_eval.inputs.base_model import read_base
+from vllm_eval.preflight.adapter import check_adapter
 
 if TYPE_CHECKING:
     from tests.conftest import Answers, Bench, Run

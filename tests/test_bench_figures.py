@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from vllm_eval.bench.contestants import read_lengths
 from vllm_eval.bench.figures import rotated, spread, tabulate, unequal
-from vllm_eval.bench.options import read_lengths
-from vllm_eval.bench.roofline import Asked, Shapes, find_limit
-from vllm_eval.bench.speed import Speed
+from vllm_eval.bench.roofline import Asked, Shapes, Speed, find_limit
 from vllm_eval.bench.trial import Trial
 from vllm_eval.bench.work import Work
 from vllm_eval.errors import ConfigError

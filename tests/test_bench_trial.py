@@ -15,10 +15,10 @@ import pytest
 from vllm_eval.bench.trial import WARM_CASES, Trial, run_trial
 from vllm_eval.bench.work import Work
 from vllm_eval.bench.workers import Order, Started, serve
-from vllm_eval.config import load_config
+from vllm_eval.config.settings import load_config
 from vllm_eval.engines import open_engine
 from vllm_eval.errors import ConfigError
-from vllm_eval.plan import prepare
+from vllm_eval.inputs.plan import prepare
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Answers, Bench
     from vllm_eval.bench.contestants import Way
-    from vllm_eval.config import Config
+    from vllm_eval.config.settings import Config
     from vllm_eval.engines import Engine
     from vllm_eval.records import Request
 

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from vllm_eval.stats import bootstrap as intervals
-from vllm_eval.stats.bootstrap import Bootstrap, make_interval, widened
+from vllm_eval.compare.intervals import BATCH_DRAWS, MAX_PAIRS, Bootstrap, make_interval, widened
 
 if TYPE_CHECKING:
-    from vllm_eval.stats.bootstrap import Statistic
+    from vllm_eval.compare.intervals import Statistic
 
 SETTINGS = Bootstrap(resamples=999)
 STATISTICS: tuple[Statistic, ...] = ("difference", "ratio")
@@ -48,7 +47,7 @@ def test_an_interval_is_the_bca_interval_of_scipy_at_the_widened_level(
         n_resamples=999,
         method="BCa",
         confidence_level=widened(0.95, 20),
-        batch=intervals.BATCH_DRAWS // 20,
+        batch=BATCH_DRAWS // 20,
         rng=np.random.default_rng(42),
     ).confidence_interval
     found = make_interval(student, base, statistic, SETTINGS)
@@ -88,7 +87,7 @@ def test_pairing_makes_the_interval_shorter_than_independent_arms_would() -> Non
 
 
 def test_above_the_limit_the_interval_is_the_normal_one() -> None:
-    student, base = pairs(intervals.MAX_PAIRS + 1)
+    student, base = pairs(MAX_PAIRS + 1)
     found = make_interval(student, base, "difference", SETTINGS)
     apart = np.subtract(student, base)
     half = 1.959964 * apart.std() / len(apart) ** 0.5
@@ -102,7 +101,7 @@ def test_the_normal_interval_of_a_ratio_agrees_with_the_bootstrap(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     slow = make_interval(*pairs(1000), "ratio", Bootstrap())
-    monkeypatch.setattr(intervals, "MAX_PAIRS", 999)
+    monkeypatch.setattr("vllm_eval.compare.intervals.MAX_PAIRS", 999)
     fast = make_interval(*pairs(1000), "ratio", Bootstrap())
     assert (slow.method, fast.method) == ("BCa", "normal")
     assert (fast.low, fast.high) == pytest.approx((slow.low, slow.high), abs=5e-4)

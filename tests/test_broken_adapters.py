@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.model_folders import lora_shapes, write_adapter, write_base, write_safetensors
-from vllm_eval.config import Config
-from vllm_eval.machine import Machine, Software
+from vllm_eval.config.machine import Machine, Software
+from vllm_eval.config.settings import Config
 from vllm_eval.preflight.check import check_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.conftest import Bench
-    from vllm_eval.findings import Finding
+    from vllm_eval.preflight.finding import Finding
 
     Break = Callable[[Path], object]
 

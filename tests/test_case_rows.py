@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from vllm_eval.compare.summary import compare_arms
+from vllm_eval.conclude.rows import BINS, CaseRow, case_rows, distribute
 from vllm_eval.records import Outcome, Status
-from vllm_eval.stats import compare
-from vllm_eval.stats.case_rows import BINS, CaseRow, case_rows, distribute
 
 if TYPE_CHECKING:
     from tests.conftest import Answers, Bench
@@ -26,7 +26,7 @@ def rows(*outcomes: Outcome) -> list[CaseRow]:
     order = {
         case: place for place, case in enumerate(dict.fromkeys(o.concept_id for o in outcomes))
     }
-    return case_rows(outcomes, compare(outcomes, ["baseline", "pupil"]), order, "baseline")
+    return case_rows(outcomes, compare_arms(outcomes, ["baseline", "pupil"]), order, "baseline")
 
 
 def test_a_student_differs_from_the_baseline_by_its_score_less_theirs() -> None:
@@ -58,7 +58,7 @@ def test_an_arm_that_has_not_answered_a_case_is_left_out() -> None:
 
 def test_cases_come_in_the_order_given() -> None:
     outcomes = [outcome("pupil", "K2"), outcome("pupil", "K1")]
-    comparison = compare(outcomes, ["baseline", "pupil"])
+    comparison = compare_arms(outcomes, ["baseline", "pupil"])
     found = case_rows(outcomes, comparison, {"K1": 0, "K2": 1}, "baseline")
     assert [row.concept_id for row in found] == ["K1", "K2"]
 

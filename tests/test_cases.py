@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import PRODUCT_OWNER
-from vllm_eval.cases import open_dataset, read_cases
 from vllm_eval.errors import DatasetError
+from vllm_eval.inputs.cases import open_dataset, read_cases
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,13 +17,13 @@ import pytest
 
 from tests.model_folders import BASE, base_shapes, write_adapter, write_base, write_json
 from tests.model_folders import write_safetensors as write_weights
-from vllm_eval.config import Config, resolve_path
+from vllm_eval.config.machine import Machine, Software
+from vllm_eval.config.settings import Config, resolve_path
+from vllm_eval.engines.tokens import open_counter
 from vllm_eval.errors import InputError
-from vllm_eval.findings import Finding
-from vllm_eval.machine import Machine, Software
-from vllm_eval.plan import prepare
-from vllm_eval.preflight.check import check_config, check_plan, check_room, refuse
-from vllm_eval.preflight.lengths import check_lengths, open_counter
+from vllm_eval.inputs.plan import prepare
+from vllm_eval.preflight.check import check_config, check_lengths, check_plan, check_room, refuse
+from vllm_eval.preflight.finding import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Callable

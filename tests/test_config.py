@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import vllm_eval
-from vllm_eval.config import (
+from vllm_eval.config.settings import (
     Config,
     GateConfig,
     dump_config,

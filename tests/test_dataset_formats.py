@@ -17,9 +17,9 @@ import pytest
 from pyarrow import parquet
 
 from tests.conftest import PRODUCT_OWNER, REQUIREMENTS
-from vllm_eval.cases import open_dataset, read_cases
-from vllm_eval.datasets import MAX_LINE
 from vllm_eval.errors import DatasetError, InputError
+from vllm_eval.inputs.cases import open_dataset, read_cases
+from vllm_eval.inputs.formats import MAX_LINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,11 +11,11 @@ import pytest
 
 from tests.attempts import attempt, failed, judged
 from tests.malformed import CORPUS, GOOD
+from vllm_eval.compare.summary import summarise
 from vllm_eval.diagnose.diagnosis import UNTRAINED, diagnose
 from vllm_eval.diagnose.remedies import Limits, Patient, find_remedies
 from vllm_eval.diagnose.survey import LOOP, TIMES, Survey, runs_in_circles
 from vllm_eval.records import Outcome
-from vllm_eval.stats import summarise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

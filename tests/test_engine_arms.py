@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vllm_eval import cases
 from vllm_eval.cli import main
-from vllm_eval.config import Config, load_config
+from vllm_eval.config.settings import Config, load_config
 from vllm_eval.engines import open_engine
-from vllm_eval.plan import Plan, prepare
+from vllm_eval.inputs import cases
+from vllm_eval.inputs.plan import Plan, prepare
 from vllm_eval.records import BASELINE, Arm, Request
 
 if TYPE_CHECKING:

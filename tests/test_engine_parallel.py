@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vllm_eval.config import resolve_path
+from vllm_eval.config.settings import resolve_path
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.attempts import attempt, failed
-from vllm_eval.stats.failures import MAX_EXAMPLES, excerpt, take_account
+from vllm_eval.conclude.account import MAX_EXAMPLES, take_account
+from vllm_eval.diagnose.example import excerpt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vllm_eval.config import GateConfig
-from vllm_eval.gate import NO_NUMBER, judge_student
+from vllm_eval.compare.gate import NO_NUMBER, judge_student
+from vllm_eval.compare.intervals import Bootstrap
+from vllm_eval.compare.resample import resample
+from vllm_eval.compare.summary import Comparison, compare_arms
+from vllm_eval.config.settings import GateConfig
 from vllm_eval.records import Outcome, Status
-from vllm_eval.stats import Comparison, compare
-from vllm_eval.stats.bootstrap import Bootstrap
-from vllm_eval.stats.resample import resample
 
 if TYPE_CHECKING:
     from tests.conftest import Answers, Bench, Run
-    from vllm_eval.gate import Verdict
+    from vllm_eval.compare.gate import Verdict
 
 DEFAULTS = GateConfig()
 
@@ -35,7 +35,7 @@ def outcomes(arm: str, scores: list[float], failed: int = 0, silent: int = 0) ->
 
 def judge(base: list[Outcome], student: list[Outcome], **gate: float) -> Verdict:
     level = Bootstrap(gate.get("confidence", 0.95), 999)
-    comparison = compare([*base, *student], ["baseline", "pupil"], bootstrap=level)
+    comparison = compare_arms([*base, *student], ["baseline", "pupil"], bootstrap=level)
     return judge_student(comparison, "pupil", 10, GateConfig(**gate))
 
 
@@ -132,7 +132,7 @@ def test_an_arm_without_numbers_fails_with_a_reason(
 
 
 def test_a_student_nobody_knows_fails() -> None:
-    verdict = judge_student(compare(GOOD, ["baseline"]), "ghost", 10, DEFAULTS)
+    verdict = judge_student(compare_arms(GOOD, ["baseline"]), "ghost", 10, DEFAULTS)
     assert verdict.word == "FAIL"
 
 
@@ -168,13 +168,13 @@ def test_an_interval_that_is_a_point_on_the_threshold_passes() -> None:
 
 def test_without_an_interval_the_confidence_rule_fails_with_the_reason() -> None:
     one = outcomes("baseline", [0.8]), outcomes("pupil", [0.8])
-    comparison = compare([*one[0], *one[1]], ["baseline", "pupil"])
+    comparison = compare_arms([*one[0], *one[1]], ["baseline", "pupil"])
     rule = judge_student(comparison, "pupil", 1, GateConfig(confidence=0.95)).rules[-1]
     assert (rule.passed, rule.reason) == (False, "one pair of cases has no spread")
 
 
 def test_an_interval_of_another_confidence_is_no_answer() -> None:
-    comparison = compare([*GOOD, *PUPIL], ["baseline", "pupil"], bootstrap=Bootstrap(0.8))
+    comparison = compare_arms([*GOOD, *PUPIL], ["baseline", "pupil"], bootstrap=Bootstrap(0.8))
     rule = judge_student(comparison, "pupil", 10, GateConfig(confidence=0.95)).rules[-1]
     assert (rule.passed, rule.reason) == (False, "the interval was made at 0.8")
 
@@ -250,7 +250,9 @@ def test_the_same_outcomes_give_the_same_verdict_to_the_last_digit() -> None:
 
 def test_a_resample_of_the_cases_themselves_has_the_numbers_of_a_summary() -> None:
     """Every resample's mean, std, min and share lie within what its cases allow."""
-    comparison = compare([*UNEVEN, *outcomes("pupil", [0.6, 0.9] * 4, 1, 1)], ["baseline", "pupil"])
+    comparison = compare_arms(
+        [*UNEVEN, *outcomes("pupil", [0.6, 0.9] * 4, 1, 1)], ["baseline", "pupil"]
+    )
     for base, student, low in resample(comparison, "pupil", "baseline", 0.95):
         assert (base.total, student.total) == (10, 10)
         assert 0.75 <= (base.min or 0) <= (base.mean or 0) <= (base.max or 0) <= 0.8400001

@@ -15,7 +15,7 @@ from tests.conftest import REQUIREMENTS, Answers, po_inputs
 from vllm_eval.records import Case
 from vllm_eval.tasks import open_task
 from vllm_eval.tasks.grammar import make_grammar
-from vllm_eval.tasks.yaml_blocks import extract_block, parse_block
+from vllm_eval.tasks.parse import extract_block, parse_block
 
 if TYPE_CHECKING:
     from pathlib import Path

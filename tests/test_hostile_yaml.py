@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import PRODUCT_OWNER, po_inputs
-from vllm_eval.cases import open_dataset
 from vllm_eval.errors import DatasetError
+from vllm_eval.inputs.cases import open_dataset
 from vllm_eval.records import Case
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vllm_eval.journal import Journal, read_journal
+from vllm_eval.store.journal import Journal, read_journal
 
 if TYPE_CHECKING:
     from tests.conftest import Answers, Bench, Run

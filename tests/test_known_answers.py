@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import PRODUCT_OWNER, po_inputs
-from vllm_eval.cases import open_dataset, read_cases
+from vllm_eval.inputs.cases import open_dataset, read_cases
 from vllm_eval.records import Case
 
 if TYPE_CHECKING:

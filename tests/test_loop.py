@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vllm_eval.engines.scripted import CAPACITY
-from vllm_eval.evaluate import derive_seed
+from vllm_eval.run.loop import derive_seed
 
 if TYPE_CHECKING:
     from tests.conftest import Answers, Bench, Run

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vllm_eval.config import load_config
-from vllm_eval.machine import Gpu, detect
+from vllm_eval.config.machine import Gpu, detect
+from vllm_eval.config.settings import load_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.model_folders import base_shapes, write_base, write_json, write_safetensors
-from vllm_eval.machine import Gpu, Machine
-from vllm_eval.preflight.base_model import Base, read_base
+from vllm_eval.config.machine import Gpu, Machine
+from vllm_eval.inputs.base_model import Base, read_base
 from vllm_eval.preflight.memory import GIB, MIB, Demand, check_memory, estimate, weight_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from vllm_eval.findings import Finding
+    from vllm_eval.preflight.finding import Finding
     from vllm_eval.preflight.memory import Fit
 
 QWEN_7B = {

@@ -11,11 +11,11 @@ import pytest
 
 from tests.model_folders import base_shapes, write_adapter, write_base, write_json
 from tests.model_folders import write_safetensors as write_weights
-from vllm_eval.adapters import read_adapter
 from vllm_eval.errors import InputError
-from vllm_eval.preflight.adapter_check import check_adapter
-from vllm_eval.preflight.base_model import Base, linear_modules, read_base
-from vllm_eval.safetensors_header import Tensor, read_header
+from vllm_eval.inputs.adapters import read_adapter
+from vllm_eval.inputs.base_model import Base, linear_modules, read_base
+from vllm_eval.inputs.headers import Tensor, read_header
+from vllm_eval.preflight.adapter import check_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Callable

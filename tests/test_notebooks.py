@@ -25,8 +25,8 @@ import pytest
 
 from scripts import notebook_cells
 from scripts.notebooks import COLAB, KAGGLE, LIGHTNING, PLATFORMS, cells, generate
-from vllm_eval.machine import Gpu, Machine
-from vllm_eval.platforms import choose
+from vllm_eval.config.machine import Gpu, Machine
+from vllm_eval.config.profiles import choose
 
 if TYPE_CHECKING:
     from scripts.notebooks import Platform

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.servers import BASE, STUDENT, FakeServer, FaultProxy, hash_words
-from vllm_eval.config import load_config
+from vllm_eval.config.settings import load_config
 from vllm_eval.engines import open_engine
 from vllm_eval.errors import ConfigError, EngineDiedError, EngineError
-from vllm_eval.plan import prepare
+from vllm_eval.inputs.plan import prepare
 from vllm_eval.records import BASELINE, Completion, Request
 
 if TYPE_CHECKING:

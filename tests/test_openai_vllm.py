@@ -19,10 +19,10 @@ import llguidance
 import pytest
 
 from tests.servers import FaultProxy
-from vllm_eval import cases
-from vllm_eval.config import load_config, resolve_path
+from vllm_eval.config.settings import load_config, resolve_path
 from vllm_eval.engines import open_engine
-from vllm_eval.plan import prepare
+from vllm_eval.inputs import cases
+from vllm_eval.inputs.plan import prepare
 from vllm_eval.records import BASELINE, CONSTRAINED, Request
 from vllm_eval.tasks import open_task
 from vllm_eval.tasks.grammar import make_grammar

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from vllm_eval.stats.bootstrap import Bootstrap
-from vllm_eval.stats.paired import (
+from vllm_eval.compare.intervals import Bootstrap
+from vllm_eval.compare.paired import (
     MAX_EXACT_PAIRS,
     CaseScore,
     Paired,

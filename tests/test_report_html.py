@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.report_runs import WEAK, make_run, without
-from vllm_eval.hidden import is_hidden
 from vllm_eval.report import html_text
 from vllm_eval.report.display import ShownRun
 from vllm_eval.report.history import write_history
@@ -23,7 +22,7 @@ from vllm_eval.report.html import write_html
 from vllm_eval.report.junit import write_junit
 from vllm_eval.report.markdown import render_summary, write_markdown
 from vllm_eval.report.stored_run import StoredRun, load_run
-from vllm_eval.tables import plain
+from vllm_eval.text import is_hidden, plain
 
 if TYPE_CHECKING:
     from pathlib import Path

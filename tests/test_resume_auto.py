@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.model_folders import write_base
-from vllm_eval import manifest, store
-from vllm_eval.config import dump_config, load_config
+from vllm_eval.config.machine import Gpu, Machine, Software, installed
+from vllm_eval.config.settings import dump_config, load_config
 from vllm_eval.errors import InputError
-from vllm_eval.machine import Gpu, Machine, Software, installed
-from vllm_eval.plan import Plan, prepare
-from vllm_eval.resume import other_engine
-from vllm_eval.run import AUTO, run
+from vllm_eval.inputs.plan import Plan, prepare
+from vllm_eval.run.resume import other_engine
+from vllm_eval.run.run import AUTO, run
+from vllm_eval.store import manifest
+from vllm_eval.store.folder import CONFIG, JOURNAL, create_run, write_json, write_text
 
 if TYPE_CHECKING:
     from tests.conftest import Answers, Bench
-    from vllm_eval.evaluate import Progress
+    from vllm_eval.records import Progress
 
 T4 = Gpu("Tesla T4", 15360, "7.5", "580.82.07")
 L4 = Gpu("NVIDIA L4", 23034, "8.9", "580.82.07")
@@ -118,11 +119,11 @@ def demo(tmp_path: Path) -> Plan:
 def begun(plan: Plan, engine: dict[str, str], tag: str = "before") -> Path:
     """A run like this one, as a session leaves it that was cut off in its first answer."""
     now = datetime.now().astimezone()
-    folder = store.create_run(Path(plan.config.output_dir), tag, now).path
+    folder = create_run(Path(plan.config.output_dir), tag, now).path
     described = manifest.describe(plan, manifest.identify(plan), now)
-    store.write_json(folder / manifest.FILE, described | {"engine": engine})
-    store.write_text(folder / store.CONFIG, dump_config(plan.config))
-    (folder / store.JOURNAL).touch()
+    write_json(folder / manifest.FILE, described | {"engine": engine})
+    write_text(folder / CONFIG, dump_config(plan.config))
+    (folder / JOURNAL).touch()
     return folder
 
 

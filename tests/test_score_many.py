@@ -15,8 +15,9 @@ import pytest
 
 from tests.conftest import PRODUCT_OWNER
 from vllm_eval.errors import DatasetError
+from vllm_eval.inputs.index import index_cases
 from vllm_eval.rescore import rejudge
-from vllm_eval.rescore.rejudge import index_cases, judge_all
+from vllm_eval.rescore.rejudge import judge_all
 from vllm_eval.rescore.stored import open_source, read_answers
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import Answers, Bench
-    from vllm_eval.rescore.rejudge import Judged, Place
-    from vllm_eval.rescore.stored import Answer
+    from vllm_eval.inputs.index import Place
+    from vllm_eval.rescore.recorded import Answer
+    from vllm_eval.rescore.rejudge import Judged
 
 COUNT = 700
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import PRODUCT_OWNER
-from vllm_eval.tasks.contract import compile_contract
+from vllm_eval.tasks.check import compile_contract
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,8 +9,8 @@ import random
 
 import pytest
 
+from vllm_eval.compare.summary import compare_arms, comparison_to_json, summarise
 from vllm_eval.records import Outcome, Status
-from vllm_eval.stats import compare, summarise, to_json
 
 NUMBERS = itertools.count(1)
 
@@ -114,18 +114,18 @@ def test_no_statistic_is_ever_nan() -> None:
 
 def test_arms_are_told_apart() -> None:
     rows = [outcome(score=0.5), outcome(arm="pupil", score=1.0), outcome(arm="pupil", score=0.8)]
-    arms = compare(rows, ["baseline", "pupil"]).arms
+    arms = compare_arms(rows, ["baseline", "pupil"]).arms
     assert (arms["baseline"].total, arms["pupil"].total) == (1, 2)
     assert arms["pupil"].mean == pytest.approx(0.9)
 
 
 def test_an_arm_that_has_no_outcome_is_there_all_the_same() -> None:
-    assert compare([outcome()], ["baseline", "pupil"]).arms["pupil"].total == 0
+    assert compare_arms([outcome()], ["baseline", "pupil"]).arms["pupil"].total == 0
 
 
 def test_tiers_are_summarised_apart_and_in_order() -> None:
     rows = [outcome(tier=t) for t in ("simple", "corporate", None, "simple", "")]
-    tiers = compare(rows, ["baseline"]).tiers["baseline"]
+    tiers = compare_arms(rows, ["baseline"]).tiers["baseline"]
     assert [(tier, part.total) for tier, part in tiers.items()] == [
         ("-", 2),
         ("corporate", 1),
@@ -135,7 +135,7 @@ def test_tiers_are_summarised_apart_and_in_order() -> None:
 
 def test_reasons_are_counted_most_frequent_first() -> None:
     rows = [outcome("format_error", None, reason=r) for r in ("b", "c", "a", "c")]
-    reasons = compare([*rows, outcome()], ["baseline"]).reasons["baseline"]
+    reasons = compare_arms([*rows, outcome()], ["baseline"]).reasons["baseline"]
     assert list(reasons.items()) == [("c", 2), ("a", 1), ("b", 1)]
 
 
@@ -204,7 +204,7 @@ def test_a_single_case_of_several_samples_has_a_spread_within_only() -> None:
 
 def test_each_student_is_held_against_the_baseline() -> None:
     rows = [*sampled("A", 0.5), *sampled("A", 0.6, arm="one"), *sampled("A", 0.4, arm="two")]
-    students = compare(rows, ["baseline", "one", "two"]).students
+    students = compare_arms(rows, ["baseline", "one", "two"]).students
     assert {arm: paired.difference.value for arm, paired in students.items()} == {
         "one": pytest.approx(0.1),
         "two": pytest.approx(-0.1),
@@ -213,14 +213,14 @@ def test_each_student_is_held_against_the_baseline() -> None:
 
 def test_another_arm_can_be_the_one_held_against() -> None:
     rows = [*sampled("A", 0.5, arm="old"), *sampled("A", 0.6, arm="new")]
-    students = compare(rows, ["old", "new"], baseline="old").students
+    students = compare_arms(rows, ["old", "new"], baseline="old").students
     assert list(students) == ["new"]
     assert students["new"].baseline == "old"
 
 
 def test_students_are_ranked_by_mean_and_one_without_a_mean_comes_last() -> None:
     rows = [*sampled("A", 0.5), *sampled("A", 0.4, arm="one"), *sampled("A", 0.6, arm="two")]
-    ranking = compare(rows, ["baseline", "none", "one", "two"]).ranking
+    ranking = compare_arms(rows, ["baseline", "none", "one", "two"]).ranking
     assert [(ranked.rank, ranked.arm) for ranked in ranking] == [
         (1, "two"),
         (2, "one"),
@@ -232,7 +232,7 @@ def test_p_values_are_corrected_for_the_number_of_students() -> None:
     rows = [row for n in range(8) for row in sampled(f"K{n}", 0.5)]
     rows += [row for n in range(8) for row in sampled(f"K{n}", 0.9 - n / 100, arm="one")]
     rows += [row for n in range(8) for row in sampled(f"K{n}", 0.5, arm="two")]
-    ranking = compare(rows, ["baseline", "one", "two"]).ranking
+    ranking = compare_arms(rows, ["baseline", "one", "two"]).ranking
     assert [ranked.p for ranked in ranking] == [pytest.approx(2 / 2**8), 1.0]
     assert [ranked.p_corrected for ranked in ranking] == [pytest.approx(4 / 2**8), 1.0]
 
@@ -251,4 +251,6 @@ def test_p_values_are_corrected_for_the_number_of_students() -> None:
     ],
 )
 def test_a_comparison_is_json_without_nan_whatever_the_outcomes(rows: list[Outcome]) -> None:
-    assert json.dumps(to_json(compare(rows, ["baseline", "pupil"])), allow_nan=False)
+    assert json.dumps(
+        comparison_to_json(compare_arms(rows, ["baseline", "pupil"])), allow_nan=False
+    )

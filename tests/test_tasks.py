@@ -13,10 +13,10 @@ import pytest
 
 from tests.conftest import PRODUCT_OWNER, po_inputs
 from tests.task_folders import CASE, GOOD, PLAIN, write_task
-from vllm_eval.cases import open_dataset, read_cases
 from vllm_eval.errors import ConfigError, EvalError
+from vllm_eval.inputs.cases import open_dataset, read_cases
 from vllm_eval.tasks import Task, open_task
-from vllm_eval.tasks.contract import compile_contract
+from vllm_eval.tasks.check import compile_contract
 from vllm_eval.tasks.declaration import dump_declaration, parse_declaration
 
 if TYPE_CHECKING:

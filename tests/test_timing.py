@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.attempts import attempt, failed
-from vllm_eval.stats.timing import MOST_BINS, percentiles, take_timing
+from vllm_eval.conclude.timing import MOST_BINS, percentiles, take_timing
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.model_folders import write_adapter, write_base
-from vllm_eval import cases, manifest
-from vllm_eval.config import load_config, profile_names, resolve_path
+from vllm_eval.config.machine import Gpu, Machine, Software
+from vllm_eval.config.settings import load_config, profile_names, resolve_path
 from vllm_eval.engines import open_engine
 from vllm_eval.errors import ConfigError, EngineError
-from vllm_eval.machine import Gpu, Machine, Software
-from vllm_eval.plan import prepare
+from vllm_eval.inputs import cases
+from vllm_eval.inputs.plan import prepare
 from vllm_eval.preflight.check import check_config
 from vllm_eval.records import BASELINE, Completion, Request
+from vllm_eval.store import manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,7 +105,7 @@ def test_another_seed_gives_another_answer(engine: Engine) -> None:
 def test_draws_are_as_frequent_as_their_probabilities() -> None:
     import torch
 
-    from vllm_eval.engines.seeded_sampling import SeededDraw
+    from vllm_eval.engines.transformers.batch import SeededDraw
 
     chances, rows = (0.5, 0.3, 0.2, 0.0), 4000
     draw = SeededDraw([torch.Generator().manual_seed(seed) for seed in range(rows)])

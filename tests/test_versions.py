@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vllm_eval.machine import Gpu, Machine, Software, installed, visible
-from vllm_eval.preflight.versions import LAST_FOR_CUDA_12, Needs, check_versions
+from vllm_eval.config.machine import Gpu, Machine, Software, installed, visible
+from vllm_eval.preflight.libraries import LAST_FOR_CUDA_12, Needs, check_versions
 
 if TYPE_CHECKING:
-    from vllm_eval.findings import Finding
+    from vllm_eval.preflight.finding import Finding
 
 T4 = Gpu("Tesla T4", 15360, "7.5", "580.82.07")
 H100 = Gpu("NVIDIA H100", 81559, "9.0", "580.82.07")

@@ -15,10 +15,8 @@ from pyarrow import parquet
 
 from tests.conftest import Answers
 from tests.report_runs import FAILING, make_run
-from vllm_eval.conclude import conclude, reopen
-from vllm_eval.journal import Journal, parts, read_journal
-from vllm_eval.report.stored_run import load_run, read_details
-from vllm_eval.stats.case_rows import (
+from vllm_eval.conclude.conclude import conclude, reopen
+from vllm_eval.conclude.rows import (
     MOST_FAILED,
     MOST_LOSSES,
     MOST_ROWS,
@@ -26,6 +24,8 @@ from vllm_eval.stats.case_rows import (
     CaseRow,
     sample_rows,
 )
+from vllm_eval.report.stored_run import load_run, read_details
+from vllm_eval.store.journal import Journal, parts, read_journal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,8 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_eval.tasks import yaml_blocks
-from vllm_eval.tasks.yaml_blocks import parse_yaml
+from vllm_eval.tasks.parse import _PARSE_ERRORS, _Loader, parse_yaml
 
 WORDS = st.sampled_from(
     [
@@ -21,14 +20,14 @@ WORDS = st.sampled_from(
 
 
 def plain(text: str) -> object:
-    return yaml.load(text, Loader=yaml_blocks._Loader)
+    return yaml.load(text, Loader=_Loader)
 
 
 @given(st.lists(WORDS, max_size=12).map("".join))
 def test_any_document_comes_to_the_same_data(text: str) -> None:
     try:
         expected = plain(text)
-    except yaml_blocks._PARSE_ERRORS:
+    except _PARSE_ERRORS:
         assert parse_yaml(text).error is not None
     else:
         parsed = parse_yaml(text)

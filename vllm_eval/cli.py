@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import click
 
 from vllm_eval import __version__
-from vllm_eval.bench.options import bench_options, take_options
+from vllm_eval.bench.contestants import bench_options, take_options
+from vllm_eval.config.flags import FLOAT, config_layer, config_options, layer_options
 from vllm_eval.errors import EvalError
-from vllm_eval.flags import FLOAT, config_layer, config_options, layer_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,10 +69,10 @@ def run_command(
 
     Exit codes: 0 PASS, 1 FAIL, 2 bad usage or input, 3 could not evaluate, 130 interrupted.
     """
-    from vllm_eval.config import load_config
-    from vllm_eval.console import Terminal
-    from vllm_eval.run import AUTO, run
-    from vllm_eval.store import CONFIG, find_run
+    from vllm_eval.config.settings import load_config
+    from vllm_eval.report.terminal import Terminal
+    from vllm_eval.run.run import AUTO, run
+    from vllm_eval.store.folder import CONFIG, find_run
     from vllm_eval.tasks import refuse_file
 
     flags = config_layer(given)
@@ -101,9 +101,9 @@ def check_command(
 
     Exit codes: 0 nothing stands in the way, 2 something does.
     """
-    from vllm_eval.config import load_config
-    from vllm_eval.console import show_findings
+    from vllm_eval.config.settings import load_config
     from vllm_eval.preflight.check import check_config
+    from vllm_eval.report.terminal import show_findings
 
     findings = check_config(load_config(files, settings, config_layer(given)))
     show_findings(findings, as_json=as_json)
@@ -132,9 +132,9 @@ def score_command(
     Exit codes: with one baseline and students 0 PASS, 1 FAIL; else 0 where every recorded status
     and score is reproduced, 1 where not; 2 bad usage or input.
     """
-    from vllm_eval.config import load_config
-    from vllm_eval.rescore.console_score import ScoreProgress, show_row, show_scored
+    from vllm_eval.config.settings import load_config
     from vllm_eval.rescore.score import score
+    from vllm_eval.rescore.show import ScoreProgress, show_row, show_scored
 
     flags = {key: given[key] for key in ("dataset_path", "task") if given[key] is not None}
     if given["repair"]:
@@ -161,7 +161,7 @@ def compare_command(first: Path, second: Path, as_json: bool) -> None:
     Exit codes: 0 compared, 2 bad usage or input, also two that must not be compared.
     """
     from vllm_eval.rescore.compare import compare_runs
-    from vllm_eval.rescore.console_score import show_compared
+    from vllm_eval.rescore.show import show_compared
 
     show_compared(compare_runs(first, second), as_json=as_json)
     sys.exit(PASS)
@@ -182,8 +182,8 @@ def report_command(
 
     Exit codes: 0 rendered, 2 bad usage or input.
     """
-    from vllm_eval.console import Terminal
-    from vllm_eval.report.render import render
+    from vllm_eval.report.terminal import Terminal
+    from vllm_eval.report.write import render
 
     with Terminal() as terminal:
         render(runs, terminal, output_dir, output, mlflow)
@@ -201,10 +201,10 @@ def diagnose_command(run_name: str, output_dir: str, as_json: bool) -> None:
 
     Exit codes: 0 shown, 2 bad usage or input.
     """
-    from vllm_eval.console import Terminal, show_json
-    from vllm_eval.diagnose.show import diagnosis_tables
     from vllm_eval.report.stored_run import load_run
-    from vllm_eval.store import find_run
+    from vllm_eval.report.tables import diagnosis_tables
+    from vllm_eval.report.terminal import Terminal, show_json
+    from vllm_eval.store.folder import find_run
 
     run = load_run(find_run(run_name, output_dir))
     if as_json:
@@ -227,9 +227,9 @@ def export_command(run_name: str, path: Path, output_dir: str, attempts: bool) -
 
     Exit codes: 0 written, 2 bad usage or input.
     """
-    from vllm_eval.console import Terminal
-    from vllm_eval.export import export_run
-    from vllm_eval.store import find_run
+    from vllm_eval.report.terminal import Terminal
+    from vllm_eval.store.export import export_run
+    from vllm_eval.store.folder import find_run
 
     with Terminal() as terminal:
         rows = export_run(find_run(run_name, output_dir), path, attempts=attempts)
@@ -251,7 +251,7 @@ def bench_command(files: Sequence[str], settings: Sequence[str], **given: object
     from vllm_eval.bench.contestants import Layers
     from vllm_eval.bench.session import bench
     from vllm_eval.bench.show import bench_tables
-    from vllm_eval.console import Terminal
+    from vllm_eval.report.terminal import Terminal
 
     options = take_options(given)
     with Terminal() as terminal:
@@ -289,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _fail(text: str, code: int) -> None:
-    from vllm_eval.console import show_error
+    from vllm_eval.report.terminal import show_error
 
     show_error(text)
     sys.exit(code)

@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Le
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+TOO_LONG = "prompt_too_long"
+"""Reason of an outcome whose prompt no engine was given."""
+
+
 Key = tuple[str, str, int]
 """Arm, concept id and sample: what has exactly one outcome."""
 
 _Count = Annotated[int, Ge(0)]
 _Share = Annotated[float, Ge(0), Le(1)]
 
-if TYPE_CHECKING:
-    from pathlib import Path
 
 BASELINE = "baseline"
 """Name of the arm that is the bare base model."""
@@ -223,3 +229,30 @@ class Ledger:
     output_tokens: int = 0
     seconds: float = 0.0
     """Evaluation time up to the last recorded attempt, over all sessions."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where an evaluation stands; updated in place, shown by whoever wants to."""
+
+    total: int
+    """Outcomes expected."""
+    done: int = 0
+    valid: int = 0
+    failed: int = 0
+    in_flight: int = 0
+    retrying: int = 0
+    """Of those in flight, how many are not a first attempt."""
+    attempts: int = 0
+    """Over all sessions of the run, as are the tokens and seconds."""
+    output_tokens: int = 0
+    seconds: float = 0.0
+    judging_s: float = 0.0
+    """Spent on parsing, checking and scoring in this session."""
+    stopping: bool = False
+    """Set by whoever wants the evaluation to end early; nothing more is then submitted."""
+
+
+def free_arms(arms: Iterable[str]) -> list[str]:
+    """The arms that are no constrained variant of another one."""
+    return [arm for arm in arms if not arm.endswith(CONSTRAINED)]

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import click
 import yaml
 
-from vllm_eval.config import dump_config, load_config, merge, setting_layer
+from vllm_eval.config.settings import dump_config, load_config, merge, setting_layer
 from vllm_eval.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from vllm_eval.config import Config
+    from vllm_eval.config.settings import Config
+
+_OPTIONS = (
+    click.option("--repeats", type=click.IntRange(1), help="Counted trials of each.  [3]"),
+    click.option("--warmup", type=click.IntRange(0), help="Trials before that, 8 cases.  [1]"),
+    click.option("--contestants", metavar="LIST", help="Who: names with commas between them."),
+    click.option("--output-len", metavar="N|LOW-HIGH", help="Forced tokens an answer.  [256]"),
+    click.option("--fail-rate", type=click.FloatRange(0, 0.95), help="Failing attempts.  [0]"),
+    click.option("--set", "sets", multiple=True, metavar="KEY.PATH=A,B", help="Sweep a setting."),
+    click.option("--load-format", help="vLLM's own; dummy needs a config.json and no weights."),
+    click.option("--rank", type=click.IntRange(1), help="Rank of a made-up adapter.  [16]"),
+    click.option("--one-at-a-time", is_flag=True, default=None, help="Never two engines alive."),
+)
+
 
 Way = Literal["mixed", "arms", "barrier", "generate", "longest-first", "streamed", "no-text"]
 """`mixed`: our loop, all arms in one batch. `arms`: one arm after the other. `barrier`: no retry
@@ -152,3 +167,49 @@ def _read_set(setting: str) -> tuple[str, list[str]]:
         yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
         for value in values
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchOptions:
+    """How often, who, and how much work."""
+
+    repeats: int = 3
+    warmup: int = 1
+    contestants: str | None = None
+    """Names with commas between them; None leaves the choice to the rest."""
+    output_len: str = "256"
+    """Tokens of every answer, or `LEAST-MOST`."""
+    fail_rate: float = 0.0
+    sets: tuple[str, ...] = ()
+    """`KEY.PATH=VALUE,VALUE`: a contestant for each value."""
+    load_format: str | None = None
+    rank: int = 16
+    one_at_a_time: bool = False
+
+
+def bench_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `BenchOptions`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def take_options(given: dict[str, Any]) -> BenchOptions:
+    """The options that were given, taken out of `given`."""
+    names = BenchOptions.__dataclass_fields__
+    found = {name: given.pop(name) for name in names}
+    return BenchOptions(**{name: value for name, value in found.items() if value is not None})
+
+
+def read_lengths(text: str) -> tuple[int, int]:
+    """Least and most tokens of an answer, from `N` or `LOW-HIGH`.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text.strip())
+    least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= least <= most:
+        msg = f"--output-len {text}: must be a number of tokens, or two as in 500-1200"
+        raise ConfigError(msg)
+    return least, most

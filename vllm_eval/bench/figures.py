@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from vllm_eval.bench.roofline import Limit, Speed
+from vllm_eval.bench.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,3 +90,20 @@ def unequal(trials: Mapping[str, Sequence[Trial]]) -> str | None:
             words = "(requests, prompt tokens, output tokens)"
             return f"{name} did {sorted(found)} {words}, {first} {sorted(expected)}"
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Benched:
+    """A finished benchmark."""
+
+    folder: Path
+    rows: tuple[Row, ...]
+    reference: str
+    work: Work
+    size: Trial
+    """One of the reference's trials: requests and tokens that all contestants had."""
+    starts: Mapping[str, Spread]
+    """Seconds to an open engine, by contestant; those in one engine share it."""
+    speed: Speed | None
+    limits: Mapping[str, Limit]
+    """By contestant; without those whose model is not known well enough."""

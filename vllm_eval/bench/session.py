@@ -6,34 +6,40 @@ import os
 import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_eval import machine, store
-from vllm_eval.bench.contestants import REFERENCE, Contestant, Layers, choose, group
-from vllm_eval.bench.figures import Row, rotated, spread, tabulate, unequal
-from vllm_eval.bench.options import read_lengths
-from vllm_eval.bench.plot import draw
-from vllm_eval.bench.roofline import Asked, Limit, dtype_of, find_limit, read_shapes
+from vllm_eval.bench.contestants import REFERENCE, Contestant, Layers, choose, group, read_lengths
+from vllm_eval.bench.figures import Benched, Row, rotated, spread, tabulate, unequal
+from vllm_eval.bench.roofline import (
+    Asked,
+    Limit,
+    Speed,
+    dtype_of,
+    find_limit,
+    measure_speed,
+    read_shapes,
+)
 from vllm_eval.bench.shapes import make_up
-from vllm_eval.bench.speed import Speed, measure_speed
+from vllm_eval.bench.show import draw
 from vllm_eval.bench.work import Work
 from vllm_eval.bench.workers import Worker
-from vllm_eval.config import file_name, resolve_path
+from vllm_eval.config import machine
+from vllm_eval.config.settings import file_name, resolve_path
 from vllm_eval.errors import ConfigError, EngineError
-from vllm_eval.plan import prepare
+from vllm_eval.inputs.plan import prepare
 from vllm_eval.preflight.check import check_plan, refuse
+from vllm_eval.store.folder import create_run, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Protocol
 
-    from vllm_eval.bench.figures import Spread
-    from vllm_eval.bench.options import BenchOptions
+    from vllm_eval.bench.contestants import BenchOptions
     from vllm_eval.bench.trial import Trial
-    from vllm_eval.plan import Plan
+    from vllm_eval.inputs.plan import Plan
 
     class Watcher(Protocol):
         """Whoever wants to see it happen."""
@@ -44,23 +50,6 @@ if TYPE_CHECKING:
 
 FILE, PLOT = "bench.json", "bench"
 SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Benched:
-    """A finished benchmark."""
-
-    folder: Path
-    rows: tuple[Row, ...]
-    reference: str
-    work: Work
-    size: Trial
-    """One of the reference's trials: requests and tokens that all contestants had."""
-    starts: Mapping[str, Spread]
-    """Seconds to an open engine, by contestant; those in one engine share it."""
-    speed: Speed | None
-    limits: Mapping[str, Limit]
-    """By contestant; without those whose model is not known well enough."""
 
 
 def bench(layers: Layers, options: BenchOptions, watcher: Watcher) -> Benched:
@@ -89,7 +78,7 @@ def _compete(layers: Layers, options: BenchOptions, work: Work, watcher: Watcher
     reference = REFERENCE if REFERENCE in plans else contestants[0].name
     base = plans[reference].config
     output = resolve_path(base.output_dir) / "benchmarks"
-    folder = store.create_run(output, base.tag or "bench", datetime.now().astimezone()).path
+    folder = create_run(output, base.tag or "bench", datetime.now().astimezone()).path
     speed = _measure(plans[reference], watcher)
     hardware, before = machine.detect(), os.getloadavg()
     arena = _Arena(folder, work, options, watcher, alone=bool(hardware.gpus))
@@ -127,7 +116,7 @@ def _compete(layers: Layers, options: BenchOptions, work: Work, watcher: Watcher
             for row in done.rows
         },
     }
-    store.write_json(folder / FILE, described)
+    write_json(folder / FILE, described)
     draw(done, folder / PLOT)
     return done
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_eval.adapters import CONFIG_FILE, WEIGHTS_FILE
-from vllm_eval.config import resolve_path
+from vllm_eval.config.settings import resolve_path
 from vllm_eval.errors import ConfigError
-from vllm_eval.preflight.base_model import linear_modules, read_base
+from vllm_eval.inputs.adapters import CONFIG_FILE, WEIGHTS_FILE
+from vllm_eval.inputs.base_model import linear_modules, read_base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ from vllm_eval.bench.contestants import Way
 from vllm_eval.bench.trial import Trial, run_trial
 from vllm_eval.engines import open_engine
 from vllm_eval.errors import EngineError, EvalError
-from vllm_eval.plan import prepare
+from vllm_eval.inputs.plan import prepare
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from vllm_eval.bench.work import Work
-    from vllm_eval.config import Config
+    from vllm_eval.config.settings import Config
     from vllm_eval.engines import Engine
 
 LEAVE_S = 30.0
@@ -136,7 +136,7 @@ def _live(pipe: Connection, config: Config, work: Work, log: Path) -> None:
 
 def _open(config: Config, *rest: object) -> Engine:
     if config.engine == "vllm":
-        from vllm_eval.bench.measured import MeasuredVllm
+        from vllm_eval.bench.trial import MeasuredVllm
 
         return MeasuredVllm.open(config, *rest)  # type: ignore[arg-type]
     return open_engine(config, *rest)  # type: ignore[arg-type]
@@ -144,7 +144,7 @@ def _open(config: Config, *rest: object) -> Engine:
 
 def _prepare(engine: Engine, way: Way, work: Work) -> None:
     """A clean slate; only vLLM keeps anything from one trial to the next."""
-    from vllm_eval.bench.measured import MeasuredVllm
+    from vllm_eval.bench.trial import MeasuredVllm
 
     if isinstance(engine, MeasuredVllm):
         engine.way, engine.work = way, work

@@ -14,12 +14,12 @@ from vllm_eval.records import BASELINE
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from vllm_eval.compare.gate import Verdict
+    from vllm_eval.compare.summary import Summary
+    from vllm_eval.conclude.constrained import Variant
     from vllm_eval.diagnose.records import Remedy
     from vllm_eval.diagnose.remedies import Limits
     from vllm_eval.diagnose.survey import Survey, Tally
-    from vllm_eval.gate import Verdict
-    from vllm_eval.stats import Summary
-    from vllm_eval.stats.constrained import Variant
     from vllm_eval.tasks.declaration import Declaration, Value
 
 MOST_PATTERNS = 3

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vllm_eval.stats.failures import Example
+    from vllm_eval.diagnose.example import Example
 
 Kind = Literal["counted", "measured", "estimated", "at most", "unknown"]
 """`counted`: the remedy was applied to the stored answers; `measured`: in an arm of the run."""

@@ -6,16 +6,16 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from vllm_eval.compare.intervals import share_interval
 from vllm_eval.diagnose.clusters import BEYOND_GRAMMAR, MENDABLE
 from vllm_eval.diagnose.records import Remedy
-from vllm_eval.stats.bootstrap import share_interval
 
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Iterator, Mapping, Sequence
 
+    from vllm_eval.compare.summary import Summary
     from vllm_eval.diagnose.survey import ArmTally, Tally
-    from vllm_eval.stats import Summary
 
 NO_ANSWER, CUT, TOO_LONG = "no_answer", "cut", "prompt_too_long"
 UNMEASURED = (

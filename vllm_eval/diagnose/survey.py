@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vllm_eval.diagnose.clusters import Cause, find_cause
-from vllm_eval.stats.failures import make_example
+from vllm_eval.diagnose.example import make_example
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
+    from vllm_eval.diagnose.example import Blocks, Example
     from vllm_eval.records import Attempt, Key
-    from vllm_eval.stats.failures import Blocks, Example
     from vllm_eval.tasks.declaration import Declaration
 
 LOOP, TIMES = 40, 4

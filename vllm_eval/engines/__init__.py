@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from vllm_eval.config import Config
+    from vllm_eval.config.settings import Config
     from vllm_eval.records import Arm, Completion, Request
 
 
@@ -63,17 +63,17 @@ def open_engine(
 
         return ScriptedEngine.open(config.script, life)
     if config.engine == "transformers":
-        from vllm_eval.engines.transformers import TransformersEngine
+        from vllm_eval.engines.transformers.engine import TransformersEngine
 
         return TransformersEngine.open(config, arms, base_model or "", log)
     if config.engine == "openai":
-        from vllm_eval.engines.openai import OpenAIEngine
+        from vllm_eval.engines.openai.engine import OpenAIEngine
 
         return OpenAIEngine.open(config, arms, log)
     if config.engine == "ray":
-        from vllm_eval.engines.ray import RayEngine
+        from vllm_eval.engines.ray.engine import RayEngine
 
         return RayEngine.open(config, arms, base_model, log, life)
-    from vllm_eval.engines.vllm import VllmEngine
+    from vllm_eval.engines.vllm.engine import VllmEngine
 
     return VllmEngine.open(config, arms, base_model or "", log)

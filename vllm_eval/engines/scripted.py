@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from vllm_eval.config import resolve_path
+from vllm_eval.config.settings import resolve_path
 from vllm_eval.errors import ConfigError, DatasetError, EngineDiedError
 from vllm_eval.records import Completion
 

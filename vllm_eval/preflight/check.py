@@ -11,19 +11,26 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from vllm_eval import adapters, cases, machine, platforms
-from vllm_eval.config import resolve_path
+from vllm_eval.config import machine, profiles
+from vllm_eval.config.settings import quantization_of, resolve_path, whole
+from vllm_eval.engines.tokens import open_counter
 from vllm_eval.errors import InputError
-from vllm_eval.findings import Finding, error, from_error, ok, warning
-from vllm_eval.plan import data_path
-from vllm_eval.preflight import memory, reference
-from vllm_eval.preflight.adapter_check import LARGEST_RANK, check_adapter
-from vllm_eval.preflight.base_model import missing_modules, read_base
-from vllm_eval.preflight.cluster import check_ray
-from vllm_eval.preflight.demand import demand_of, needs_of, quantization_of, whole
-from vllm_eval.preflight.lengths import check_lengths, open_counter
+from vllm_eval.inputs import adapters, cases
+from vllm_eval.inputs.base_model import missing_modules, read_base
+from vllm_eval.inputs.plan import data_path
+from vllm_eval.preflight import memory
+from vllm_eval.preflight.adapter import LARGEST_RANK, check_adapter
+from vllm_eval.preflight.demand import demand_of, needs_of
+from vllm_eval.preflight.finding import Finding, error, from_error, ok, warning
+from vllm_eval.preflight.libraries import (
+    PEFT_RELEASE,
+    as_loaded,
+    check_libraries,
+    check_memory,
+    check_ray,
+    check_versions,
+)
 from vllm_eval.preflight.server import check_servers
-from vllm_eval.preflight.versions import check_versions
 from vllm_eval.records import BASELINE, Arm
 from vllm_eval.tasks import open_task
 from vllm_eval.tasks.grammar import make_grammar
@@ -31,11 +38,14 @@ from vllm_eval.tasks.grammar import make_grammar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from vllm_eval.config import Config
-    from vllm_eval.machine import Machine, Software
-    from vllm_eval.plan import Plan
-    from vllm_eval.preflight.base_model import Base
+    from vllm_eval.config.machine import Machine, Software
+    from vllm_eval.config.settings import Config
+    from vllm_eval.inputs.base_model import Base
+    from vllm_eval.inputs.plan import Plan
     from vllm_eval.tasks import Task
+
+SHOWN_IDS = 3
+
 
 _T = TypeVar("_T")
 NO_MODEL_HERE = ("openai", "scripted")
@@ -133,8 +143,8 @@ def _check(parts: Parts, hardware: Machine, software: Software) -> list[Finding]
     demand, release = demand_of(config, parts.arms, base, on_gpu=False), software.release
     most = whole(args.get("max_lora_rank"), LARGEST_RANK)
     if parts.config.engine == "transformers":
-        demand = reference.as_loaded(base, demand, len(parts.arms) - 1)
-        release, most = reference.PEFT_RELEASE, LARGEST_RANK
+        demand = as_loaded(base, demand, len(parts.arms) - 1)
+        release, most = PEFT_RELEASE, LARGEST_RANK
     findings += _check_base(base, demand)
     for arm in parts.arms:
         if arm.adapter is not None and arm.variant_of is None:
@@ -147,14 +157,14 @@ def _check_software(parts: Parts, hardware: Machine, software: Software) -> list
     if parts.config.answering == "vllm":
         return check_versions(hardware, software, needs_of(parts.config))
     four_bit = quantization_of(parts.config) == "bitsandbytes"
-    return reference.check_libraries(hardware, software, four_bit=four_bit)
+    return check_libraries(hardware, software, four_bit=four_bit)
 
 
 def _check_memory(parts: Parts, base: Base, hardware: Machine, software: Software) -> list[Finding]:
     if parts.config.engine == "transformers":
         demand = demand_of(parts.config, parts.arms, base, on_gpu=bool(hardware.gpus))
-        demand = reference.as_loaded(base, demand, len(parts.arms) - 1)
-        return reference.check_memory(base, demand, parts.config.batch_size, hardware)
+        demand = as_loaded(base, demand, len(parts.arms) - 1)
+        return check_memory(base, demand, parts.config.batch_size, hardware)
     on_gpu = not software.for_cpu if software.vllm else bool(hardware.gpus)
     if (on_gpu and not hardware.gpus) or parts.config.ray_address:  # another machine's memory
         return []
@@ -167,7 +177,7 @@ def _check_memory(parts: Parts, base: Base, hardware: Machine, software: Softwar
 
 def _check_profile(config: Config, hardware: Machine, software: Software) -> list[Finding]:
     """What was chosen and why; loudly where that decides what is measured."""
-    choice = platforms.choose(hardware, for_cpu=software.leaves_gpus(config.answering))
+    choice = profiles.choose(hardware, for_cpu=software.leaves_gpus(config.answering))
     what = f"{choice.profile} for {choice.reason}"
     if config.profile != choice.profile:
         what = f"{config.profile}, as configured; auto takes {what}"
@@ -264,3 +274,27 @@ def _open_arms(config: Config, findings: list[Finding]) -> tuple[Arm, ...]:
         if len(findings) == before:
             findings.append(from_error(whole))
         return tuple(arms)
+
+
+def check_lengths(
+    prompts: Iterable[tuple[str, str]],
+    count: Callable[[str], int],
+    max_len: int,
+    max_new_tokens: int,
+) -> list[Finding]:
+    """Case ids and prompts against the length the engine takes, answer included."""
+    longest, total = 0, 0
+    beyond: list[str] = []
+    for case_id, prompt in prompts:
+        tokens = count(prompt)
+        total += 1
+        longest = max(longest, tokens)
+        if tokens == 0 or tokens + max_new_tokens > max_len:
+            beyond.append(case_id)
+    sums = f"longest {longest} tokens + {max_new_tokens} for the answer, of {max_len}"
+    if not beyond:
+        return [ok("prompts", f"{total} checked, {sums}")]
+    named = ", ".join(repr(name[:60]) for name in beyond[:SHOWN_IDS])
+    what = f"{len(beyond)} of {total} are empty or too long ({named}): {sums}"
+    todo = f"raise --max-model-len to {longest + max_new_tokens}, or lower --max-new-tokens"
+    return [(error if len(beyond) == total else warning)("prompts", what, todo)]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vllm_eval.adapters import loaded_adapters, slot_rank
+from vllm_eval.config.settings import quantization_of, whole
+from vllm_eval.inputs.adapters import loaded_adapters, slot_rank
 from vllm_eval.preflight import memory
-from vllm_eval.preflight.versions import Needs
+from vllm_eval.preflight.libraries import Needs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vllm_eval.config import Config
-    from vllm_eval.preflight.base_model import Base
+    from vllm_eval.config.settings import Config
+    from vllm_eval.inputs.base_model import Base
     from vllm_eval.records import Arm
 
 
@@ -52,14 +53,3 @@ def demand_of(config: Config, arms: Sequence[Arm], base: Base, *, on_gpu: bool) 
         utilization=share if isinstance(share, float) and 0 < share <= 1 else 0.92,
         block=16 if on_gpu else 128,
     )
-
-
-def quantization_of(config: Config) -> str | None:
-    """The method asked for at load time."""
-    given = config.engine_args.get("quantization")
-    return str(given) if given else "bitsandbytes" if config.load_4bit else None
-
-
-def whole(value: object, default: int = 1) -> int:
-    """A positive whole number; what else was given is the engine's to refuse."""
-    return value if type(value) is int and value > 0 else default

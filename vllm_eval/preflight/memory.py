@@ -10,13 +10,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vllm_eval.findings import Finding, error, ok, warning
-from vllm_eval.preflight.base_model import NO_VOCABULARY_LORA, is_vocabulary
-from vllm_eval.safetensors_header import FLOATS
+from vllm_eval.inputs.base_model import NO_VOCABULARY_LORA, is_vocabulary
+from vllm_eval.inputs.headers import FLOATS
+from vllm_eval.preflight.finding import Finding, error, ok, warning
 
 if TYPE_CHECKING:
-    from vllm_eval.machine import Machine
-    from vllm_eval.preflight.base_model import Architecture, Base
+    from vllm_eval.config.machine import Machine
+    from vllm_eval.inputs.base_model import Architecture, Base
 
 MIB, GIB = 2**20, 2**30
 ALLOWANCE = 3 * GIB // 2

@@ -5,14 +5,15 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from vllm_eval.engines import openai_start, openai_wire
+from vllm_eval.engines.openai import wire
+from vllm_eval.engines.openai.start import HINTS, Listed, missing_arms, name_models, read_models
 from vllm_eval.errors import EngineError
-from vllm_eval.findings import Finding, error, ok, warning
+from vllm_eval.preflight.finding import Finding, error, ok, warning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vllm_eval.config import Config
+    from vllm_eval.config.settings import Config
     from vllm_eval.records import Arm
 
 ANSWER_S = 10.0
@@ -45,12 +46,12 @@ def _check_server(url: str, config: Config, arms: Sequence[Arm]) -> Finding:
     where = f"server {url}"
     try:
         listed = _ask_models(url)
-        absent = openai_start.missing_arms(listed, config, arms)
+        absent = missing_arms(listed, config, arms)
         there = [arm for arm in arms if arm not in absent or not config.load_adapters]
-        openai_start.name_models(listed, config, there, url)
-    except openai_wire.FaultError as fault:
+        name_models(listed, config, there, url)
+    except wire.FaultError as fault:
         if fault.kind in ("forbidden", "refused", "missing"):
-            return error(where, fault.words, openai_start.HINTS.get(fault.kind, START).strip("; "))
+            return error(where, fault.words, HINTS.get(fault.kind, START).strip("; "))
         return warning(where, f"does not answer: {fault.words}", START)
     except EngineError as failed:
         what, _, todo = str(failed).removeprefix(f"{url}: ").partition("; ")
@@ -59,12 +60,12 @@ def _check_server(url: str, config: Config, arms: Sequence[Arm]) -> Finding:
     return ok(where, f"lists {', '.join(listed)}{more}")
 
 
-def _ask_models(url: str) -> dict[str, openai_start.Listed]:
+def _ask_models(url: str) -> dict[str, Listed]:
     from openai import OpenAI
 
-    key = openai_wire.api_key() or openai_wire.NO_KEY
+    key = wire.api_key() or wire.NO_KEY
     with (
         OpenAI(base_url=url, api_key=key, max_retries=0, timeout=ANSWER_S) as client,
-        openai_wire.faults(),
+        wire.faults(),
     ):
-        return openai_start.read_models(client.get("/models", cast_to=object))
+        return read_models(client.get("/models", cast_to=object))

@@ -6,14 +6,13 @@ import base64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vllm_eval.config import resolve_path
+from vllm_eval.config.settings import resolve_path
+from vllm_eval.report.html import page_templates
 from vllm_eval.report.html_text import score, signed
 from vllm_eval.report.markdown import render_summary
-from vllm_eval.report.pages import page_templates
 from vllm_eval.report.plots import TITLES, slide_svgs
-from vllm_eval.report.stored_run import StoredRun, load_run
-from vllm_eval.report.write import HTML
-from vllm_eval.store import find_run
+from vllm_eval.report.stored_run import HTML, StoredRun, load_run
+from vllm_eval.store.folder import find_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
-from vllm_eval.stats import NO_TIER
-from vllm_eval.tables import plain
+from vllm_eval.compare.summary import NO_TIER
+from vllm_eval.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import TypeAlias
 
-    from vllm_eval.report.plots import Axes, Figure
+    import matplotlib.figure
+
+    Axes: TypeAlias = matplotlib.axes.Axes
+    Figure: TypeAlias = matplotlib.figure.Figure
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")

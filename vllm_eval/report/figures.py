@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from vllm_eval.compare.summary import NO_TIER
 from vllm_eval.report.figure_parts import (
     LABEL,
     MARKERS,
@@ -19,13 +20,11 @@ from vllm_eval.report.figure_parts import (
     shorten,
     with_gaps,
 )
-from vllm_eval.stats import NO_TIER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from vllm_eval.report.figure_parts import Colours
-    from vllm_eval.report.plots import Axes, Figure
+    from vllm_eval.report.figure_parts import Axes, Colours, Figure
 
     Painter = Callable[[Figure, Colours], None]
 

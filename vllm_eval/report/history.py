@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from vllm_eval import store
 from vllm_eval.errors import InputError
 from vllm_eval.records import BASELINE
 from vllm_eval.report.figures import Line
-from vllm_eval.report.pages import page_templates, style
+from vllm_eval.report.html import page_templates, style
 from vllm_eval.report.plots import history_svg
-from vllm_eval.report.write import HTML
+from vllm_eval.report.stored_run import HTML
+from vllm_eval.store.folder import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,7 +70,7 @@ def write_history(runs: Sequence[StoredRun], path: Path) -> Path:
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return store.write_text(path, page)
+        return write_text(path, page)
     except OSError as error:
         msg = f"{path}: cannot be written: {error.strerror}; give --output"
         raise InputError(msg) from error

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from functools import cache
+from importlib.resources import files
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+import jinja2
 from markupsafe import Markup
 
-from vllm_eval import store
+from vllm_eval.compare.summary import NO_TIER
+from vllm_eval.diagnose.words import pattern_line, recovered, retried
 from vllm_eval.records import BASELINE
 from vllm_eval.report import html_text
 from vllm_eval.report.html_data import page_data
-from vllm_eval.report.pages import asset, page_templates, style
 from vllm_eval.report.plots import ARM_COLOURS, TITLES, inline_svgs
-from vllm_eval.stats import NO_TIER
+from vllm_eval.store.folder import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from vllm_eval.report.stored_run import StoredRun
+
+PACKAGE = "vllm_eval.report"
+STYLE = "report.css"
+
 
 SCRIPTS = ("text.js", "diff.js", "table.js", "case.js", "report.js")
 """In the order they are joined: one script, so that one hash allows it and nothing else."""
@@ -38,7 +45,7 @@ NOTES = {
 
 def write_html(run: StoredRun, path: Path) -> Path:
     """Write the page, whole or not at all; it opens from disk and asks the network for nothing."""
-    return store.write_text(path, render_html(run))
+    return write_text(path, render_html(run))
 
 
 def render_html(run: StoredRun) -> str:
@@ -119,3 +126,42 @@ def _figures(comparison: Mapping[str, Any]) -> list[tuple[str, str, str, Markup]
         (name, TITLES[name], NOTES[name], Markup(svg))  # noqa: S704  drawn by us, its text escaped
         for name, svg in inline_svgs(comparison).items()
     ]
+
+
+@cache
+def page_templates() -> jinja2.Environment:
+    """With the filters that make words of numbers."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(PACKAGE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "visible": html_text.visible,
+        "ticked": html_text.ticked,
+        "recovered": recovered,
+        "retried": retried,
+        "pattern_line": pattern_line,
+        "score": html_text.score,
+        "signed": html_text.signed,
+        "percent": html_text.percent,
+        "count": html_text.count,
+        "seconds": html_text.seconds,
+        "chance": html_text.chance,
+        "facts": html_text.facts,
+        "tone": html_text.tone,
+        "span": html_text.span,
+    }
+    return environment
+
+
+def style() -> str:
+    """The style sheet of all pages."""
+    return asset(STYLE)
+
+
+def asset(name: str) -> str:
+    """The text of a style sheet or script of ours."""
+    return (files(PACKAGE) / "templates" / name).read_text(encoding="utf-8")

@@ -15,9 +15,9 @@ from vllm_eval.report.stored_run import read_details
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from vllm_eval.diagnose.example import Blocks
     from vllm_eval.records import Attempt
     from vllm_eval.report.stored_run import CaseDetail, StoredRun
-    from vllm_eval.stats.failures import Blocks
 
 CHUNK_BYTES = 256 * 1024
 """Texts compressed together: enough to shrink well, little enough to open at once."""

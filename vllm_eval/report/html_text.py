@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from markupsafe import Markup, escape
 
-from vllm_eval.hidden import has_hidden, is_hidden
+from vllm_eval.text import has_hidden, is_hidden
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

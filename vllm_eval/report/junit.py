@@ -6,8 +6,9 @@ import re
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
-from vllm_eval import store
-from vllm_eval.tables import plain
+from vllm_eval.inputs.index import read_order
+from vllm_eval.store.folder import write_text
+from vllm_eval.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +38,7 @@ def write_junit(run: StoredRun, path: Path) -> Path:
     root.set("time", f"{run.comparison['timing']['generation_s']:.3f}")
     ET.indent(root)
     xml = ET.tostring(root, encoding="unicode")
-    return store.write_text(path, f'<?xml version="1.0" encoding="UTF-8"?>\n{xml}\n')
+    return write_text(path, f'<?xml version="1.0" encoding="UTF-8"?>\n{xml}\n')
 
 
 def _gates(comparison: Mapping[str, Any]) -> Iterator[ET.Element]:
@@ -61,7 +62,7 @@ def _arms(run: StoredRun) -> Iterator[ET.Element]:
     comparison = run.comparison
     cases = {row["concept_id"]: row["arms"] for row in comparison["cases"]}
     sampled, samples = comparison["cases_sampled"], run.environment["identity"]["samples_per_case"]
-    drawn = list(cases) if sampled else list(store.read_order(run.folder))
+    drawn = list(cases) if sampled else list(read_order(run.folder))
     for arm in run.arms:
         examples = _examples(comparison, arm)
         cells = ((case, cases.get(case, {}).get(arm)) for case in drawn)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from vllm_eval import store
+from vllm_eval.compare.summary import NO_TIER
+from vllm_eval.diagnose.example import excerpt
 from vllm_eval.diagnose.words import pattern_line, recovered, retried
 from vllm_eval.report import html_text
 from vllm_eval.report.markdown_text import Md, code, fence, finalize, sentence, words
 from vllm_eval.report.next_steps import next_steps
 from vllm_eval.report.stored_run import read_details
-from vllm_eval.stats import NO_TIER
-from vllm_eval.stats.failures import excerpt
+from vllm_eval.store.folder import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -53,7 +53,7 @@ class FailedCase:
 def write_markdown(run: StoredRun, path: Path) -> Path:
     """The report: verdict and next step on top, then what they stand on."""
     failed = failed_cases(run.comparison)
-    return store.write_text(
+    return write_text(
         path,
         _render(
             "report.md.j2",
@@ -70,7 +70,7 @@ def write_markdown(run: StoredRun, path: Path) -> Path:
 
 def write_summary(run: StoredRun, path: Path) -> Path:
     """A few lines for the page of a CI job."""
-    return store.write_text(path, render_summary(run))
+    return write_text(path, render_summary(run))
 
 
 def render_summary(run: StoredRun) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from vllm_eval.tables import plain
+from vllm_eval.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

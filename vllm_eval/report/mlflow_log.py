@@ -7,10 +7,10 @@ import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from vllm_eval.config import load_config
+from vllm_eval.config.settings import load_config
 from vllm_eval.errors import InputError
 from vllm_eval.report.html_text import facts
-from vllm_eval.store import CONFIG
+from vllm_eval.store.folder import CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

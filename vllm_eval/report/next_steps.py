@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from vllm_eval.adapters import SLOT_RANKS
 from vllm_eval.diagnose.clusters import KINDS
 from vllm_eval.diagnose.remedies import NO_ANSWER
 from vllm_eval.diagnose.words import recovered
+from vllm_eval.inputs.adapters import SLOT_RANKS
 from vllm_eval.report.html_text import count, percent, signed
 from vllm_eval.report.markdown_text import Md, code, sentence, words
 

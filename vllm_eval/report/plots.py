@@ -7,31 +7,37 @@ names at hand are a subset of those in `TITLES`.
 from __future__ import annotations
 
 import io
+import re
 import threading
 import warnings
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import quoteattr
 
 import orjson
 
-from vllm_eval import store
 from vllm_eval.report import figures
 from vllm_eval.report.figure_parts import Colours
-from vllm_eval.report.svg import as_element, clean_svg, with_background
+from vllm_eval.store.folder import write_bytes, write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
-    from typing import TypeAlias
 
-    import matplotlib.axes
-    import matplotlib.figure
-
+    from vllm_eval.report.figure_parts import Figure
     from vllm_eval.report.figures import Painter
 
-    Axes: TypeAlias = matplotlib.axes.Axes
-    Figure: TypeAlias = matplotlib.figure.Figure
+_TAG = re.compile(r"<[^>]*>")
+"""What is not text: a name may look like an id, a link or a colour, and stays what it is."""
+_VOID = re.compile(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", re.DOTALL)
+_ID = re.compile(r' id="([^"]*)"')
+_USED = re.compile(r'(url\(#|href="#)([^")]*)')
+_NUMBER = re.compile(r"-?\d+\.\d{3,}")
+_GEOMETRY = re.compile(r'(?<= )(d|x|y|points|transform)="([^"]*)"')
+_COLOUR = re.compile("#[0-9a-f]{6}")
+_VIEW = re.compile(r'viewBox="0 0 ([\d.]+) ([\d.]+)"')
+
 
 ARM_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Of the baseline and the students, in the order of `arms`; from the seventh arm on they repeat,
@@ -108,9 +114,9 @@ def write_plots(comparison: Mapping[str, Any], folder: Path) -> list[Path]:
     place.mkdir(exist_ok=True)
     svgs, files = slide_svgs(comparison), []
     for name, paint in figures.painters(comparison).items():
-        files.append(store.write_text(place / f"{name}.svg", svgs[name]))
+        files.append(write_text(place / f"{name}.svg", svgs[name]))
         with _drawn(paint) as figure:
-            files.append(store.write_bytes(place / f"{name}.png", _save(figure, "png")))
+            files.append(write_bytes(place / f"{name}.png", _save(figure, "png")))
     return files
 
 
@@ -156,3 +162,52 @@ def _save(figure: Figure, form: str) -> bytes:
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(out, format=form, metadata=nothing)
     return out.getvalue()
+
+
+def clean_svg(text: str, name: str) -> str:
+    """An SVG file's text without what is of no use.
+
+    Args:
+        text: as matplotlib wrote it.
+        name: goes before every id that is referred to; the others are dropped.
+    """
+    text = _VOID.sub("", text)
+    used = {match.group(2) for tag in _TAG.findall(text) for match in _USED.finditer(tag)}
+    return _TAG.sub(lambda tag: _clean_tag(tag.group(), name, used), text)
+
+
+def with_background(text: str, colour: str) -> str:
+    """An SVG file's text with a rectangle of one colour behind all."""
+    start = text.index(">", text.index("<svg")) + 1
+    rectangle = f'<rect width="100%" height="100%" style="fill: {colour}"/>'
+    return text[:start] + rectangle + text[start:]
+
+
+def as_element(text: str, called: str, colours: Mapping[str, str]) -> str:
+    """An SVG file's text as an element of a page that sets its width.
+
+    Args:
+        text: of `clean_svg`.
+        called: what it is called for those who do not see it.
+        colours: what each `#rrggbb` becomes.
+    """
+
+    def recoloured(tag: re.Match[str]) -> str:
+        return _COLOUR.sub(lambda m: colours.get(m.group(), m.group()), tag.group())
+
+    view = _VIEW.search(text)
+    box = view.group() if view else ""
+    start = text.index(">", text.index("<svg")) + 1
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img"'
+    return f"{opening} aria-label={quoteattr(called)}>{_TAG.sub(recoloured, text[start:])}"
+
+
+def _clean_tag(tag: str, name: str, used: Collection[str]) -> str:
+    tag = _ID.sub(lambda m: f' id="{name}-{m.group(1)}"' if m.group(1) in used else "", tag)
+    tag = _USED.sub(rf"\g<1>{name}-\g<2>", tag).replace("xlink:href", "href")
+    tag = tag.replace("'DejaVu Sans'", "'DejaVu Sans', system-ui, sans-serif")
+    return _GEOMETRY.sub(lambda m: f'{m.group(1)}="{_NUMBER.sub(_shorter, m.group(2))}"', tag)
+
+
+def _shorter(match: re.Match[str]) -> str:
+    return f"{float(match.group()):.2f}".rstrip("0").rstrip(".")

@@ -7,20 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from vllm_eval import manifest, store
-from vllm_eval.conclude import SCHEMA_VERSION, conclude, reopen
+from vllm_eval.compare.gate import NOT_FINISHED
+from vllm_eval.conclude.conclude import SCHEMA_VERSION, conclude, reopen
 from vllm_eval.errors import EvalError, InputError
-from vllm_eval.gate import NOT_FINISHED
-from vllm_eval.journal import Journal, open_journal, parse_attempt, parts, read_journal
+from vllm_eval.inputs.index import read_case_rows
+from vllm_eval.store import manifest
+from vllm_eval.store.folder import COMPARISON, JOURNAL
+from vllm_eval.store.journal import Journal, open_journal, parse_attempt, parts, read_journal
 from vllm_eval.tasks import open_stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from vllm_eval.conclude import Evaluated
+    from vllm_eval.conclude.conclude import Evaluated
     from vllm_eval.records import Attempt
     from vllm_eval.tasks import Task
+
+HTML, MARKDOWN, SUMMARY, JUNIT = "report.html", "report.md", "summary.md", "junit.xml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ def load_run(folder: Path) -> StoredRun:
     """
     if not _is_current(folder):
         _conclude_alone(folder)
-    path = folder / store.COMPARISON
+    path = folder / COMPARISON
     try:
         return StoredRun(folder, orjson.loads(path.read_bytes()))
     except (OSError, orjson.JSONDecodeError) as error:
@@ -91,7 +95,7 @@ def read_details(run: StoredRun) -> Iterator[CaseDetail]:
 
     Of a run whose `comparison.json` holds a sample of its cases, only those.
     """
-    journal = run.folder / store.JOURNAL
+    journal = run.folder / JOURNAL
     shown = {row["concept_id"] for row in run.comparison["cases"]}
     places: dict[str, list[int]] = {}
     for place, attempt in read_journal(journal):
@@ -99,7 +103,7 @@ def read_details(run: StoredRun) -> Iterator[CaseDetail]:
         if wanted and attempt.arm in run.arms:
             places.setdefault(attempt.concept_id, []).append(place)
     with open_journal(journal) as line_at:
-        for row in store.read_cases(run.folder):
+        for row in read_case_rows(run.folder):
             attempts: dict[str, list[Attempt]] = {arm: [] for arm in run.arms}
             for place in places.get(row["concept_id"], ()):
                 attempt = parse_attempt(line_at(place))
@@ -111,7 +115,7 @@ def read_details(run: StoredRun) -> Iterator[CaseDetail]:
 
 def _conclude_alone(folder: Path) -> None:
     """Write what is missing, while no other process writes: its temporary files have our names."""
-    journal = folder / store.JOURNAL
+    journal = folder / JOURNAL
     if not journal.is_file():  # else it would be made here, and the run concluded as an empty one
         msg = f"{journal}: is missing; without its answers a run cannot be reported"
         raise InputError(msg)
@@ -138,7 +142,7 @@ def _reopened(folder: Path) -> Evaluated:
 
 
 def _is_current(folder: Path) -> bool:
-    path, journal = folder / store.COMPARISON, folder / store.JOURNAL
+    path, journal = folder / COMPARISON, folder / JOURNAL
     try:
         comparison = orjson.loads(path.read_bytes())
         if comparison["schema_version"] != SCHEMA_VERSION:

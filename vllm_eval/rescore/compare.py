@@ -5,19 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vllm_eval import manifest, stats
+from vllm_eval.compare.summary import compare_arms, comparison_to_json
+from vllm_eval.config.identity import NOT_IDENTITY
 from vllm_eval.errors import InputError
 from vllm_eval.records import BASELINE
-from vllm_eval.rescore import folders, stored, stored_settings
+from vllm_eval.rescore import stored
+from vllm_eval.rescore.owed import find_files, is_whole
 from vllm_eval.rescore.recorded import recorded_outcome
+from vllm_eval.rescore.settings import config_of, identity_of
+from vllm_eval.store import manifest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from vllm_eval.compare.summary import Comparison
     from vllm_eval.records import Outcome
     from vllm_eval.rescore.stored import Source
-    from vllm_eval.stats import Comparison
 
 REFUSED = {
     "task": "the task, or its rules, are others; judge both again with `score`",
@@ -100,7 +104,7 @@ def to_json(compared: Compared) -> dict[str, Any]:
         "b": str(compared.second),
         "flags": compared.flags,
         "arms": [
-            {"a": pair.first, "b": pair.second, "comparison": stats.to_json(pair.comparison)}
+            {"a": pair.first, "b": pair.second, "comparison": comparison_to_json(pair.comparison)}
             for pair in compared.pairs
         ],
     }
@@ -109,14 +113,14 @@ def to_json(compared: Compared) -> dict[str, Any]:
 def _open_side(path: Path) -> Side:
     outcomes: dict[str, list[Outcome]] = {}
     flags: list[str] = []
-    sources = [stored.open_source(file) for file in folders.find_files([path])]
+    sources = [stored.open_source(file) for file in find_files([path])]
     for source in sources:
         flags += [*source.notes, *_read_outcomes(source, outcomes)]
     return Side(
         path,
         outcomes,
-        stored_settings.identity_of(sources[0]),
-        stored_settings.config_of(sources[0]),
+        identity_of(sources[0]),
+        config_of(sources[0]),
         whole=_is_whole(path) and not any(source.partial for source in sources),
         flags=tuple(flags),
     )
@@ -150,7 +154,7 @@ def _read_outcomes(source: Source, outcomes: dict[str, list[Outcome]]) -> list[s
 
 def _is_whole(path: Path) -> bool:
     """Whether a folder's run came to its end; a file by itself is not asked."""
-    return not (path / manifest.FILE).is_file() or folders.is_whole(path)
+    return not (path / manifest.FILE).is_file() or is_whole(path)
 
 
 def _unfinished(*sides: Side) -> list[str]:
@@ -166,7 +170,7 @@ def _check_identity(one: Side, two: Side) -> list[str]:
         mine, theirs = dict(one.identity), dict(two.identity)
         flags = []
     else:
-        common = (one.config.keys() & two.config.keys()) - manifest.NOT_IDENTITY
+        common = (one.config.keys() & two.config.keys()) - NOT_IDENTITY
         mine, theirs = ({key: side.config[key] for key in common} for side in (one, two))
         flags = ["whether the data sets and adapters are the same is not recorded in both"]
     for key, why in REFUSED.items():
@@ -211,5 +215,5 @@ def _compare_arms(first: Sequence[Outcome], second: Sequence[Outcome]) -> ArmPai
     names = (f"{first[0].arm} (A)", f"{second[0].arm} (B)")
     outcomes = [replace(outcome, arm=names[0]) for outcome in first]
     outcomes += [replace(outcome, arm=names[1]) for outcome in second]
-    comparison = stats.compare(outcomes, names, baseline=names[0])
+    comparison = compare_arms(outcomes, names, baseline=names[0])
     return ArmPair(first[0].arm, second[0].arm, comparison)

@@ -6,17 +6,20 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vllm_eval.gate import Rule
+import orjson
+
+from vllm_eval.compare.gate import Rule
+from vllm_eval.errors import InputError
 from vllm_eval.records import BASELINE
-from vllm_eval.rescore.stored_settings import config_of, identity_of, records_of
-from vllm_eval.store import JOURNAL
+from vllm_eval.rescore.settings import config_of, identity_of, records_of
+from vllm_eval.store.folder import COMPARISON, JOURNAL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from vllm_eval.gate import Verdict
-    from vllm_eval.rescore.rejudge import CaseIndex
+    from vllm_eval.compare.gate import Verdict
+    from vllm_eval.inputs.index import CaseIndex
     from vllm_eval.rescore.stored import Source
 
 
@@ -98,3 +101,34 @@ def _size(settings: Mapping[str, Any], records: int) -> int:
     most, samples = settings.get("max_samples"), settings.get("samples_per_case")
     drawn = min(most, records) if isinstance(most, int) else records
     return drawn * (samples if isinstance(samples, int) else 1)
+
+
+def find_files(paths: Sequence[Path]) -> list[Path]:
+    """The files of answers behind `paths`, each of which is a file or a run folder.
+
+    The result files of a run that did not end lack what its journal may hold.
+
+    Raises:
+        InputError: there is no such file, or a folder without answers.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = [*sorted(path.glob(f"{BASELINE}*.json")), *sorted(path.glob("student*.json"))]
+        if (path / JOURNAL).is_file() and not (inside and is_whole(path)):
+            inside = [path / JOURNAL]
+        if not inside:
+            msg = f"{path}: holds no {BASELINE}_*.json, student_*.json or {JOURNAL}"
+            raise InputError(msg)
+        found += inside
+    return list(dict.fromkeys(found))
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the run in a folder came to its end."""
+    try:
+        return not orjson.loads((folder / COMPARISON).read_bytes())["partial"]
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+        return False

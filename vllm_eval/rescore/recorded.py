@@ -5,18 +5,18 @@ Nothing here looks at the answer's text: a record is taken at its word, or said 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from vllm_eval.conclude.repaired import REPAIRED
 from vllm_eval.records import Outcome, Status
-from vllm_eval.repairs import REPAIRED
 from vllm_eval.tasks import open_task
-from vllm_eval.tasks.contract import compile_contract
+from vllm_eval.tasks.check import compile_contract
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from vllm_eval.rescore.stored import Answer
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 MAX_SHOWN = 40
@@ -88,3 +88,38 @@ def recorded_outcome(answer: Answer) -> Outcome:
         attempts=answer.attempts,
         first_valid=valid and answer.attempts == 1,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One stored answer with what was recorded of it."""
+
+    path: Path
+    place: str
+    """Where it stands in its file."""
+    arm: str
+    concept_id: str
+    tier: str | None
+    sample: int
+    """As the file counts them, else how often its case stood there before."""
+    attempts: int
+    """How many were made up to this one."""
+    final: bool
+    """Whether it is the outcome of its case; false for a failed attempt in a journal."""
+    status: Status | None
+    """As recorded; None where nothing was, or a word we do not know."""
+    unknown_status: str
+    """That word; empty where there is none."""
+    recorded_status: str | None
+    """The status in the file's own word."""
+    reason: str | None
+    score: float | None
+    """As recorded; None where nothing was, or no number from 0 to 1."""
+    unusable_score: str
+    """What was recorded instead of such a number; empty where nothing was."""
+    text: str | None
+    """The raw response; None where there is none to judge."""
+    ended: bool
+    """Whether the file says that the answer was not cut at the token limit."""
+    counted_sample: bool
+    """Whether `sample` is not the file's but counted by us."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import signal
@@ -13,21 +12,20 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from vllm_eval.cases import add_id, fields_of, holds_record, read_case, read_record
-from vllm_eval.datasets import Lines, open_lines
-from vllm_eval.errors import DatasetError, EvalError
+from vllm_eval.errors import EvalError
+from vllm_eval.inputs.cases import read_case
+from vllm_eval.inputs.formats import Lines
+from vllm_eval.inputs.index import Place
 from vllm_eval.records import Problem, Repair
-from vllm_eval.repairs import mend
 from vllm_eval.tasks import open_task
+from vllm_eval.tasks.repair.mend import mend
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator
 
     from vllm_eval.records import Case
-    from vllm_eval.rescore.stored import Answer
+    from vllm_eval.rescore.recorded import Answer
     from vllm_eval.tasks import Task
-    from vllm_eval.tasks.declaration import Declaration
 
 NO_TEXT = "no_raw_response"
 """Reason of an answer whose text was not stored: there is nothing to judge, so it is not valid."""
@@ -36,20 +34,9 @@ POOL_FROM = 600
 CHUNK_ANSWERS = 64
 CHUNK_CHARACTERS = 2**20
 
-Place = tuple[Lines, int, int]
-"""Data set, line number and byte offset of a case."""
+
 _Text = tuple[Place, str | None, bool | None]
 """Case and answer, and whether it ended by itself; None of one that is not to be repaired."""
-
-
-@dataclass(frozen=True, slots=True)
-class CaseIndex:
-    """Where the cases of a data set lie; their content is read when it is needed."""
-
-    path: Path
-    sha256: str
-    places: Mapping[str, Place]
-    """By concept id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,32 +49,6 @@ class Judged:
     """As the data set has it."""
     repair: Repair | None = None
     """Of a final one that broke the contract, where repairs are asked for and one mends it."""
-
-
-def index_cases(path: Path, declaration: Declaration) -> CaseIndex:
-    """Find every case of a data set, without looking into its inputs.
-
-    Raises:
-        DatasetError: the file cannot be read, or a line is no record or repeats an id.
-    """
-    lines = open_lines(path, fields_of(declaration))
-    digest = hashlib.sha256()
-    places: dict[str, Place] = {}
-    seen: dict[str, int] = {}
-    offset = 0
-    try:
-        with lines.file.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                digest.update(line)
-                if holds_record(number, line):
-                    _, identifier = read_record(lines, declaration, number, line)
-                    add_id(lines, number, identifier, seen)
-                    places[identifier] = (lines, number, offset)
-                offset += len(line)
-    except OSError as error:
-        msg = f"{path}: cannot read the data set: {error.strerror}; give --dataset-path"
-        raise DatasetError(msg) from error
-    return CaseIndex(path, digest.hexdigest(), places)
 
 
 def judge_all(

@@ -5,26 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vllm_eval import gate, stats
+from vllm_eval.compare import gate
+from vllm_eval.compare.summary import compare_arms
+from vllm_eval.conclude.repaired import as_repaired
 from vllm_eval.records import BASELINE
-from vllm_eval.repairs import as_repaired
-from vllm_eval.rescore import folders, owed, rejudge, stored, stored_settings
-from vllm_eval.rescore.report import FileReport, count
+from vllm_eval.rescore import rejudge, stored
+from vllm_eval.rescore.changes import FileReport, count
+from vllm_eval.rescore.owed import find_files, find_owed
+from vllm_eval.rescore.settings import bootstrap_of, index_all, other_data, task_of, thresholds_of
 from vllm_eval.tasks import open_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from vllm_eval.config import Config, GateConfig
-    from vllm_eval.gate import Verdict
+    from vllm_eval.compare.gate import Verdict
+    from vllm_eval.compare.intervals import Bootstrap
+    from vllm_eval.compare.summary import Comparison
+    from vllm_eval.config.settings import Config, GateConfig
+    from vllm_eval.inputs.index import CaseIndex, Place
     from vllm_eval.records import Outcome
     from vllm_eval.rescore.owed import Owed
-    from vllm_eval.rescore.rejudge import CaseIndex, Judged, Place
-    from vllm_eval.rescore.stored import Answer, Source
-    from vllm_eval.stats import Comparison
-    from vllm_eval.stats.bootstrap import Bootstrap
-from vllm_eval.stats.constrained import free_arms
+    from vllm_eval.rescore.recorded import Answer
+    from vllm_eval.rescore.rejudge import Judged
+    from vllm_eval.rescore.stored import Source
+from vllm_eval.records import free_arms
 
 
 class Watcher(Protocol):
@@ -79,18 +84,18 @@ def score(
     Raises:
         InputError: a file, a line or a data set that cannot be used.
     """
-    sources = [stored.open_source(path) for path in folders.find_files(paths)]
-    task = stored_settings.task_of(sources, config)
-    indexes = stored_settings.index_all(sources, config, open_task(task))
-    owes = owed.find_owed(sources, indexes)
+    sources = [stored.open_source(path) for path in find_files(paths)]
+    task = task_of(sources, config)
+    indexes = index_all(sources, config, open_task(task))
+    owes = find_owed(sources, indexes)
     why = _no_verdict(sources, owes)
-    thresholds = stored_settings.thresholds_of(sources, config, judged=not why)
+    thresholds = thresholds_of(sources, config, judged=not why)
     notes = [note for source in sources for note in source.notes]
-    notes += [*stored_settings.other_data(sources, indexes), *owes.gaps]
+    notes += [*other_data(sources, indexes), *owes.gaps]
     notes += [f"no verdict: {why}"] if why else []
     for note in notes:
         watcher.note(note)
-    bootstrap = None if why else stored_settings.bootstrap_of(sources, config, thresholds)
+    bootstrap = None if why else bootstrap_of(sources, config, thresholds)
     reports: dict[tuple[Path, str], FileReport] = {}
     total = sum(source.count for source in sources)
     every = rejudge.judge_all(task, _pairs(sources, indexes), total, repair=config.repair)
@@ -168,7 +173,7 @@ def _judge_arms(
     """The gate on each student, also on one without any outcome yet."""
     outcomes = [outcome for arm in arms for outcome in arm]
     free = free_arms(owes.arms)
-    comparison = stats.compare(outcomes, free, bootstrap=bootstrap)
+    comparison = compare_arms(outcomes, free, bootstrap=bootstrap)
     students = [name for name in free if name != BASELINE]
     return comparison, tuple(
         owes.refuse(gate.judge_student(comparison, student, owes.outcomes, thresholds))

@@ -12,56 +12,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.errors import InputError
-from vllm_eval.journal import parts
 from vllm_eval.records import BASELINE
-from vllm_eval.rescore import recorded
 from vllm_eval.rescore.json_text import TORN, JsonText
-from vllm_eval.rescore.recorded import text_of
-from vllm_eval.store import JOURNAL
+from vllm_eval.rescore.recorded import (
+    STATUSES,
+    Answer,
+    attempts_of,
+    reason_of,
+    score_of,
+    status_of,
+    text_of,
+)
+from vllm_eval.store.folder import JOURNAL
+from vllm_eval.store.journal import parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from vllm_eval.records import Key, Status
+    from vllm_eval.records import Key
 
 MAX_WORDS = 5
 """Different unknown words for a status that are told apart."""
 _TIMESTAMP = re.compile(r"[_.-]*(?<!\d)20\d\d-?\d\d-?\d\d.*$", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One stored answer with what was recorded of it."""
-
-    path: Path
-    place: str
-    """Where it stands in its file."""
-    arm: str
-    concept_id: str
-    tier: str | None
-    sample: int
-    """As the file counts them, else how often its case stood there before."""
-    attempts: int
-    """How many were made up to this one."""
-    final: bool
-    """Whether it is the outcome of its case; false for a failed attempt in a journal."""
-    status: Status | None
-    """As recorded; None where nothing was, or a word we do not know."""
-    unknown_status: str
-    """That word; empty where there is none."""
-    recorded_status: str | None
-    """The status in the file's own word."""
-    reason: str | None
-    score: float | None
-    """As recorded; None where nothing was, or no number from 0 to 1."""
-    unusable_score: str
-    """What was recorded instead of such a number; empty where nothing was."""
-    text: str | None
-    """The raw response; None where there is none to judge."""
-    ended: bool
-    """Whether the file says that the answer was not cut at the token limit."""
-    counted_sample: bool
-    """Whether `sample` is not the file's but counted by us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +108,7 @@ class _Reading:
             found.append(f"{path}: {self.counted} answers {words}")
         if self.statuses:
             words = ", ".join(f"{name} ({count})" for name, count in self.statuses.items())
-            known = ", ".join(recorded.STATUSES)
+            known = ", ".join(STATUSES)
             found.append(f"{path}: unknown status {words}, not compared; known are {known}")
         return tuple(found)
 
@@ -256,8 +228,8 @@ def _identify(
 
 
 def _answer(path: Path, place: str, row: dict[str, Any], key: Key) -> Answer:
-    status, unknown = recorded.status_of(row)
-    score, unusable = recorded.score_of(row)
+    status, unknown = status_of(row)
+    score, unusable = score_of(row)
     text, sample = text_of(row, "raw_response"), row.get("sample")
     counted = not isinstance(sample, int) or isinstance(sample, bool)
     return Answer(
@@ -267,12 +239,12 @@ def _answer(path: Path, place: str, row: dict[str, Any], key: Key) -> Answer:
         concept_id=key[1],
         tier=text_of(row, "tier"),
         sample=key[2] if counted else row["sample"],
-        attempts=recorded.attempts_of(row),
+        attempts=attempts_of(row),
         final=row.get("final") is not False,
         status=status,
         unknown_status=unknown,
         recorded_status=text_of(row, "status"),
-        reason=recorded.reason_of(row),
+        reason=reason_of(row),
         score=score,
         unusable_score=unusable,
         text=None if status == "error" and not text else text,

@@ -67,8 +67,8 @@ def open_task(name: str, template: Path | None = None) -> Task:
     Raises:
         ConfigError: there is no such task, or it cannot be used.
     """
-    from vllm_eval.tasks.declared import open_declared
     from vllm_eval.tasks.sources import find_source
+    from vllm_eval.tasks.task import open_declared
 
     return open_declared(find_source(name), template)
 
@@ -101,8 +101,8 @@ def open_stored(folder: Path, name: str) -> Task:
         InputError: the task is neither known by name nor declared in the folder.
     """
     from vllm_eval.tasks.declaration import read_declaration
-    from vllm_eval.tasks.declared import outline
     from vllm_eval.tasks.sources import is_named
+    from vllm_eval.tasks.task import outline
 
     path = folder / TASK_FILE
     copy = read_declaration(path) if path.is_file() else None

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from vllm_eval.errors import ConfigError
-from vllm_eval.tasks.yaml_blocks import parse_yaml
+from vllm_eval.tasks.parse import parse_yaml
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm_eval.errors import ConfigError
-from vllm_eval.tasks.grammar_scalars import (
+from vllm_eval.tasks.grammar_text import (
     Rules,
     add_counted,
     add_date,
@@ -25,7 +25,7 @@ from vllm_eval.tasks.grammar_scalars import (
     literal,
     spelled,
 )
-from vllm_eval.tasks.yaml_blocks import parse_yaml
+from vllm_eval.tasks.parse import parse_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

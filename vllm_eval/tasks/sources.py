@@ -15,18 +15,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from vllm_eval.config import resolve_path
+from vllm_eval.config.settings import resolve_path
 from vllm_eval.errors import ConfigError, EvalError
 from vllm_eval.tasks import TASK_FILE
 from vllm_eval.tasks.declaration import read_declaration
-from vllm_eval.tasks.measures import BUILT_IN, built_in
+from vllm_eval.tasks.score import BUILT_IN, built_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from vllm_eval.records import Case
     from vllm_eval.tasks.declaration import Declaration
-    from vllm_eval.tasks.measures import Blocks, Measure
+    from vllm_eval.tasks.score import Blocks, Measure
 
 GROUP = "vllm_eval.tasks"
 """Entry points of installed tasks: each names an object that is the path of a declaration."""

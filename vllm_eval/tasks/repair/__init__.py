@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vllm_eval.tasks.parse import extract_block, find_block, parse_block
 from vllm_eval.tasks.repair import fences, values
-from vllm_eval.tasks.yaml_blocks import extract_block, find_block, parse_block
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vllm_eval.tasks.yaml_blocks import find_opening
+from vllm_eval.tasks.parse import find_opening
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

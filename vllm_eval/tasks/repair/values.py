@@ -9,16 +9,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from vllm_eval.tasks.repair.lines import (
-    SPECIAL,
-    Value,
-    closes_early,
-    indent_of,
-    join,
-    read,
-    split,
-)
-from vllm_eval.tasks.yaml_blocks import parse_yaml
+from vllm_eval.tasks.parse import parse_yaml
+from vllm_eval.tasks.repair.lines import SPECIAL, Value, closes_early, indent_of, join, read, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

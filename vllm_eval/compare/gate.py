@@ -1,0 +1,227 @@
+"""Comparison and thresholds become a verdict with reasons and margins. It fails closed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from vllm_eval.compare.paired import cases_to_settle, pair_scores
+from vllm_eval.compare.resample import resample
+from vllm_eval.records import BASELINE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from vllm_eval.compare.summary import Comparison, Summary
+    from vllm_eval.config.settings import GateConfig
+
+    _Make = Callable[["Kind", str, str, float | None, float], "Rule"]
+
+TOLERANCE = 1e-9
+"""A value on its threshold passes, however its last bit was rounded."""
+NO_NUMBER = "there is no such number in this run"
+NOT_FINISHED = "NOT FINISHED"
+"""In place of a verdict while outcomes are owed: no part of a run passes, or fails."""
+
+
+Kind = Literal[
+    "answered",
+    "valid_rate",
+    "baseline_mean",
+    "ratio",
+    "ratio_low",
+    "student_mean",
+    "student_std",
+    "lowest_case",
+    "distance",
+    "whole_files",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One condition of the gate, with its number."""
+
+    kind: Kind
+    arm: str
+    """The arm that is held to it."""
+    name: str
+    """For a reader: the kind, with the arms' names in it."""
+    value: float | None
+    """None where the number does not exist; the rule then fails."""
+    threshold: float
+    margin: float | None
+    """How far the value is on the good side of the threshold; negative where the rule fails."""
+    passed: bool
+    reason: str
+    """Why it failed; empty where it passed."""
+    bound: Literal["at least", "at most"] = "at least"
+    """Which side of the threshold is good; the threshold itself always is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The gate's word on one student, and how much doubt is in it."""
+
+    arm: str
+    passed: bool
+    rules: tuple[Rule, ...]
+    pass_chance: float | None = None
+    """Share of resamples of the cases on which the same rules pass; None without a case.
+
+    0 where an answer is missing: that is no matter of which cases were drawn.
+    """
+    cases_to_settle: int | None = None
+    """About how many cases with a pair of valid answers settle whether the ratio is reached."""
+    unsettled: str = ""
+    """Why there is no such number."""
+
+    @property
+    def word(self) -> str:
+        """`PASS` or `FAIL`."""
+        return "PASS" if self.passed else "FAIL"
+
+
+def judge_student(
+    comparison: Comparison, arm: str, expected: int, gate: GateConfig, baseline: str = BASELINE
+) -> Verdict:
+    """Hold one student against the baseline, each arm with `expected` outcomes.
+
+    Source: `product_owner.md`, "Aggregates and gate": PASS only if all rules hold. Rules beyond
+    those of that page count only where the configuration sets them.
+    """
+    low, why = _lower_end(comparison, arm, gate)
+    base, student = comparison.arms.get(baseline), comparison.arms.get(arm)
+    terms = _Terms(baseline, arm, expected, gate)
+    rules = _rules(terms, base, student, low, why)
+    chance = settle = None
+    unsettled = "an arm is missing"
+    if baseline in comparison.cases and arm in comparison.cases:
+        level = gate.confidence or comparison.bootstrap.confidence
+        lacking = gate.confidence is not None and low is None
+        chance = 0.0 if lacking else _pass_chance(terms, comparison, level)
+        one, two = pair_scores(comparison.cases[arm], comparison.cases[baseline])
+        settle, unsettled = cases_to_settle(one, two, gate.min_ratio, level)
+    passed = all(rule.passed for rule in rules)
+    return Verdict(arm, passed, rules, chance, settle, unsettled)
+
+
+def to_json(verdicts: Iterable[Verdict], owed: int) -> list[dict[str, Any]]:
+    """Verdicts as JSON values; without a word while outcomes are `owed`."""
+    return [
+        asdict(verdict) | {"verdict": NOT_FINISHED if owed else verdict.word}
+        for verdict in verdicts
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What is judged, apart from the numbers."""
+
+    baseline: str
+    arm: str
+    expected: int
+    gate: GateConfig
+
+
+def _rules(
+    terms: _Terms, base: Summary | None, student: Summary | None, low: float | None, why: str = ""
+) -> tuple[Rule, ...]:
+    """Every rule that is in force; `low` is the lower end of the ratio's interval."""
+    gate, arm, baseline = terms.gate, terms.arm, terms.baseline
+    ratio, mean = f"mean of {arm} / mean of {baseline}", base.mean if base else None
+    least = gate.min_valid_rate
+    rules = [
+        _answered(baseline, base, terms.expected),
+        _answered(arm, student, terms.expected),
+        _at_least(
+            "valid_rate", baseline, f"valid rate of {baseline}", _rate(base), gate.min_valid_rate
+        ),
+        _at_least("valid_rate", arm, f"valid rate of {arm}", _rate(student), least),
+        _at_least("baseline_mean", baseline, f"mean of {baseline}", mean, gate.min_baseline_mean),
+        _at_least("ratio", arm, ratio, _ratio(base, student), gate.min_ratio),
+    ]
+    if gate.confidence is not None:
+        name = f"ratio of means of {arm}, lower end at {gate.confidence:g}"
+        rule = _at_least("ratio_low", arm, name, low, gate.min_ratio)
+        rules.append(replace(rule, reason=why) if why else rule)
+    return (*rules, *_extra_rules(terms, base, student))
+
+
+def _extra_rules(terms: _Terms, base: Summary | None, student: Summary | None) -> list[Rule]:
+    """The rules that are off unless the configuration sets them."""
+    gate, arm = terms.gate, terms.arm
+    mean, std, least = (student.mean, student.std, student.min) if student else (None, None, None)
+    apart = _distance(base, student)
+    far = f"mean of {arm} apart from {terms.baseline}"
+    rules: tuple[tuple[_Make, Kind, str, float | None, float | None], ...] = (
+        (_at_least, "student_mean", f"mean of {arm}", mean, gate.min_student_mean),
+        (_at_most, "student_std", f"std of {arm}", std, gate.max_student_std),
+        (_at_least, "lowest_case", f"lowest valid case of {arm}", least, gate.min_case_score),
+        (_at_most, "distance", far, apart, gate.max_abs_difference),
+    )
+    return [
+        make(kind, arm, name, value, threshold)
+        for make, kind, name, value, threshold in rules
+        if threshold is not None
+    ]
+
+
+def _lower_end(comparison: Comparison, arm: str, gate: GateConfig) -> tuple[float | None, str]:
+    """The lower end of the ratio's interval, and why there is none."""
+    paired = comparison.students.get(arm)
+    if paired is None:
+        return None, NO_NUMBER
+    if gate.confidence not in (None, paired.ratio.confidence):
+        return None, f"the interval was made at {paired.ratio.confidence:g}"
+    return paired.ratio.low, "" if paired.ratio.low is not None else paired.ratio.reason
+
+
+def _pass_chance(terms: _Terms, comparison: Comparison, confidence: float) -> float | None:
+    draws = passed = 0
+    for base, student, low in resample(comparison, terms.arm, terms.baseline, confidence):
+        draws += 1
+        passed += all(rule.passed for rule in _rules(terms, base, student, low))
+    return passed / draws if draws else None
+
+
+def _answered(arm: str, summary: Summary | None, expected: int) -> Rule:
+    """Every case must have an answer: a gap in the data is no reason to pass."""
+    answered = summary.total - summary.errors if summary else 0
+    name = f"cases of {arm} with an answer"
+    rule = _at_least("answered", arm, name, answered / max(expected, 1), 1.0)
+    if rule.passed:
+        return rule
+    return replace(rule, reason=f"{expected - answered} of {expected} have no answer to judge")
+
+
+def _at_least(kind: Kind, arm: str, name: str, value: float | None, threshold: float) -> Rule:
+    if value is None:
+        return Rule(kind, arm, name, None, threshold, None, False, NO_NUMBER)
+    passed = value >= threshold - TOLERANCE
+    reason = "" if passed else f"{value:.6g} is below {threshold:.6g}"
+    return Rule(kind, arm, name, value, threshold, value - threshold, passed, reason)
+
+
+def _at_most(kind: Kind, arm: str, name: str, value: float | None, threshold: float) -> Rule:
+    if value is None:
+        return Rule(kind, arm, name, None, threshold, None, False, NO_NUMBER, "at most")
+    passed = value <= threshold + TOLERANCE
+    reason = "" if passed else f"{value:.6g} is above {threshold:.6g}"
+    return Rule(kind, arm, name, value, threshold, threshold - value, passed, reason, "at most")
+
+
+def _rate(summary: Summary | None) -> float | None:
+    return summary.valid_rate if summary and summary.total else None
+
+
+def _ratio(base: Summary | None, student: Summary | None) -> float | None:
+    if base is None or student is None or student.mean is None or not base.mean:
+        return None
+    return student.mean / base.mean
+
+
+def _distance(base: Summary | None, student: Summary | None) -> float | None:
+    if base is None or student is None or student.mean is None or base.mean is None:
+        return None
+    return abs(student.mean - base.mean)

@@ -1,0 +1,223 @@
+"""Student against baseline over the same cases: difference, ratio, wins, and tests."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from vllm_eval.compare.intervals import Bootstrap, Interval, make_interval
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+SAME = 1e-9
+"""Scores closer than this are a tie, however their last bits were rounded."""
+MAX_EXACT_PAIRS = 500
+"""Above it the signed-rank test uses its normal approximation, which is then as good."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaseScore:
+    """One case in one arm, its samples aggregated."""
+
+    samples: int
+    valid: int
+    """Samples that kept the contract."""
+    errors: int
+    """Samples without an answer: our failure, not the model's."""
+    score: float | None
+    """Mean score of the valid samples; None where there is none, or one's is not known."""
+    squares: float
+    """Sum of squared distances of the valid samples' scores from their mean."""
+
+    @property
+    def share(self) -> float:
+        """Share of the samples that kept the contract: the case's validity."""
+        return self.valid / self.samples
+
+    @property
+    def scored(self) -> bool:
+        """Whether all is known that a score takes; a case without a valid sample has 0."""
+        return self.score is not None or self.valid == 0
+
+    @property
+    def score_all(self) -> float:
+        """Mean score of all samples, a failed one counted as 0."""
+        return 0.0 if self.score is None else self.score * self.share
+
+
+@dataclass(frozen=True, slots=True)
+class Significance:
+    """A test of whether two arms differ at all; two-sided."""
+
+    name: str
+    p: float
+    """1 where nothing differs."""
+    method: Literal["exact", "normal approximation"]
+    cases: int
+    """Cases in which the arms differ: the only ones that say anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """One student against the baseline.
+
+    Scores are compared over the cases with a valid answer in both arms: a failed case enters
+    neither `difference` nor `ratio`, so that a student cannot gain by failing where the task is
+    hard. Failures enter `validity`, and `ratio_all`, which counts each as 0.
+    """
+
+    baseline: str
+    cases: int
+    """Cases that both arms were asked."""
+    pairs: int
+    """Of those, cases with a valid answer in both arms."""
+    difference: Interval
+    """Of the means, student less baseline, over the pairs."""
+    ratio: Interval
+    """Of the means, student to baseline, over the pairs."""
+    ratio_all: Interval
+    """The same over all cases, a failed answer counted as 0."""
+    wins: int
+    """Pairs in which the student scores higher."""
+    losses: int
+    ties: int
+    scores: Significance
+    """On the scores of the pairs."""
+    gained: int
+    """Cases whose answers the student keeps valid more often than the baseline."""
+    lost: int
+    """Cases whose answers the baseline keeps valid more often than the student."""
+    validity: Significance
+    """On gained and lost; cases without an answer in one of the arms are left out."""
+
+
+def pair_scores(
+    student: Mapping[str, CaseScore], base: Mapping[str, CaseScore]
+) -> tuple[list[float], list[float]]:
+    """The scores of the cases, by id, that have a valid answer in both arms."""
+    one, two = [], []
+    for case in sorted(student):  # in the order of their ids: a run's own order is chance
+        mine, theirs = student[case], base.get(case)
+        if theirs is not None and mine.score is not None and theirs.score is not None:
+            one.append(mine.score)
+            two.append(theirs.score)
+    return one, two
+
+
+def compare_cases(
+    student: Mapping[str, CaseScore],
+    base: Mapping[str, CaseScore],
+    baseline: str,
+    bootstrap: Bootstrap,
+) -> Paired:
+    """Hold one student against the baseline, case by case. Defined for no case at all too."""
+    common = sorted(case for case in student if case in base)
+    one, two = pair_scores(student, base)
+    distances = [mine - theirs for mine, theirs in zip(one, two, strict=True)]
+    wins, losses = sum(d > SAME for d in distances), sum(d < -SAME for d in distances)
+    answered = [c for c in common if not student[c].errors and not base[c].errors]
+    shares = [student[case].share - base[case].share for case in answered]
+    gained, lost = sum(s > SAME for s in shares), sum(s < -SAME for s in shares)
+    scored = [c for c in common if student[c].scored and base[c].scored]
+    everything = [student[c].score_all for c in scored], [base[c].score_all for c in scored]
+    return Paired(
+        baseline=baseline,
+        cases=len(common),
+        pairs=len(one),
+        difference=make_interval(one, two, "difference", bootstrap),
+        ratio=make_interval(one, two, "ratio", bootstrap),
+        ratio_all=make_interval(*everything, "ratio", bootstrap),
+        wins=wins,
+        losses=losses,
+        ties=len(distances) - wins - losses,
+        scores=signed_rank(distances),
+        gained=gained,
+        lost=lost,
+        validity=mcnemar(gained, lost),
+    )
+
+
+def signed_rank(distances: Sequence[float]) -> Significance:
+    """Wilcoxon's signed-rank test; pairs without a difference say nothing and are left out.
+
+    Exact up to `MAX_EXACT_PAIRS`, with ties too: the distribution of the rank sum over all
+    signs, given the mid-ranks at hand. Source: Wilcoxon 1945; Pratt & Gibbons, Concepts of
+    Nonparametric Theory, 1981, chapter 3, for ties.
+    """
+    from scipy import stats
+
+    name = "Wilcoxon signed-rank"
+    # Rounded, so that equal distances stay equal when their last bits differ.
+    apart = [round(d, 9) for d in distances if abs(d) > SAME]
+    if not apart:
+        return Significance(name, 1.0, "exact", 0)
+    if len(apart) > MAX_EXACT_PAIRS:
+        p = float(stats.wilcoxon(apart).pvalue)
+        return Significance(name, p, "normal approximation", len(apart))
+    ranks = stats.rankdata([abs(d) for d in apart])
+    above = sum(rank for rank, d in zip(ranks, apart, strict=True) if d > 0)
+    return Significance(name, _exact_p(ranks, float(above)), "exact", len(apart))
+
+
+def _exact_p(ranks: Any, above: float) -> float:
+    """How probable a rank sum as far from its mean as `above` is where all signs are chance."""
+    import numpy as np
+
+    doubled = np.rint(2 * ranks).astype(int)  # mid-ranks are halves
+    chances = np.zeros(doubled.sum() + 1)
+    chances[0] = 1.0
+    for rank in doubled:
+        shifted = np.zeros_like(chances)
+        shifted[rank:] = chances[:-rank]
+        chances = (chances + shifted) / 2
+    seen = round(2 * above)
+    extreme = min(seen, int(doubled.sum()) - seen)
+    return min(1.0, 2 * float(chances[: extreme + 1].sum()))
+
+
+def mcnemar(gained: int, lost: int) -> Significance:
+    """Exact test on the cases that only one arm keeps valid.
+
+    With several samples a case it is the sign test on the shares of valid samples, which is
+    the same thing for one. Source: McNemar 1947; exact as a binomial of one half.
+    """
+    from scipy.stats import binomtest
+
+    cases = gained + lost
+    p = float(binomtest(gained, cases, 0.5).pvalue) if cases else 1.0
+    return Significance("exact McNemar", p, "exact", cases)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The same p-values, corrected for there being several. Source: Holm 1979."""
+    corrected = [1.0] * len(p_values)
+    largest = 0.0
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    for place, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - place) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def cases_to_settle(
+    student: Sequence[float], base: Sequence[float], ratio: float, confidence: float
+) -> tuple[int | None, str]:
+    """About how many pairs put the interval of the ratio of means wholly on one side of `ratio`.
+
+    For spread and distance as seen in these pairs: the mean of student - ratio * baseline must
+    be z standard errors from 0 (Fieller 1954). Rough by nature, since both are estimates; None
+    with a reason where there is no such number.
+    """
+    from scipy.stats import norm
+
+    if len(student) < 2:
+        return None, "fewer than two pairs of cases show no spread"
+    rests = [mine - ratio * theirs for mine, theirs in zip(student, base, strict=True)]
+    mean = math.fsum(rests) / len(rests)
+    variance = math.fsum((rest - mean) ** 2 for rest in rests) / (len(rests) - 1)
+    if abs(mean) <= SAME:
+        return None, "the ratio lies on its threshold"
+    z = float(norm.ppf((1 + confidence) / 2))
+    return max(2, math.ceil(variance * (z / mean) ** 2)), ""

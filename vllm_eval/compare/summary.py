@@ -1,0 +1,249 @@
+"""From outcomes to the numbers per arm and tier that the gate and the report stand on."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vllm_eval.compare.intervals import Bootstrap
+from vllm_eval.compare.paired import CaseScore, Paired, compare_cases, holm
+from vllm_eval.records import BASELINE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from vllm_eval.records import Outcome
+
+NO_TIER = "-"
+CORRECTION = "Holm 1979"
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One arm, or one tier of it. Scores are None where no answer kept the contract.
+
+    Counts are of answers: as many as cases, times the samples of each. Shares and scores are
+    taken per case first (a case's score is the mean of its valid samples, its validity their
+    share), then over the cases.
+    """
+
+    total: int
+    valid: int
+    failed: int
+    """Every answer that is not valid, whatever the cause."""
+    errors: int
+    """Of those, the missing answers: our failure, not the model's."""
+    first_valid: int
+    """Answers whose first attempt already kept the contract."""
+    valid_rate: float
+    first_valid_rate: float
+    mean: float | None
+    """Over the cases with a valid answer, as are std (population), min and max."""
+    std: float | None
+    min: float | None
+    max: float | None
+    mean_all: float | None
+    """Over all cases, a failed answer counted as 0, one of unknown score left out."""
+    attempts: int
+    cases: int
+    within_std: float | None
+    """Spread of the answers to one and the same case; None with one sample a case."""
+    between_std: float | None
+    """Spread of the cases, what comes from `within_std` taken out; None with one sample a case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A student's place among the students."""
+
+    rank: int
+    arm: str
+    mean: float | None
+    p: float
+    """Of the test on its scores against the baseline's."""
+    p_corrected: float
+    """The same, corrected for the number of students."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All arms side by side."""
+
+    arms: Mapping[str, Summary]
+    tiers: Mapping[str, Mapping[str, Summary]]
+    """By arm, then by tier; a missing tier is called `-`."""
+    reasons: Mapping[str, Mapping[str, int]]
+    """By arm: final reasons and their counts, most frequent first."""
+    students: Mapping[str, Paired] = field(default_factory=dict)
+    """By arm: each against the baseline."""
+    ranking: tuple[Ranked, ...] = ()
+    """The students by mean, best first; one without a mean comes last."""
+    cases: Mapping[str, Mapping[str, CaseScore]] = field(default_factory=dict)
+    """By arm, then by case."""
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+
+
+def compare_arms(
+    outcomes: Sequence[Outcome],
+    arms: Sequence[str],
+    baseline: str = BASELINE,
+    bootstrap: Bootstrap | None = None,
+) -> Comparison:
+    """Summarise every arm of `arms`, also one without any outcome, and hold them together.
+
+    Args:
+        outcomes: of all arms, in any order.
+        arms: the arms wanted.
+        baseline: the arm that every other one is held against.
+        bootstrap: confidence, resamples and seed of the intervals.
+    """
+    bootstrap = bootstrap or Bootstrap()
+    by_arm = {arm: [o for o in outcomes if o.arm == arm] for arm in arms}
+    summaries = {arm: summarise(rows) for arm, rows in by_arm.items()}
+    by_case = {arm: _by_case(rows) for arm, rows in by_arm.items()}
+    students = {
+        arm: compare_cases(by_case[arm], by_case[baseline], baseline, bootstrap)
+        for arm in arms
+        if baseline in by_case and arm != baseline
+    }
+    return Comparison(
+        arms=summaries,
+        tiers={
+            arm: {tier: summarise(part) for tier, part in sorted(_by_tier(rows).items())}
+            for arm, rows in by_arm.items()
+        },
+        reasons={arm: _reasons(rows) for arm, rows in by_arm.items()},
+        students=students,
+        ranking=_rank(summaries, students),
+        cases=by_case,
+        bootstrap=bootstrap,
+    )
+
+
+def summarise(outcomes: Sequence[Outcome]) -> Summary:
+    """Counts and score statistics of some outcomes of one arm; defined for none of them too.
+
+    Source: `product_owner.md`, "Aggregates and gate".
+    """
+    cases = _by_case(outcomes)
+    scores = [case.score for case in cases.values() if case.score is not None]
+    first: dict[str, list[bool]] = {}
+    for outcome in outcomes:
+        first.setdefault(outcome.concept_id, []).append(outcome.first_valid)
+    total, valid = len(outcomes), sum(case.valid for case in cases.values())
+    within, between = _spreads(list(cases.values()))
+    return Summary(
+        total=total,
+        valid=valid,
+        failed=total - valid,
+        errors=sum(case.errors for case in cases.values()),
+        first_valid=sum(o.first_valid for o in outcomes),
+        valid_rate=_mean([case.share for case in cases.values()]) or 0.0,
+        first_valid_rate=_mean([sum(row) / len(row) for row in first.values()]) or 0.0,
+        mean=_mean(scores),
+        std=statistics.pstdev(scores) if scores else None,
+        min=min(scores, default=None),
+        max=max(scores, default=None),
+        mean_all=_mean([case.score_all for case in cases.values() if case.scored]),
+        attempts=sum(o.attempts for o in outcomes),
+        cases=len(cases),
+        within_std=within,
+        between_std=between,
+    )
+
+
+def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
+    """The comparison as JSON values, without the single cases."""
+    return {
+        "arms": {arm: asdict(summary) for arm, summary in comparison.arms.items()},
+        "tiers": {
+            arm: {tier: asdict(part) for tier, part in tiers.items()}
+            for arm, tiers in comparison.tiers.items()
+        },
+        "reasons": {arm: dict(counts) for arm, counts in comparison.reasons.items()},
+        "students": {arm: asdict(paired) for arm, paired in comparison.students.items()},
+        "ranking": {
+            "by": "mean",
+            "correction": CORRECTION,
+            "students": [asdict(ranked) for ranked in comparison.ranking],
+        },
+        "bootstrap": asdict(comparison.bootstrap),
+    }
+
+
+def _by_case(outcomes: Iterable[Outcome]) -> dict[str, CaseScore]:
+    """Each case's samples become one score and one share."""
+    samples: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        samples.setdefault(outcome.concept_id, []).append(outcome)
+    return {case: _aggregate(rows) for case, rows in samples.items()}
+
+
+def _aggregate(rows: Sequence[Outcome]) -> CaseScore:
+    """A case with a valid sample whose score is not known has no score."""
+    valid = [o.score for o in rows if o.status == "success"]
+    known = [score for score in valid if score is not None]
+    scores = known if len(known) == len(valid) else []
+    mean = _mean(scores)
+    return CaseScore(
+        samples=len(rows),
+        valid=len(valid),
+        errors=sum(o.status == "error" for o in rows),
+        score=mean,
+        squares=math.fsum((score - (mean or 0.0)) ** 2 for score in scores),
+    )
+
+
+def _spreads(cases: Sequence[CaseScore]) -> tuple[float | None, float | None]:
+    """Standard deviations within and between cases, each free of the other.
+
+    Source: Searle, Casella & McCulloch, Variance Components, 1992, section 3.6 (one-way random
+    model, here with unweighted means, since cases may have unequally many valid samples).
+    """
+    if all(case.samples == 1 for case in cases):
+        return None, None
+    valid = [(case.score, case.valid) for case in cases if case.score is not None]
+    free = sum(count - 1 for _, count in valid)
+    if not free:
+        return None, None
+    within = math.fsum(case.squares for case in cases) / free
+    if len(valid) < 2:
+        return math.sqrt(within), None
+    means = statistics.variance([score for score, _ in valid])
+    noise = within * math.fsum(1 / count for _, count in valid) / len(valid)
+    return math.sqrt(within), math.sqrt(max(0.0, means - noise))
+
+
+def _rank(summaries: Mapping[str, Summary], students: Mapping[str, Paired]) -> tuple[Ranked, ...]:
+    """Students by mean; equal means keep the order given."""
+
+    def place(arm: str) -> float:
+        mean = summaries[arm].mean
+        return math.inf if mean is None else -mean
+
+    corrected = dict(zip(students, holm([s.scores.p for s in students.values()]), strict=True))
+    return tuple(
+        Ranked(rank, arm, summaries[arm].mean, students[arm].scores.p, corrected[arm])
+        for rank, arm in enumerate(sorted(students, key=place), start=1)
+    )
+
+
+def _by_tier(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
+    tiers: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        tiers.setdefault(outcome.tier or NO_TIER, []).append(outcome)
+    return tiers
+
+
+def _reasons(outcomes: Iterable[Outcome]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for outcome in outcomes:
+        if outcome.reason is not None:
+            counts[outcome.reason] = counts.get(outcome.reason, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _mean(numbers: Sequence[float]) -> float | None:
+    return statistics.fmean(numbers) if numbers else None

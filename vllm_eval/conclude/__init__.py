@@ -1,0 +1,1 @@
+"""From a journal to result files: one pass, one record."""

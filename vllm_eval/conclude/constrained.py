@@ -1,0 +1,139 @@
+"""Each arm answering freely against the same arm held to the task's grammar."""
+
+from __future__ import annotations
+
+import statistics
+from array import array
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from vllm_eval.compare.paired import compare_cases
+from vllm_eval.compare.summary import compare_arms
+from vllm_eval.records import BASELINE, CONSTRAINED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from vllm_eval.compare.intervals import Bootstrap
+    from vllm_eval.compare.paired import Paired
+    from vllm_eval.compare.summary import Comparison, Summary
+    from vllm_eval.records import Attempt, Outcome
+
+NOTE = (
+    "free and constrained answers share each step of the engine, so that the masks' cost slows "
+    "both: for the cost hold a run with `constrain: only` against one with `constrain: none`"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One arm, free or constrained."""
+
+    arm: str
+    summary: Summary
+    truncated: int
+    """Answers of which the last attempt was cut at the token limit."""
+    attempts: int
+    output_tokens: int
+    """Of all attempts."""
+    tokens_per_attempt: float | None
+    """Mean; None without an attempt."""
+    tokens_per_s: float | None
+    """Of one answer while it is written, median over the attempts; None where none was timed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One arm both ways."""
+
+    free: Side
+    constrained: Side
+    paired: Paired
+    """The constrained answers against the free ones, case by case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constrained:
+    """What constrained decoding does; without arms where no run had both ways."""
+
+    mode: Literal["none", "beside", "only"]
+    """`only`: every figure of the run is of constrained answers."""
+    arms: Mapping[str, Variant] = field(default_factory=dict)
+    """By the free arm."""
+    students: Mapping[str, Paired] = field(default_factory=dict)
+    """By the free student: constrained, against the constrained baseline."""
+    note: str = NOTE
+
+
+@dataclass(slots=True)
+class _Counts:
+    attempts: int = 0
+    output_tokens: int = 0
+    speeds: array[float] = field(default_factory=lambda: array("d"))
+    truncated: int = 0
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts the attempts of each arm on their way to somebody else."""
+
+    arms: dict[str, _Counts] = field(default_factory=dict)
+
+    def watch(self, attempts: Iterable[Attempt]) -> Iterator[Attempt]:
+        """The same attempts."""
+        for attempt in attempts:
+            counts = self.arms.setdefault(attempt.arm, _Counts())
+            counts.attempts += 1
+            counts.output_tokens += attempt.output_tokens
+            counts.truncated += attempt.final and attempt.truncated
+            decoding = attempt.total_s - attempt.ttft_s
+            if attempt.output_tokens > 1 and decoding > 0:
+                counts.speeds.append((attempt.output_tokens - 1) / decoding)
+            yield attempt
+
+
+def compare_constrained(
+    mode: Literal["none", "beside", "only"],
+    outcomes: Sequence[Outcome],
+    free: Comparison,
+    tally: Tally,
+    bootstrap: Bootstrap,
+) -> Constrained:
+    """Hold every arm of `free` against its constrained variant, where the run has variants.
+
+    Args:
+        mode: as configured.
+        outcomes: of all arms.
+        free: of the arms themselves.
+        tally: has seen every attempt.
+        bootstrap: of the intervals.
+    """
+    if mode != "beside":
+        return Constrained(mode)
+    names = [arm + CONSTRAINED for arm in free.arms]
+    held = compare_arms(outcomes, names, BASELINE + CONSTRAINED, bootstrap)
+    return Constrained(
+        mode,
+        arms={
+            arm: Variant(
+                _side(arm, free, tally),
+                _side(arm + CONSTRAINED, held, tally),
+                compare_cases(held.cases[arm + CONSTRAINED], free.cases[arm], arm, bootstrap),
+            )
+            for arm in free.arms
+        },
+        students={name.removesuffix(CONSTRAINED): pair for name, pair in held.students.items()},
+    )
+
+
+def _side(arm: str, comparison: Comparison, tally: Tally) -> Side:
+    counts = tally.arms.get(arm, _Counts())
+    return Side(
+        arm=arm,
+        summary=comparison.arms[arm],
+        truncated=counts.truncated,
+        attempts=counts.attempts,
+        output_tokens=counts.output_tokens,
+        tokens_per_attempt=counts.output_tokens / counts.attempts if counts.attempts else None,
+        tokens_per_s=statistics.median(counts.speeds) if counts.speeds else None,
+    )

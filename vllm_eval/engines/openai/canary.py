@@ -1,0 +1,202 @@
+"""The canary of `engines.canary`, asked of a server over the wire.
+
+Nothing can be put into one batch from outside. So while every adapter is kept at work on a long
+answer, all arms are asked: the base's rows are then computed beside an adapter's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vllm_eval.engines import canary
+from vllm_eval.engines.openai import wire
+from vllm_eval.engines.openai.wire import PLAIN_SAMPLING, FaultError, faults, fields, held_to
+from vllm_eval.errors import EngineError
+from vllm_eval.records import BASELINE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+
+    from openai import AsyncOpenAI
+
+    from vllm_eval.config.settings import Config
+
+    Rows = list[dict[int, float]]
+
+_T = TypeVar("_T")
+
+LOG_PROBABILITIES = (canary.TOP_TOKENS, 5)
+"""How many of the likeliest tokens a server is asked for: vLLM's limit, then OpenAI's."""
+TEXT_TOKENS = 32
+"""Length of the canary's answers where a server gives no log probabilities."""
+COMPANION_TOKENS = 1024
+CONSTRAINT_WORD = "quokka"
+CONSTRAINT = 'root ::= "{word}"'
+"""A grammar of one word that no model would say here of its own accord."""
+TOKEN_PREFIX = "token_id:"  # noqa: S105  vLLM's spelling of a token by its number
+
+
+@dataclass(frozen=True, slots=True)
+class Prover:
+    """Asks one server the canary's texts."""
+
+    client: AsyncOpenAI
+    config: Config
+    models: Mapping[str, str]
+    vllm: bool
+
+    async def prove(self) -> str:
+        """Ask the base alone, then all arms while every adapter is at work; says by what.
+
+        Raises:
+            EngineError: an arm does not answer from its own weights.
+            FaultError: the server could not be asked.
+        """
+        await self._texts(self.models[BASELINE], canary.TEXTS[:1])  # the run's own way is open
+        if len(self.models) == 1:
+            return "no adapter to tell from the base"
+        most, alone = await self._find_way(self.models[BASELINE])
+        async with contextlib.AsyncExitStack() as stack:
+            students = (model for arm, model in self.models.items() if arm != BASELINE)
+            for model in students:
+                await stack.enter_async_context(self._companion(model))
+            asked = [partial(self._rows, model, most) for model in self.models.values()]
+            rows = await _together(asked)
+        canary.prove(alone, dict(zip(self.models, rows, strict=True)))
+        return f"log probabilities of {most} tokens" if most else "texts"
+
+    async def prove_constraint(self, grammar: str) -> None:
+        """See that answers are held to a grammar: a server that knows none may just ignore it.
+
+        Args:
+            grammar: the task's own; it must be taken at all.
+
+        Raises:
+            EngineError: a grammar is refused, or changes nothing.
+            FaultError: the server could not be asked.
+        """
+        base = self.models[BASELINE]
+        word = await self._held(base, CONSTRAINT.format(word=CONSTRAINT_WORD))
+        if word.strip() != CONSTRAINT_WORD:
+            msg = f"it ignores `structured_outputs`: held to one word, it says {word[:60]!r}"
+            raise EngineError(f"{self.client.base_url}: {msg}; serve with vLLM 0.19.1 or later")
+        await self._held(base, grammar)
+
+    async def _held(self, model: str, grammar: str) -> str:
+        update = {"temperature": 0.0, "max_new_tokens": TEXT_TOKENS, "ignore_eos": False}
+        config = self.config.model_copy(update=update)
+        body = fields(config, model, canary.TEXTS[-1], 0, vllm=self.vllm)
+        body["extra_body"] |= held_to(grammar)
+        try:
+            return (await wire.ask(self.client, config, body)).text
+        except FaultError as fault:
+            if fault.kind != "refused":
+                raise
+            msg = f"{self.client.base_url}: refuses a grammar (`constrain`): {fault.words}"
+            raise EngineError(msg) from fault
+
+    async def _find_way(self, model: str) -> tuple[int, Rows]:
+        """How many log probabilities the server gives, 0 for none; and the first rows."""
+        for most in LOG_PROBABILITIES:
+            try:
+                rows = await self._rows(model, most)
+            except FaultError as fault:
+                if fault.kind not in ("refused", "missing"):
+                    raise
+            else:
+                if all(rows):
+                    return most, rows
+        return 0, await self._rows(model, 0)
+
+    async def _rows(self, model: str, most: int) -> Rows:
+        """For each text the likeliest next tokens; or, for lack of them, the answer as one."""
+        if most == 0:
+            return [{hash(text): 0.0} for text in await self._texts(model, canary.TEXTS)]
+        # A salt of its own: a row that found its prompt cached would be another shape.
+        extra = {"return_tokens_as_token_ids": True, "cache_salt": uuid.uuid4().hex}
+        body: dict[str, Any] = {
+            "model": model,
+            "prompt": list(canary.TEXTS),
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "logprobs": most,
+        }
+        if self.vllm:
+            body |= extra | PLAIN_SAMPLING
+        with faults():
+            answer = await self.client.post("/completions", body=body, cast_to=object)
+        return _read_rows(answer)
+
+    async def _texts(self, model: str, texts: Sequence[str]) -> list[str]:
+        update = {"temperature": 0.0, "max_new_tokens": TEXT_TOKENS, "ignore_eos": False}
+        config = self.config.model_copy(update=update)
+        bodies = (fields(config, model, text, 0, vllm=self.vllm) for text in texts)
+        asked = [partial(wire.ask, self.client, config, body) for body in bodies]
+        return [answer.text for answer in await _together(asked)]
+
+    @contextlib.asynccontextmanager
+    async def _companion(self, model: str) -> AsyncIterator[None]:
+        """Keep the server busy with one long answer: whoever is asked now shares its batch."""
+        update = {"temperature": 1.0, "max_new_tokens": COMPANION_TOKENS, "ignore_eos": False}
+        config = self.config.model_copy(update=update)
+        body = fields(config, model, canary.TEXTS[0], 0, vllm=self.vllm)
+        if self.vllm:
+            body["extra_body"]["ignore_eos"] = True
+        begun = asyncio.Event()
+
+        task = asyncio.create_task(wire.ask(self.client, config, body, begun.set))
+        try:
+            first = asyncio.create_task(begun.wait())
+            await asyncio.wait((task, first), return_when=asyncio.FIRST_COMPLETED)
+            first.cancel()
+            if task.done():
+                task.result()
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def _together(asked: Sequence[Callable[[], Coroutine[Any, Any, _T]]]) -> list[_T]:
+    """All at a time, or one after the other where that is too much for the server."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(ask()) for ask in asked]
+    except BaseExceptionGroup as failed:
+        fault = failed.exceptions[0]
+        if not isinstance(fault, FaultError) or fault.kind != "busy":
+            raise fault from None
+    else:
+        return [task.result() for task in tasks]
+    return [await ask() for ask in asked]
+
+
+def _read_rows(answer: object) -> Rows:
+    """For each text the likeliest next tokens; an empty row where none are given."""
+    given = answer.get("choices") if isinstance(answer, dict) else None
+    choices = {}
+    for choice in given if isinstance(given, list) else ():
+        if not isinstance(choice, dict) or type(choice.get("index")) is not int:
+            raise FaultError("failed", "the answer to several prompts is none of this protocol")
+        choices[choice["index"]] = choice.get("logprobs")
+    if sorted(choices) != list(range(len(canary.TEXTS))):
+        raise FaultError("refused", "several prompts in one request are not answered")
+    rows = (choices[number] for number in sorted(choices))
+    return [_distribution(row.get("top_logprobs") if isinstance(row, dict) else ()) for row in rows]
+
+
+def _distribution(logprobs: object) -> dict[int, float]:
+    """Log probability by token; a token spelled as text counts by its text."""
+    found = {}
+    first = logprobs[0] if isinstance(logprobs, list) and logprobs else None
+    for token, value in (first if isinstance(first, dict) else {}).items():
+        number = token.removeprefix(TOKEN_PREFIX)
+        named = number != token and number.isdecimal()
+        if isinstance(value, float):
+            found[int(number[:20]) if named else hash(token)] = value
+    return found

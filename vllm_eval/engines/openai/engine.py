@@ -1,0 +1,241 @@
+"""Arms as model names on running servers with OpenAI's API, as `vllm serve` has it.
+
+One thread holds an event loop with the official client; this object hands requests over and takes
+completions from a queue. A server that is gone for a while costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import queue
+import threading
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vllm_eval.engines.openai.server import FIRST_LIMIT, Done, Server
+from vllm_eval.engines.openai.start import HOPELESS, root_of
+from vllm_eval.engines.openai.traffic import Traffic
+from vllm_eval.engines.openai.wire import NO_KEY, FaultError, api_key, faults
+from vllm_eval.errors import ConfigError, EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Mapping, Sequence
+    from pathlib import Path
+
+    from openai import AsyncOpenAI
+
+    from vllm_eval.config.settings import Config
+    from vllm_eval.records import Arm, Completion, Request
+
+_T = TypeVar("_T")
+
+CONNECT_S = 10.0
+COUNT_S = 10.0
+"""Longest wait for a server to count a prompt's tokens; it is asked anyway where it does not."""
+BYTES_PER_TOKEN = 2
+"""Fewer than text has: a prompt that fits by this measure is not counted beforehand."""
+STOP_S = 10.0
+
+
+class OpenAIEngine:
+    """Servers that have proved their arms, and the thread that talks to them."""
+
+    def __init__(self, config: Config, arms: Sequence[Arm], log: Path) -> None:
+        """Connect to nothing yet; `open` is the way to get a working one."""
+        self._config = config
+        self._log = log
+        self._finished: queue.SimpleQueue[Done | BaseException] = queue.SimpleQueue()
+        self._open = 0
+        self._prompts: dict[str, str] = {}
+        self._arms = frozenset(arm.name for arm in arms)
+        self._refused: dict[int, dict[str, str]] = {}
+        """Why, by arm: models may have room for more or less."""
+        self._count = functools.lru_cache(maxsize=512)(self._count_tokens)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="openai", daemon=True)
+        self._thread.start()
+        servers = [
+            Server(url, client, float(FIRST_LIMIT))
+            for url in config.base_url
+            for client in [connect(config, url)]
+        ]
+        self._traffic = Traffic(config, arms, servers, self._finished.put, self._note)
+
+    @classmethod
+    def open(cls, config: Config, arms: Sequence[Arm], log: Path) -> OpenAIEngine:
+        """Find the servers, and have the arms prove themselves on each.
+
+        Raises:
+            EngineError: no server answers in time, or one serves something else.
+            ConfigError: no server is configured.
+        """
+        if not config.base_url:
+            msg = "base_url: the openai engine needs one; give --base-url http://HOST:8000/v1"
+            raise ConfigError(msg)
+        try:
+            import openai  # noqa: F401  a clear word before a thread is started
+        except ImportError as error:
+            msg = f"the openai engine needs a library: {error}; pip install 'vllm_eval[openai]'"
+            raise EngineError(msg) from error
+        engine = cls(config, arms, log)
+        try:
+            engine._wait_for(engine._traffic.start())
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+    @property
+    def capacity(self) -> int:
+        """What the servers take at the moment; it follows their limits."""
+        return self._traffic.capacity
+
+    @property
+    def about(self) -> Mapping[str, str | int]:
+        """Servers' own account of themselves, and what had to be sent again so far."""
+        served = [server.served for server in self._traffic.servers if server.served]
+        counts = self._traffic.counts
+        sizes = [one.max_model_len for one in served if one.max_model_len]
+        begun = self._traffic.begun
+        models = begun.models if begun else {}
+        return {
+            "engine": "openai",
+            "vllm": (begun and begun.vllm) or "unknown",
+            "quantization": "unknown",  # no server tells
+            "models": ", ".join(f"{arm}={model}" for arm, model in models.items()),
+            "max_model_len": min(sizes, default=0),
+            "servers": len(self._traffic.servers),
+            "canary": ", ".join(sorted({one.canary for one in served})),
+            "sent_again": counts.total,
+            "sent_again_busy": counts.busy,
+            "sent_again_failed": counts.failed + counts.forbidden,
+            "sent_again_timeout": counts.timeout,
+            "sent_again_lost": counts.lost + counts.unreachable + counts.missing,
+        }
+
+    def refusal(self, prompt: str) -> str | None:
+        """A prompt must leave room for the whole answer: vLLM would cut the answer in silence.
+
+        Only a prompt that may be too long is counted, by the server. What servers have refused
+        for its length with every arm is refused here from then on.
+        """
+        if not prompt:
+            return "the prompt is empty"
+        refused = self._refused.get(hash(prompt), {})
+        if refused.keys() == self._arms:
+            return next(iter(refused.values()))
+        answer = self._config.max_new_tokens
+        served = next((s.served for s in self._traffic.servers if s.served), None)
+        limit = served.max_model_len if served and served.vllm else None
+        if limit is None or len(prompt.encode("utf-8", "replace")) / BYTES_PER_TOKEN < (
+            limit - answer
+        ):
+            return None
+        try:
+            tokens = self._count(prompt)
+        except (FaultError, TimeoutError):
+            return None  # it is asked again, should the prompt come again
+        if tokens + answer <= limit:
+            return None
+        return (
+            f"the prompt's {tokens} tokens and {answer} for the answer exceed the server's "
+            f"max_model_len {limit}; raise its --max-model-len or lower --max-new-tokens"
+        )
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests; each goes to the server with the most room."""
+        self._open += len(requests)
+        self._prompts |= {request.id: request.prompt for request in requests}
+        self._loop.call_soon_threadsafe(self._traffic.submit, list(requests))
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is in flight."""
+        return self._open > 0
+
+    def poll(self, timeout: float | None = None) -> list[Completion]:
+        """Wait until at least one request has finished, or the time is up."""
+        end = None if timeout is None else time.monotonic() + timeout
+        finished: list[Completion] = []
+        while self.busy:
+            left = None if end is None else max(0.0, end - time.monotonic())
+            try:
+                item = self._finished.get(timeout=0.0 if finished else left)
+            except queue.Empty:
+                break
+            if isinstance(item, BaseException):
+                if finished:  # what has finished is handed out first
+                    self._finished.put(item)
+                    break
+                raise item
+            finished.append(self._take(item))
+        return finished
+
+    def close(self) -> None:
+        """End what is under way, which servers notice by the closed connection."""
+        if not self._thread.is_alive():
+            return
+        try:
+            with contextlib.suppress(TimeoutError):  # what hangs goes down with the loop
+                self._wait_for(self._traffic.stop(), STOP_S)
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(STOP_S)
+            if not self._thread.is_alive():
+                self._loop.close()
+
+    def _take(self, done: Done) -> Completion:
+        self._open -= 1
+        prompt = self._prompts.pop(done.completion.request_id)
+        if done.too_long and done.completion.error is not None:
+            self._refused.setdefault(hash(prompt), {})[done.arm] = done.completion.error
+        return done.completion
+
+    def _count_tokens(self, prompt: str) -> int:
+        """A prompt's tokens by the first server in service; 0 where it does not count.
+
+        Raises:
+            FaultError, TimeoutError: it does not tell now.
+        """
+        server = next((s for s in self._traffic.servers if s.served), None)
+        if server is None or server.served is None:
+            raise FaultError("unreachable", "no server is in service")
+        model = server.served.models["baseline"]
+        asked = _count(server.client, model, prompt, self._config.prompt_format)
+        try:
+            return self._wait_for(asyncio.wait_for(asked, COUNT_S))
+        except FaultError as fault:
+            if fault.kind in HOPELESS:
+                return 0
+            raise
+
+    def _wait_for(self, work: Coroutine[Any, Any, _T], timeout: float | None = None) -> _T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)
+
+    def _note(self, text: str) -> None:
+        stamp = datetime.now().astimezone().isoformat(timespec="milliseconds")
+        with self._log.open("a", encoding="utf-8") as file:
+            file.write(f"{stamp} {text}\n")
+
+
+def connect(config: Config, url: str) -> AsyncOpenAI:
+    """A client of one server that does not retry by itself: what is sent again is counted here."""
+    from openai import AsyncOpenAI, Timeout
+
+    timeout = Timeout(config.request_timeout_s, connect=min(CONNECT_S, config.request_timeout_s))
+    return AsyncOpenAI(base_url=url, api_key=api_key() or NO_KEY, max_retries=0, timeout=timeout)
+
+
+async def _count(client: AsyncOpenAI, model: str, prompt: str, prompt_format: str) -> int:
+    asked: dict[str, Any] = {"prompt": prompt}
+    if prompt_format == "chat":
+        asked = {"messages": [{"role": "user", "content": prompt}]}
+    with faults():
+        answer = await client.post(
+            f"{root_of(client)}/tokenize", body={"model": model} | asked, cast_to=object
+        )
+    count = answer.get("count") if isinstance(answer, dict) else None
+    return count if type(count) is int else 0

@@ -1,0 +1,221 @@
+"""What a server serves, and the proof that it serves it: asked at start and after every loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vllm_eval.engines.openai.canary import Prover
+from vllm_eval.engines.openai.wire import FaultError, faults
+from vllm_eval.errors import EngineError
+from vllm_eval.records import BASELINE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from openai import AsyncOpenAI
+
+    from vllm_eval.config.settings import Config
+    from vllm_eval.records import Arm
+
+HOPELESS = ("forbidden", "missing", "refused")
+"""Faults that waiting does not mend, where a server has not yet proved anything."""
+HINTS = {
+    "forbidden": "; set VLLM_API_KEY or OPENAI_API_KEY",
+    "missing": "; is it the address of an OpenAI-compatible API, as http://HOST:8000/v1?",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What one server said of itself and has proved."""
+
+    models: Mapping[str, str]
+    """Name of the model of each arm."""
+    vllm: str | None
+    """Release of vLLM; None where the server is another one or does not tell."""
+    max_model_len: int | None
+    canary: str
+    """What the arms were proved by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One model of a server's list."""
+
+    parent: str | None
+    """The base of an adapter, where the server tells."""
+    max_model_len: int | None
+
+
+async def prepare(client: AsyncOpenAI, config: Config, arms: Sequence[Arm]) -> Served:
+    """Find the arms' models, load the adapters that are missing, have the arms prove themselves.
+
+    Raises:
+        FaultError: the server could not be asked now.
+        EngineError: it does not serve the arms, or not as it says.
+    """
+    listed = await list_models(client)
+    absent = missing_arms(listed, config, arms)
+    if absent and config.load_adapters:
+        for arm in absent:
+            await _load(client, _model(config, arm.name), _path_of(arm, config, arms))
+        listed = await list_models(client)
+    models = name_models(listed, config, arms, str(client.base_url))
+    version = await _version(client)
+    prover = Prover(client, config, models, vllm=version is not None)
+    proved_by = await prover.prove()
+    if grammar := next((arm.grammar for arm in arms if arm.grammar), None):
+        await prover.prove_constraint(grammar)
+    lengths = [entry.max_model_len for entry in listed.values() if entry.max_model_len]
+    named = models | {arm.name: models[arm.model] for arm in arms}
+    return Served(named, version, min(lengths, default=None), proved_by)
+
+
+def hold_to(begun: Served, served: Served, url: str) -> None:
+    """See that a server may join a run that another one, or itself before, has begun.
+
+    Raises:
+        EngineError: it serves other models or is of another release.
+    """
+    if (served.vllm, served.models) != (begun.vllm, begun.models):
+        msg = (
+            f"{url}: serves {dict(served.models)} with vLLM {served.vllm}, the run was begun with "
+            f"{dict(begun.models)} and {begun.vllm}; serve one, or start a new run"
+        )
+        raise EngineError(msg)
+
+
+async def list_models(client: AsyncOpenAI) -> dict[str, Listed]:
+    """The models of a server by name.
+
+    Raises:
+        FaultError: it could not be asked.
+    """
+    with faults():
+        page = await client.get("/models", cast_to=object)
+    return read_models(page)
+
+
+def read_models(page: object) -> dict[str, Listed]:
+    """A server's list of models, as it is or as the client hands it over.
+
+    Raises:
+        FaultError: it is none.
+    """
+    given = page.to_dict(mode="python", warnings=False) if hasattr(page, "to_dict") else page
+    data = given.get("data") if isinstance(given, dict) else None
+    if not isinstance(data, list):
+        raise FaultError("missing", "the list of models is none")
+    found = {}
+    for model in data:
+        name = model.get("id") if isinstance(model, dict) else None
+        if not isinstance(name, str):
+            raise FaultError("failed", "the list of models holds what is no model")
+        parent, length = model.get("parent"), model.get("max_model_len")
+        found[name] = Listed(
+            parent if isinstance(parent, str) else None, length if type(length) is int else None
+        )
+    return found
+
+
+def missing_arms(listed: Mapping[str, Listed], config: Config, arms: Sequence[Arm]) -> list[Arm]:
+    """The students whose models a server does not list."""
+    return [
+        arm
+        for arm in arms
+        if arm.variant_of is None
+        and arm.name != BASELINE
+        and _model(config, arm.name) not in listed
+    ]
+
+
+def name_models(
+    listed: Mapping[str, Listed], config: Config, arms: Sequence[Arm], url: str
+) -> dict[str, str]:
+    """The model of each free arm: as configured, else by the arm's name, else as the list tells.
+
+    Raises:
+        EngineError: one is not listed, or it cannot be told which is the base.
+    """
+    models = dict.fromkeys(arm.model for arm in arms)
+    names = {name: _model(config, name) for name in models if name != BASELINE}
+    for arm, model in names.items():
+        if model not in listed:
+            msg = (
+                f"{url}: serves no model {model!r} (it lists {', '.join(listed) or 'none'}); start "
+                f"it with --lora-modules {model}=PATH, give -c served_models.{arm}=NAME, or "
+                "--load-adapters where the server allows it"
+            )
+            raise EngineError(msg)
+    base = config.served_models.get(BASELINE) or _find_base(listed, config, set(names.values()))
+    if base is None or base not in listed:
+        msg = (
+            f"{url}: which of {', '.join(listed) or 'no models'} is the bare base "
+            f"{'cannot be told' if base is None else f'was configured as {base!r}'}; "
+            f"give -c served_models.{BASELINE}=NAME"
+        )
+        raise EngineError(msg)
+    return {BASELINE: base} | names
+
+
+def _find_base(listed: Mapping[str, Listed], config: Config, students: set[str]) -> str | None:
+    parents = {listed[model].parent for model in students} - {None}
+    if len(parents) == 1 and (parent := parents.pop()) in listed:
+        return parent
+    if config.base_model in listed:
+        return config.base_model
+    bare = [name for name, entry in listed.items() if name not in students and not entry.parent]
+    if BASELINE in bare:
+        return BASELINE
+    return bare[0] if len(bare) == 1 else None
+
+
+def _model(config: Config, arm: str) -> str:
+    return config.served_models.get(arm, arm)
+
+
+def _path_of(arm: Arm, config: Config, arms: Sequence[Arm]) -> str:
+    """Where the server finds an adapter: the folder read here, else what was given, as it is."""
+    if arm.adapter is not None:
+        return str(arm.adapter.path)
+    return config.adapters[[other.name for other in arms].index(arm.name) - 1]
+
+
+async def _load(client: AsyncOpenAI, model: str, path: str) -> None:
+    body = {"lora_name": model, "lora_path": path}
+    try:
+        with faults():
+            await client.post("/load_lora_adapter", body=body, cast_to=object)
+    except FaultError as fault:
+        if fault.kind == "missing":
+            what = (
+                "it loads no adapters at run time; start it with "
+                f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, or with --lora-modules {model}={path}"
+            )
+        elif fault.kind == "refused" and "already been loaded" in fault.words:
+            return  # by somebody else, just now
+        elif fault.kind in ("refused", "failed"):
+            what = f"cannot load {path}: {fault.words}"
+        else:
+            raise
+        msg = f"{client.base_url}: adapter {model!r}: {what}"
+        raise EngineError(msg) from fault
+
+
+async def _version(client: AsyncOpenAI) -> str | None:
+    """The release of vLLM, whose `/version` lies beside `/v1`."""
+    try:
+        with faults():
+            answer = await client.get(f"{root_of(client)}/version", cast_to=object)
+    except FaultError as fault:
+        if fault.kind in HOPELESS:
+            return None
+        raise  # a guess would decide what vLLM is sent, and so what it answers
+    version = answer.get("version") if isinstance(answer, dict) else None
+    return version[:100] if isinstance(version, str) else None
+
+
+def root_of(client: AsyncOpenAI) -> str:
+    """The server's address without `/v1`: vLLM's own routes lie there."""
+    return str(client.base_url).rstrip("/").removesuffix("/v1")

@@ -1,0 +1,311 @@
+"""Which server gets which request, how many at a time, and what happens when one fails.
+
+Each server has a limit of its own that follows what it can take (`openai_limits`). Everything here
+runs in one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vllm_eval.engines.openai import wire
+from vllm_eval.engines.openai.server import (
+    FIRST_LIMIT,
+    Counts,
+    Done,
+    Job,
+    blame,
+    choose,
+    complete,
+    count_failure,
+    cut,
+    grow,
+    pause,
+)
+from vllm_eval.engines.openai.start import HINTS, HOPELESS, hold_to, prepare
+from vllm_eval.engines.openai.wire import FaultError, fields, held_to
+from vllm_eval.errors import EngineDiedError, EngineError
+from vllm_eval.records import Completion
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+    from typing import Any
+
+    from vllm_eval.config.settings import Config
+    from vllm_eval.engines.openai.server import Server
+    from vllm_eval.engines.openai.start import Served
+    from vllm_eval.records import Arm, Request
+
+PROVE_S = 120.0
+"""Longest wait for a server that is to prove its arms."""
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Requests waiting for a server, and those on their way."""
+
+    config: Config
+    arms: Sequence[Arm]
+    servers: list[Server]
+    done: Callable[[Done | BaseException], None]
+    """Takes what is finished, or the error that ends everything."""
+    note: Callable[[str], None]
+    """Writes a line to the log."""
+    counts: Counts = field(default_factory=Counts)
+    waiting: deque[Job] = field(default_factory=deque)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    silent_since: float | None = None
+    """Since when nothing has come back but failures."""
+    vouching: bool = False
+    """Whether a server in service is proving itself, because of failures."""
+    dead: bool = False
+    begun: Served | None = None
+    """What the first server proved; one of another release or with other models may not join."""
+
+    async def start(self) -> None:
+        """Wait until one server has proved its arms; the others join when they have.
+
+        Raises:
+            EngineError: one serves something else, or none answers for as long as patience lasts.
+        """
+        end, tries = time.monotonic() + self.config.server_patience_s, 0
+        while True:
+            tried = await asyncio.gather(*map(self._prove, self.servers), return_exceptions=True)
+            for server, error in zip(self.servers, tried, strict=True):
+                if isinstance(error, FaultError) and error.kind in HOPELESS:
+                    msg = f"{server.url}: {error.words}{HINTS.get(error.kind, '')}"
+                    raise EngineError(msg) from error
+                if error is not None and not isinstance(error, FaultError):
+                    raise error
+            if None in tried:
+                break
+            tries += 1
+            if time.monotonic() > end:
+                patience = f"{self.config.server_patience_s:g} s"
+                named = "; ".join(f"{s.url}: {e}" for s, e in zip(self.servers, tried, strict=True))
+                msg = f"no server has answered for {patience} (server_patience_s): {named}"
+                raise EngineError(msg)
+            await asyncio.sleep(pause(tries))
+        for server in self.servers:
+            if server.served is None:
+                self._spawn(self._revive(server))
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests."""
+        now = time.monotonic()
+        self.waiting.extend(Job(request, now) for request in requests)
+        self._dispatch()
+
+    @property
+    def capacity(self) -> int:
+        """What all servers may be given now, and one more each to be there when a place is free."""
+        limits = (int(s.limit) + 1 for s in self.servers if s.served is not None)
+        return max(2, sum(limits))
+
+    async def stop(self) -> None:
+        """End everything under way and close the connections."""
+        self.dead = True
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        for server in self.servers:
+            await server.client.close()
+        await asyncio.get_running_loop().shutdown_asyncgens()
+        await asyncio.sleep(0)  # a closed connection is let go in the loop's next turn
+
+    def _dispatch(self) -> None:
+        """Give what waits to the servers with room, the least loaded one first."""
+        now = time.monotonic()
+        while self.waiting and not self.dead:
+            server = choose(self.servers, now)
+            if server is None or server.served is None:
+                return
+            server.in_flight += 1
+            self._spawn(self._answer(self.waiting.popleft(), server, server.served))
+
+    async def _answer(self, job: Job, server: Server, served: Served) -> None:
+        began, request, vllm = time.monotonic(), job.request, served.vllm is not None
+        model = served.models[request.arm]
+        body = fields(self.config, model, request.prompt, request.seed, vllm=vllm)
+        grammar = next(arm.grammar for arm in self.arms if arm.name == request.arm)
+        body["extra_body"] |= held_to(grammar)
+        heard = self._heard if job.tries == 0 else lambda: None
+        try:
+            answer = await wire.ask(server.client, self.config, body, heard)
+            self._succeeded(server)
+            self.done(complete(job, began, answer, self.config))
+        except FaultError as fault:
+            self._failed(job, server, fault, began)
+        finally:
+            server.in_flight -= 1
+            self._dispatch()
+
+    def _succeeded(self, server: Server) -> None:
+        server.failures, server.answered_at = 0, time.monotonic()
+        self.silent_since = None
+        grow(server, self.config.max_concurrency)
+
+    def _heard(self) -> None:
+        """A first try's answer has begun. A later one's is no sign: it may break off every time."""
+        self.silent_since = None
+
+    def _failed(self, job: Job, server: Server, fault: FaultError, began: float) -> None:
+        """Decide what a failure means for the request, for the server and for everything."""
+        if fault.kind == "refused":
+            self._give_up(job, f"the server refuses it: {fault.words}", too_long=fault.too_long)
+            return
+        if fault.kind == "forbidden" and fault.code != 403:
+            self._die(EngineError(f"{server.url}: {fault.words}; its key is no longer taken"))
+            return
+        setattr(self.counts, fault.kind, getattr(self.counts, fault.kind) + 1)
+        job.tries += 1
+        now, patience = time.monotonic(), self.config.server_patience_s
+        if why := blame(job, server, fault, now, patience):
+            self.note(f"{server.url}: {job.request.id}: {why}: {fault.words}")
+            self._give_up(job, f"{why}: {fault.words}")
+            return
+        # One that answers is left as it is: it is only asked for less.
+        silent = server.limit < 2 or server.answered_at < server.cut_at
+        if fault.kind in ("busy", "timeout"):
+            self._cut(server, fault, began, now)
+        if fault.kind != "busy" or silent:
+            seconds = count_failure(server, began, now)
+            self._leave_alone(server, now, seconds)
+        if fault.kind in ("unreachable", "missing"):
+            self._take_out(server, fault)
+        if (self._silent_too_long() or fault.kind == "forbidden") and server.served is not None:
+            self._have_vouched(server)
+        self._again(job, server, fault, now)
+
+    def _give_up(self, job: Job, words: str, *, too_long: bool = False) -> None:
+        completion = Completion(job.request.id, error=words)
+        self.done(Done(completion, job.request.arm, too_long))
+
+    def _again(self, job: Job, server: Server, fault: FaultError, now: float) -> None:
+        """Put a request back; at once where only another server or a pause is needed."""
+        loop = asyncio.get_running_loop()
+        if fault.wait_s is not None:
+            # Some say 0, which would have them asked again as fast as they can say it.
+            rest = min(max(fault.wait_s, pause(1)), self.config.server_patience_s)
+            self._leave_alone(server, now, rest)
+        if fault.wait_s is not None or server.served is None:
+            self.waiting.appendleft(job)
+            self._dispatch()
+        else:
+            loop.call_later(pause(job.tries), self._rejoin, job)
+
+    def _rejoin(self, job: Job) -> None:
+        self.waiting.appendleft(job)  # it is the oldest
+        self._dispatch()
+
+    def _cut(self, server: Server, fault: FaultError, began: float, now: float) -> None:
+        before = server.limit
+        if cut(server, began, now):
+            self.note(f"{server.url}: {fault.words}; limit {before:.0f} -> {server.limit:.0f}")
+
+    def _leave_alone(self, server: Server, now: float, seconds: float) -> None:
+        if seconds <= 0:
+            return
+        server.free_at = max(server.free_at, now + seconds)
+        asyncio.get_running_loop().call_later(seconds + 0.001, self._dispatch)
+
+    def _take_out(self, server: Server, fault: FaultError) -> None:
+        if server.served is None:
+            return
+        self.note(f"{server.url}: out of service: {fault.words}")
+        server.served = None
+        self._spawn(self._revive(server))
+
+    async def _revive(self, server: Server) -> None:
+        """Try a server again until it proves its arms anew; it then begins with a small limit."""
+        tries = 0
+        while not self.dead:
+            tries += 1
+            await asyncio.sleep(pause(tries))
+            try:
+                await self._prove(server)
+            except FaultError as fault:
+                if self._silent_too_long():
+                    other = next((s for s in self.servers if s.served is not None), None)
+                    if other is None:
+                        self._die_of_silence(server, fault)
+                        return
+                    self._have_vouched(other)
+            except EngineError as error:
+                self._die(error)
+                return
+            else:
+                self._dispatch()
+                return
+
+    def _have_vouched(self, server: Server) -> None:
+        if not self.vouching:
+            self.vouching = True
+            self._spawn(self._vouch(server))
+
+    async def _vouch(self, server: Server) -> None:
+        """Before failures end everything: whether a server that is in service is well."""
+        try:
+            await self._asked_for_proof(server)
+        except FaultError as fault:
+            if fault.kind == "forbidden":
+                self._die(EngineError(f"{server.url}: {fault.words}; its key is no longer taken"))
+            elif self._silent_too_long():
+                self._die_of_silence(server, fault)
+        except EngineError as error:
+            self._die(error)
+        else:
+            if self._silent_too_long():
+                server.vouched_at, self.silent_since = time.monotonic(), None
+            self.note(f"{server.url}: failures, but it has proved its arms again")
+        finally:
+            self.vouching = False
+
+    async def _prove(self, server: Server) -> None:
+        """Have a server prove its arms, and take it into service with a small limit."""
+        served = await self._asked_for_proof(server)
+        server.limit = min(float(FIRST_LIMIT), float(self.config.max_concurrency))
+        server.climbing, server.failures, server.served = True, 0, served
+        named = ", ".join(f"{arm}: {model}" for arm, model in served.models.items())
+        self.note(f"{server.url}: in service, vLLM {served.vllm}, {named}; by {served.canary}")
+
+    async def _asked_for_proof(self, server: Server) -> Served:
+        seconds = min(PROVE_S, self.config.request_timeout_s)
+        config = self.config.model_copy(update={"request_timeout_s": seconds})
+        served = await prepare(server.client.with_options(timeout=seconds), config, self.arms)
+        self.begun = self.begun or served
+        hold_to(self.begun, served, server.url)
+        server.proved_at = time.monotonic()
+        return served
+
+    def _silent_too_long(self) -> bool:
+        """Note a failure; whether there have only been such for longer than is put up with."""
+        now = time.monotonic()
+        if self.silent_since is None:
+            self.silent_since = now
+        return now - self.silent_since >= self.config.server_patience_s
+
+    def _die_of_silence(self, server: Server, fault: FaultError) -> None:
+        patience = f"{self.config.server_patience_s:g} s (server_patience_s)"
+        last = f"{server.url}: {fault.words}{HINTS.get(fault.kind, '')}"
+        self._die(EngineDiedError(f"the engine died: no answer for {patience}, at last {last}"))
+
+    def _die(self, error: BaseException) -> None:
+        if not self.dead:
+            self.dead = True
+            self.note(str(error))
+            self.done(error)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (defect := task.exception()) is not None:
+            self._die(defect)  # ours: it must not pass for a silent server

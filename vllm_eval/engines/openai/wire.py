@@ -1,0 +1,312 @@
+"""One request on the wire: how the stream is read, and what can go wrong.
+
+The stream is read line by line below the official client's own reader, which makes a record of
+every chunk and so takes 0.25 ms of the driver's time for each token, eight times as much.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import importlib
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+
+    from openai import APIStatusError, AsyncOpenAI
+
+    from vllm_eval.config.settings import Config
+
+PLAIN_SAMPLING = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+"""What vLLM takes from the model's generation_config.json where a request does not say it."""
+
+
+KEYS = ("VLLM_API_KEY", "OPENAI_API_KEY")
+"""Variables the API key is taken from, the first that is set; it is never stored."""
+NO_KEY = "EMPTY"
+"""What the client sends where there is none: it insists on one."""
+Kind = Literal[
+    "busy", "failed", "timeout", "lost", "unreachable", "missing", "forbidden", "refused"
+]
+"""Of a fault. `busy`: ask for less; `missing`: no such model; `refused`: it would only come again.
+"""
+CHARACTERS_PER_TOKEN = 200
+"""More than any token has: a server that sends more does not keep to `max_tokens`."""
+LONGEST_LINE = 4 * 2**20
+WORDS = 400
+"""Characters kept of a server's message."""
+REASON = 100
+"""Characters kept of the word an answer ended with."""
+END_S = 1.0
+"""How long a body may go on after `[DONE]`; a connection whose body has ended is used again."""
+TOO_LONG = ("context length", "max_model_len", "too long", "leave room for")
+
+
+class FaultError(Exception):
+    """A request came to nothing; never leaves the engine."""
+
+    def __init__(
+        self, kind: Kind, words: str, wait_s: float | None = None, code: int | None = None
+    ) -> None:
+        """`wait_s`: how long the server asks to be left alone; `code`: the HTTP status, if any."""
+        super().__init__(words)
+        self.kind = kind
+        self.words = words
+        self.wait_s = wait_s
+        self.code = code
+
+    @property
+    def too_long(self) -> bool:
+        """Whether the server refuses the prompt for its length, and would do so again."""
+        named = self.code in (400, 422) and any(words in self.words for words in TOO_LONG)
+        return named or self.code == 413
+
+
+@dataclass(slots=True)
+class Answer:
+    """What has arrived of one answer; times are of `time.monotonic`."""
+
+    parts: list[str] = field(default_factory=list)
+    characters: int = 0
+    """Of the text, and of reasoning, which is not kept."""
+    chunks: int = 0
+    finish_reason: str | None = None
+    usage: dict[str, Any] = field(default_factory=dict)
+    """The server's count of tokens; empty where it gives none."""
+    first_at: float = 0.0
+    last_at: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return "".join(self.parts)
+
+    def tokens(self, kind: str) -> int:
+        """`prompt` or `completion` tokens as counted by the server; 0 where it does not."""
+        return _whole(self.usage.get(f"{kind}_tokens"))
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens from the prefix cache, where the server tells."""
+        details = self.usage.get("prompt_tokens_details")
+        return _whole(details.get("cached_tokens")) if isinstance(details, dict) else 0
+
+
+async def ask(
+    client: AsyncOpenAI,
+    config: Config,
+    body: dict[str, Any],
+    heard: Callable[[], None] = lambda: None,
+) -> Answer:
+    """Send one request and read its answer to the end; `heard` is called when it begins.
+
+    Raises:
+        FaultError: there is no whole answer.
+    """
+    calls: Any = client.completions if config.prompt_format == "raw" else client.chat.completions
+    answer = Answer()
+    with faults():
+        async with (
+            # Bytes alone are no sign of life: a gateway may send pings for ever.
+            asyncio.timeout(config.request_timeout_s) as patience,
+            calls.with_streaming_response.create(**body) as response,
+            contextlib.aclosing(_lines(response.iter_bytes())) as lines,
+        ):
+            async for line in lines:
+                if not line.startswith(b"data:"):
+                    continue
+                if (data := line[5:].strip()) == b"[DONE]":
+                    break
+                seen = (answer.last_at, answer.usage)
+                _read_event(answer, data)
+                if answer.characters > CHARACTERS_PER_TOKEN * body["max_tokens"]:
+                    raise FaultError("refused", "the server sends more than max_tokens allow")
+                if seen[0] == 0.0 < answer.last_at:
+                    heard()
+                if seen != (answer.last_at, answer.usage):
+                    now = asyncio.get_running_loop().time()
+                    patience.reschedule(now + config.request_timeout_s)
+            patience.reschedule(None)
+            await _end(lines)
+    if answer.finish_reason in (None, "abort", "error"):  # as servers end that are shut down
+        raise FaultError("lost", "the stream ended before the answer did")
+    return answer
+
+
+def api_key() -> str | None:
+    """The key of the environment; no configuration may hold one, since it is stored."""
+    return next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
+
+
+@contextlib.contextmanager
+def faults() -> Iterator[None]:
+    """Whatever the client or the library below it raises becomes a `FaultError`."""
+    import openai
+
+    try:
+        yield
+    except openai.APIStatusError as error:
+        raise _of_status(error.status_code, error.message, _retry_after(error)) from error
+    except openai.APITimeoutError as error:
+        kind: Kind = "unreachable" if _connecting(error) else "timeout"
+        raise FaultError(kind, "no answer in time") from error
+    except openai.APIConnectionError as error:
+        kind = "unreachable" if _connecting(error) else "lost"
+        raise FaultError(kind, _words(error.__cause__ or error)) from error
+    except openai.OpenAIError as error:
+        raise FaultError("failed", _words(error)) from error
+    except json.JSONDecodeError as error:  # the client lets it out where a body is none
+        raise FaultError("failed", f"what is answered is no JSON: {_words(error)}") from error
+    except TimeoutError as error:
+        raise FaultError("timeout", "no answer in time") from error
+    except _transport_errors() as error:
+        kind = "timeout" if "Timeout" in type(error).__name__ else "lost"
+        raise FaultError(kind, _words(error)) from error
+
+
+def _read_event(answer: Answer, data: bytes) -> None:
+    """Add one event; what is no event of this protocol is the server's failure."""
+    try:
+        event = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise FaultError("failed", "the stream holds what is no JSON") from error
+    if not isinstance(event, dict):
+        raise FaultError("failed", "the stream holds what is no event")
+    if fault := event.get("error"):
+        code = fault.get("code") if isinstance(fault, dict) else None
+        words = fault.get("message") if isinstance(fault, dict) else fault
+        raise _of_status(code if isinstance(code, int) else 500, str(words), None)
+    if isinstance(usage := event.get("usage"), dict):
+        answer.usage = usage
+    choices = event.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        return
+    _read_choice(answer, choices[0])
+
+
+def _read_choice(answer: Answer, choice: dict[str, Any]) -> None:
+    delta = choice.get("delta")
+    said = delta if isinstance(delta, dict) else {}
+    text = said.get("content") if delta is not None else choice.get("text")
+    thought = said.get("reasoning_content") or said.get("reasoning")
+    reason = choice.get("finish_reason")
+    if isinstance(reason, str):
+        answer.finish_reason = reason[:REASON]
+    if isinstance(text, str) and text:
+        answer.parts.append(text)
+        answer.characters += len(text)
+        answer.chunks += 1
+    if isinstance(thought, str):
+        answer.characters += len(thought)
+    if text or reason or thought:
+        answer.last_at = time.monotonic()
+    if text or reason:
+        answer.first_at = answer.first_at or answer.last_at
+
+
+async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """Lines of a stream; one without an end would fill the memory."""
+    held: list[bytes] = []
+    size = 0
+    async for chunk in chunks:
+        first, *more = chunk.split(b"\n")
+        held.append(first)
+        size += len(first)
+        for begun in more:
+            yield b"".join(held)
+            held, size = [begun], len(begun)
+        if size > LONGEST_LINE:
+            raise FaultError("refused", f"the server sends lines above {LONGEST_LINE} bytes")
+    yield b"".join(held)
+
+
+async def _end(lines: AsyncIterator[bytes]) -> None:
+    """Let the body end; the answer is there, whatever becomes of the rest."""
+    with contextlib.suppress(TimeoutError, FaultError, *_transport_errors()):
+        async with asyncio.timeout(END_S):
+            async for _ in lines:
+                pass
+
+
+def _of_status(code: int, message: str, wait_s: float | None) -> FaultError:
+    words = f"{code}: {_without_key(message)}"
+    named: dict[int, Kind] = {401: "forbidden", 403: "forbidden", 404: "missing", 429: "busy"}
+    named |= {503: "busy", 408: "failed", 409: "failed", 425: "failed"}
+    kind = named.get(code, "refused" if 400 <= code < 500 else "failed")
+    return FaultError(kind, words, wait_s, code)
+
+
+def _retry_after(error: APIStatusError) -> float | None:
+    """Seconds to wait; the form with a date is rare, and waiting on our own schedule does."""
+    text = error.response.headers.get("retry-after", "")
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < 1e6 else None
+
+
+def _connecting(error: Exception) -> bool:
+    return "Connect" in type(error.__cause__).__name__
+
+
+def _words(error: BaseException) -> str:
+    return _without_key(str(error)) or type(error).__name__
+
+
+def _without_key(text: str) -> str:
+    """A server's words as they may be stored: some repeat the key they refuse."""
+    words = " ".join(text.split())
+    return (words.replace(key, "***") if (key := api_key()) else words)[:WORDS]
+
+
+def _whole(value: object) -> int:
+    return value if type(value) is int and 0 <= value < 2**53 else 0
+
+
+@functools.cache
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """Of the HTTP library below the client, which comes out of a stream as it is.
+
+    Which library that is depends on the client's release.
+    """
+    found: list[type[Exception]] = []
+    for name in ("httpx", "httpx2"):
+        with contextlib.suppress(ImportError):
+            found.append(importlib.import_module(name).HTTPError)
+    return tuple(found)
+
+
+def held_to(grammar: str | None) -> dict[str, Any]:
+    """What has vLLM hold an answer to a grammar, in the body; nothing without one."""
+    return {"structured_outputs": {"grammar": grammar}} if grammar else {}
+
+
+def fields(config: Config, model: str, prompt: str, seed: int, *, vllm: bool) -> dict[str, Any]:
+    """A request's body as keywords of the client's `create`."""
+    extra: dict[str, Any] = dict(PLAIN_SAMPLING) if vllm else {}
+    if config.ignore_eos and vllm:
+        extra |= {"ignore_eos": True, "min_tokens": config.max_new_tokens}
+    asked: dict[str, Any] = (
+        {"prompt": prompt}
+        if config.prompt_format == "raw"
+        else {"messages": [{"role": "user", "content": prompt}]}
+    )
+    return asked | {
+        "model": model,
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "max_tokens": config.max_new_tokens,
+        "seed": seed,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "extra_body": extra,
+    }

@@ -1,0 +1,304 @@
+"""Replicas of the vLLM engine as actors of a Ray cluster, behind the face of one engine.
+
+Ray places the actors, starts them again where it has room, and says which are lost. What is left
+for the driver is to know which requests each replica holds: those of a lost one go to the others.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vllm_eval.engines.log import OutputToFile
+from vllm_eval.engines.ray.replica import Order, Replica, Started
+from vllm_eval.engines.ray.seats import Seat, counter, environment, room, share_out, unlike
+from vllm_eval.engines.tokens import too_long
+from vllm_eval.errors import EngineDiedError, EngineError, EvalError
+from vllm_eval.preflight.demand import needs_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from vllm_eval.config.settings import Config
+    from vllm_eval.records import Arm, Completion, Request
+
+WORK_S = 0.1
+"""Longest call of a replica; requests handed to it meanwhile wait for its end."""
+CLOSE_S = 15.0
+"""How long replicas may take to end the processes of their engines before they are killed."""
+LOCAL = "local"
+"""Ray's word for a cluster of this machine alone, started now."""
+
+
+class RayEngine:
+    """All replicas of a run, and the requests that none of them has yet."""
+
+    def __init__(self, order: Order, output: OutputToFile, *, ours: bool) -> None:
+        """Take over a connection to Ray; `ours` where the cluster was started for this."""
+        self._order = order
+        self._config = order.config
+        self._output = output
+        self._ours = ours
+        self._seats: list[Seat] = []
+        self._queue: deque[Request] = deque()
+        self._first: Started | None = None
+        self._lost = 0
+        self._seen = time.monotonic()
+        """When a replica was last open."""
+        self._count: Callable[[str], int] | None = None
+        self._open = True
+
+    @classmethod
+    def open(
+        cls, config: Config, arms: Sequence[Arm], base_model: str | None, log: Path, life: int = 0
+    ) -> RayEngine:
+        """Connect, place the replicas and wait for the first of them; others join when ready.
+
+        Raises:
+            EngineError: Ray is missing, no cluster answers, no node has room, or every replica
+                failed to start.
+            ConfigError: an option of the engine does not exist.
+            InputError: the tokenizer cannot be read here.
+        """
+        for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+            os.environ.setdefault(name, "0")
+        output = OutputToFile(log)
+        engine = None
+        try:
+            order = Order(config, tuple(arms), base_model, log.absolute(), life)
+            engine = cls(order, output, ours=_connect(config))
+            engine._place()
+            engine._await_first()
+        except BaseException:
+            engine.close() if engine else output.restore()
+            raise
+        return engine
+
+    @property
+    def capacity(self) -> int:
+        """Room of all open replicas; never none, or an evaluation would think itself done."""
+        return max(1, sum(seat.started.capacity for seat in self._seats if seat.started))
+
+    @property
+    def about(self) -> Mapping[str, str | int]:
+        """What the first replica says of itself, and how many there are."""
+        import ray
+
+        own = self._first.about if self._first else {}
+        counts = {"replicas": len(self._seats), "replicas_lost": self._lost}
+        return {**own, "engine": "ray", "replica": own["engine"], "ray": ray.__version__, **counts}
+
+    def refusal(self, prompt: str) -> str | None:
+        """Counted here by the same tokenizer: asking a replica would cost a call a prompt."""
+        limit = self._first.about.get("max_model_len") if self._first else None
+        if self._count is None or not isinstance(limit, int):
+            return None
+        return too_long(self._count(prompt), self._config.max_new_tokens, limit)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Hand requests to the replicas that have room; the others wait here."""
+        self._queue.extend(requests)
+        self._hand_out()
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is in flight."""
+        return bool(self._queue) or any(seat.held for seat in self._seats)
+
+    def poll(self, timeout: float | None = None) -> list[Completion]:
+        """Wait for any replica; calls that came back are renewed at once."""
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        finished: list[Completion] = []
+        while self.busy and not finished:
+            self._hand_out()
+            left = max(0.0, end - time.monotonic())
+            back = self._wait(min(left, 1.0))
+            for seat in back:
+                finished += self._take(seat)
+            self._hold_patience()
+            if not back and left == 0.0:
+                break
+        self._hand_out()
+        return finished
+
+    def close(self) -> None:
+        """End the replicas and their engines, and the cluster where it was started for this."""
+        import ray
+
+        if not self._open:
+            return
+        self._open = False
+        try:
+            # Killed at once, an actor would leave its engine's own processes behind.
+            ending = [seat.actor.close.remote() for seat in self._seats if seat.started]
+            if ending:
+                ray.wait(ending, num_returns=len(ending), timeout=CLOSE_S)
+            for seat in self._seats:
+                ray.kill(seat.actor)
+            self._seats.clear()
+            self._queue.clear()
+        finally:
+            if self._ours:
+                ray.shutdown()
+            self._output.restore()
+
+    def _place(self) -> None:
+        """Ask Ray for the actors, and have each open its engine as soon as it is somewhere."""
+        import ray
+
+        gpus, fit = room(ray.nodes(), needs_of(self._config).gpus)
+        if not (self._config.replicas or fit):
+            msg = f"ray: no node of the cluster has {gpus} GPUs and a CPU for a replica"
+            raise EngineError(f"{msg}; see ray status")
+        actor = ray.remote(Replica).options(
+            num_cpus=1,
+            num_gpus=gpus,  # of one node: an actor is never spread over several
+            max_restarts=self._config.max_engine_restarts,
+            scheduling_strategy="SPREAD",
+            runtime_env={"env_vars": environment(self._config)},
+        )
+        for number in range(self._config.replicas or fit):
+            seat = Seat(number, actor.remote())
+            self._seats.append(seat)
+            self._start(seat)
+        placed = [seat.actor.__ray_ready__.remote() for seat in self._seats]
+        if not ray.wait(placed, timeout=self._config.server_patience_s)[0]:
+            msg = f"ray: no replica was placed within {self._config.server_patience_s:.0f} s"
+            msg += f", each needs a CPU and {gpus} GPUs on one node; see ray status"
+            raise EngineError(msg)
+
+    def _await_first(self) -> None:
+        while self._first is None:
+            for seat in self._wait(None):
+                self._take(seat)
+        if self._config.answering != "scripted":
+            self._count = counter(self._config, self._order.base_model)
+
+    def _start(self, seat: Seat) -> None:
+        """Have a replica open its engine; Ray sends the call again if the process dies of it."""
+        log = self._order.log.with_stem(f"{self._order.log.stem}_replica{seat.number}")
+        order = replace(self._order, log=log, life=self._order.life + seat.starts)
+        seat.starts += 1
+        seat.call = seat.actor.open.options(max_task_retries=-1).remote(order)
+
+    def _hand_out(self) -> None:
+        """Fill the replicas, and renew the call of each that has something to do."""
+        share_out(self._queue, self._seats)
+        for seat in self._seats:
+            if seat.call is None and seat.held:
+                seat.call = seat.actor.work.remote(seat.outbox, WORK_S)
+                seat.outbox = []
+
+    def _wait(self, seconds: float | None) -> list[Seat]:
+        """The replicas whose call has come back, within `seconds`."""
+        import ray
+
+        calls = {seat.call: seat for seat in self._seats if seat.call is not None}
+        ray.wait(list(calls), timeout=seconds)
+        back, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        return [calls[call] for call in back]
+
+    def _take(self, seat: Seat) -> list[Completion]:
+        """What a call brought: an opened replica, completions, or the loss of the replica."""
+        import ray
+        from ray.exceptions import ActorDiedError, RayError, RayTaskError
+
+        call, seat.call = seat.call, None
+        try:
+            brought = ray.get(call)
+        except RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, EvalError) else EngineError(str(error))
+            if isinstance(cause, EngineDiedError):
+                ray.kill(seat.actor, no_restart=False)
+                self._lose(seat)
+            else:
+                self._give_up(seat, cause)
+        except RayError as error:
+            if isinstance(error, ActorDiedError) and seat.started is None:
+                words = " ".join(str(error).split())[:400]
+                self._give_up(seat, EngineDiedError(f"ray: replica {seat.number}: {words}"))
+            else:
+                self._lose(seat)
+        else:
+            if isinstance(brought, list):
+                return seat.answered(brought)
+            self._join(seat, brought) if brought else self._lose(seat)
+        return []
+
+    def _join(self, seat: Seat, started: Started) -> None:
+        """Let an opened replica take part, if it answers as the others do."""
+        self._first = self._first or started
+        if other := unlike(self._first, started):
+            msg = f"ray: the replicas are not alike: {other}; make the nodes alike"
+            self._give_up(seat, EngineError(msg))
+        else:
+            seat.started = started
+
+    def _lose(self, seat: Seat) -> None:
+        """Its requests go to the others; it is opened again wherever Ray starts it."""
+        self._lost += 1
+        seat.give_back(self._queue)
+        self._start(seat)
+
+    def _give_up(self, seat: Seat, why: EvalError) -> None:
+        """Go on without a replica that cannot be had.
+
+        Raises:
+            EvalError: it was the last one.
+        """
+        import ray
+
+        self._lost += 1
+        seat.give_back(self._queue)
+        self._seats.remove(seat)
+        ray.kill(seat.actor)
+        if not self._seats:
+            raise why
+
+    def _hold_patience(self) -> None:
+        """Wait for a replica to come back, but not for ever.
+
+        Raises:
+            EngineDiedError: there has been none for too long.
+        """
+        now = time.monotonic()
+        if any(seat.started for seat in self._seats):
+            self._seen = now
+        if now - self._seen > self._config.server_patience_s:
+            msg = "ray: all replicas are lost, and none came back in server_patience_s"
+            raise EngineDiedError(f"{msg}; see ray status")
+
+
+def _connect(config: Config) -> bool:
+    """Connect to the cluster; whether it, or the connection, was made here and is to be ended.
+
+    Raises:
+        EngineError: Ray is not installed, or no cluster answers.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        msg = "Ray is not installed; pip install 'vllm_eval[ray]'"
+        raise EngineError(msg) from error
+    if ray.is_initialized():  # a notebook's own connection, say
+        return False
+    address = config.ray_address or LOCAL
+    try:
+        # Not its usual words on the terminal, nor a server of its own for looking at it.
+        ray.init(
+            address,
+            include_dashboard=False if address == LOCAL else None,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    except Exception as error:
+        words = " ".join(str(error).split())[:300]
+        start = "start one with ray start --head" if config.ray_address else "see its message"
+        msg = f"ray: no cluster at {address}: {words}; {start}"
+        raise EngineError(msg) from error
+    return True

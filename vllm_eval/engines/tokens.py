@@ -1,0 +1,109 @@
+"""From a prompt to the tokens the model reads: one way for every engine that loads a model."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from vllm_eval.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from vllm_eval.config.settings import Config
+
+
+def encode(tokenizer: Any, prompt: str, config: Config) -> list[int]:
+    """Token ids of `prompt`, as it stands or inside the tokenizer's chat template.
+
+    Args:
+        tokenizer: of transformers, or vLLM's wrapper of one.
+        prompt: what is asked.
+        config: its `prompt_format` says how.
+    """
+    if config.prompt_format == "raw":
+        return list(tokenizer.encode(prompt))
+    messages = [{"role": "user", "content": prompt}]
+    ids = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    return list(ids)
+
+
+def too_long(tokens: int, answer: int, limit: int) -> str | None:
+    """Why a prompt of so many `tokens` can never be asked, or None.
+
+    It must leave room for the whole `answer`, or the model is blamed for our cut.
+    """
+    if tokens == 0:
+        return "the prompt is empty"
+    if tokens + answer <= limit:
+        return None
+    return (
+        f"the prompt's {tokens} tokens and {answer} for the answer exceed max_model_len "
+        f"{limit}; raise --max-model-len or lower --max-new-tokens"
+    )
+
+
+def open_counter(
+    folder: Path, prompt_format: str, environment: Mapping[str, str]
+) -> Callable[[str], int]:
+    """A function that counts a prompt's tokens as the engine is going to.
+
+    Args:
+        folder: where the tokenizer's files lie.
+        prompt_format: `raw`, or `chat` for the tokenizer's own template.
+        environment: the engine's, as PyTorch comes along with some tokenizers and reads it once.
+
+    Raises:
+        InputError: the tokenizer cannot be read, or has no chat template and one is asked for.
+        ImportError: the library that reads it is not installed.
+    """
+    try:
+        if prompt_format == "raw" and (folder / "tokenizer.json").is_file():
+            return _fast_counter(folder / "tokenizer.json")
+        for name, value in environment.items():
+            os.environ.setdefault(name, value)
+        return _chat_counter(folder) if prompt_format == "chat" else _raw_counter(folder)
+    except (ImportError, InputError):
+        raise
+    except Exception as failed:
+        words = f"{type(failed).__name__}: {' '.join(str(failed).split())[:200]}"
+        msg = f"tokenizer {folder}: cannot be read: {words}; copy the tokenizer's files too"
+        raise InputError(msg) from failed
+
+
+def _fast_counter(file: Path) -> Callable[[str], int]:
+    """The library below transformers: the same tokens, without 8 s of importing PyTorch."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return lambda prompt: len(tokenizer.encode(prompt).ids)
+
+
+def _raw_counter(folder: Path) -> Callable[[str], int]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return lambda prompt: len(tokenizer.encode(prompt))
+
+
+def _chat_counter(folder: Path) -> Callable[[str], int]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if not tokenizer.chat_template:
+        msg = f"tokenizer {folder}: has no chat template; give --prompt-format raw"
+        raise InputError(msg)
+
+    def count(prompt: str) -> int:
+        messages = [{"role": "user", "content": prompt}]
+        ids = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        return len(ids)
+
+    return count

@@ -1,0 +1,1 @@
+"""Transformers and PEFT: the old way of asking, kept for comparison."""

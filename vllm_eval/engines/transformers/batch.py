@@ -1,0 +1,134 @@
+"""One batch of the transformers engine: requests of one arm through `model.generate`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vllm_eval.engines.transformers.model import Loaded, as_arm, pad
+from vllm_eval.records import Completion
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Sequence
+
+    import torch
+
+    from vllm_eval.config.settings import Config
+    from vllm_eval.records import Request
+
+GREEDY_BELOW = 1e-5
+"""A temperature below this is none: vLLM's bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A request that waits for its turn."""
+
+    request: Request
+    ids: tuple[int, ...]
+    since: float
+    """`time.monotonic` of its submission."""
+
+
+def answer(
+    loaded: Loaded, config: Config, batch: Sequence[Queued], watch: Watch
+) -> list[Completion]:
+    """Generate for one padded batch of one arm; runs in the engine's thread.
+
+    Args:
+        loaded: the model with all adapters.
+        config: sampling and lengths.
+        batch: requests of one arm.
+        watch: notes the times, and may end it early.
+    """
+    import torch
+    from transformers import (
+        LogitsProcessorList,
+        StoppingCriteriaList,
+        TemperatureLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    begin = time.monotonic()
+    inputs = pad(loaded, [item.ids for item in batch])
+    width, device = inputs["input_ids"].shape[1], inputs["input_ids"].device
+    choice = LogitsProcessorList()
+    if config.temperature >= GREEDY_BELOW:
+        seeds = (item.request.seed for item in batch)
+        draw = SeededDraw([torch.Generator(device).manual_seed(seed) for seed in seeds])
+        choice.append(TemperatureLogitsWarper(config.temperature))
+        if config.top_p < 1:
+            choice.append(TopPLogitsWarper(config.top_p))
+        choice.append(draw)
+    with as_arm(loaded, batch[0].request.arm) as model, torch.inference_mode():
+        rows = model.generate(
+            **inputs, logits_processor=choice, stopping_criteria=StoppingCriteriaList([watch])
+        )
+    answers = rows[:, width:].tolist()
+    ends = frozenset() if config.ignore_eos else frozenset(loaded.ends)
+    return [
+        _complete(loaded, item, answer, ends, (begin, *watch.times))
+        for item, answer in zip(batch, answers, strict=True)
+    ]
+
+
+def _complete(
+    loaded: Loaded,
+    item: Queued,
+    tokens: Sequence[int],
+    ends: frozenset[int],
+    times: Sequence[float],
+) -> Completion:
+    """One row: its tokens up to the first that ends it; `times` from the batch's begin on."""
+    length = next((n for n, token in enumerate(tokens) if token in ends), None)
+    count = len(tokens) if length is None else length + 1
+    text = loaded.tokenizer.decode(
+        tokens[:length], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return Completion(
+        item.request.id,
+        text=text,
+        finish_reason="length" if length is None else "stop",
+        prompt_tokens=len(item.ids),
+        output_tokens=count,
+        queued_s=times[0] - item.since,
+        ttft_s=times[1] - item.since,
+        total_s=times[count] - item.since,
+    )
+
+
+class SeededDraw:
+    """The last logits processor: makes the likeliest token the one drawn by its row's seed."""
+
+    def __init__(self, generators: Sequence[torch.Generator]) -> None:
+        """Take one generator a row, on the model's device."""
+        self._generators = generators
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Turn warped logits, rows x vocabulary, into scores whose largest is the draw."""
+        del input_ids
+        noise = scores.new_empty(scores.shape)
+        for row, generator in zip(noise, self._generators, strict=True):
+            row.exponential_(generator=generator)  # never 0, as torch documents
+        return scores.softmax(dim=-1) / noise
+
+
+class Watch:
+    """A stopping criterion that notes when each token came, and ends the work when it is told."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        """Generation ends at the next token once `stop` is set."""
+        self._stop = stop
+        self.times: list[float] = []
+        """`time.monotonic` after each step, from the first token on."""
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor | None, **more: object
+    ) -> torch.Tensor:
+        """Called after each token; for each row whether it ends here."""
+        del scores, more
+        input_ids[:, -1].tolist()  # waits for the device, as `generate` itself does right after
+        self.times.append(time.monotonic())
+        return input_ids.new_full(input_ids.shape[:1], self._stop.is_set(), dtype=bool)

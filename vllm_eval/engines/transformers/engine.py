@@ -1,0 +1,257 @@
+"""The old way, kept as the reference: transformers and peft, one batch after the other.
+
+The base is loaded once and serves all arms: a student's adapter is switched on, for the baseline
+all are off. `batch_size` 1 answers one case at a time; more are padded and run until the longest
+answer is done. One thread generates, so that a poll can return when its time is up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import os
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING
+
+from vllm_eval.engines import canary
+from vllm_eval.engines.log import OutputToFile
+from vllm_eval.engines.tokens import encode, too_long
+from vllm_eval.engines.transformers.batch import Queued, Watch, answer
+from vllm_eval.engines.transformers.model import Loaded, add_adapters, likeliest_tokens, load_base
+from vllm_eval.engines.transformers.options import read_options
+from vllm_eval.errors import EngineDiedError, EngineError, EvalError
+from vllm_eval.records import Completion
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from vllm_eval.config.settings import Config
+    from vllm_eval.engines.transformers.options import Options
+    from vllm_eval.records import Arm, Request
+
+DIED = "the engine died"
+REMEDIES = (
+    (
+        ("out of memory", "can't allocate memory", "not enough memory"),
+        "take less memory: --batch-size 1, --max-model-len 2048, --load-4bit",
+    ),
+    (
+        ("file named model.safetensors", "no file named"),
+        "only safetensors are loaded: save the base with safe_serialization=True",
+    ),
+    (("no kernel image",), "this PyTorch is not built for this GPU: install another build"),
+)
+"""Parts of a message, and what to do: such a cause would only come again."""
+
+
+class TransformersEngine:
+    """A loaded model with its adapters, and a thread that asks it."""
+
+    def __init__(
+        self, loaded: Loaded, options: Options, config: Config, output: OutputToFile
+    ) -> None:
+        """Wrap a loaded model; `open` is the way to get one."""
+        self._loaded: Loaded | None = loaded
+        self._options = options
+        self._config = config
+        self._output = output
+        self._rejected: list[Completion] = []
+        self._waiting: deque[Queued] = deque()
+        self._running: Future[list[Completion]] | None = None
+        self._stop = threading.Event()
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transformers")
+        # All arms ask the same prompt, and the length is checked before it is submitted.
+        self._token_ids: Callable[[str], tuple[int, ...]] = functools.lru_cache(maxsize=512)(
+            lambda prompt: tuple(encode(loaded.tokenizer, prompt, config))
+        )
+
+    @classmethod
+    def open(
+        cls, config: Config, arms: Sequence[Arm], base_model: str, log: Path
+    ) -> TransformersEngine:
+        """Load the base model, put every adapter on it, and have the arms prove themselves.
+
+        Raises:
+            EngineError: a library is missing, or refuses the model or an adapter.
+            ConfigError: an engine option cannot be honoured without vLLM.
+        """
+        options = read_options(config)
+        for name, value in config.engine_env.items():
+            os.environ.setdefault(name, value)
+        output = OutputToFile(log)
+        engine = None
+        try:
+            with _translated("the engine did not start", output):
+                loaded = load_base(options, config, base_model)
+            texts = [tuple(loaded.tokenizer.encode(text)) for text in canary.TEXTS]
+            with _translated("the canary could not be asked", output):
+                # While there is no adapter anywhere: this is what the base must go on saying.
+                alone = likeliest_tokens(loaded, "", texts, canary.TOP_TOKENS)
+            with _translated("an adapter cannot be served", output):
+                loaded = add_adapters(loaded, arms)
+            engine = cls(loaded, options, config, output)
+            if config.prompt_format == "chat":
+                with _translated("prompt_format: chat, but the tokenizer has no template", output):
+                    engine._token_ids("test")
+            with _translated("the canary could not be asked", output):
+                _prove_arms(loaded, texts, alone)
+        except BaseException:
+            engine.close() if engine else output.restore()
+            raise
+        return engine
+
+    @property
+    def capacity(self) -> int:
+        """Two full batches of each arm: whichever has its turn next is there in full."""
+        return 2 * self._config.batch_size * len(self._model.adapters)
+
+    @property
+    def about(self) -> Mapping[str, str | int]:
+        """Versions and the settings that decide what is measured."""
+        import peft
+        import torch
+        import transformers
+
+        model = self._model.model
+        return {
+            "engine": "transformers",
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "peft": peft.__version__,
+            "device": str(model.device),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "quantization": self._model.quantization,
+            "max_model_len": self._model.max_len,
+            "batch_size": self._config.batch_size,
+            "ignored": ", ".join(self._options.ignored) or "none",
+        }
+
+    def refusal(self, prompt: str) -> str | None:
+        """A prompt must leave room for the whole answer, or the model is blamed for our cut."""
+        ids, answer, limit = self._token_ids(prompt), self._config.max_new_tokens, self._model
+        if ids and max(ids) >= (known := limit.model.get_input_embeddings().num_embeddings):
+            return f"the tokenizer makes token {max(ids)} of it, and the model knows {known}"
+        return too_long(len(ids), answer, limit.max_len)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests; they have their turn after those that wait already."""
+        for request in requests:
+            with _translated(DIED, self._output):
+                why = self.refusal(request.prompt)
+                ids = self._token_ids(request.prompt)
+            if why is not None:
+                self._rejected.append(Completion(request.id, error=why))
+            else:
+                self._waiting.append(Queued(request, ids, time.monotonic()))
+        self._start_next()
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is in flight."""
+        return bool(self._rejected or self._running or self._waiting)
+
+    def poll(self, timeout: float | None = None) -> list[Completion]:
+        """Wait for the running batch, `timeout` seconds at most; the next one starts at once."""
+        if self._rejected:
+            finished, self._rejected = self._rejected, []
+            return finished
+        if self._running is None or not wait([self._running], timeout).done:
+            return []
+        running, self._running = self._running, None
+        with _translated(DIED, self._output):
+            finished = running.result()
+        self._start_next()
+        return finished
+
+    def close(self) -> None:
+        """End the running batch at its next token, and give memory and terminal back."""
+        loaded, self._loaded = self._loaded, None
+        if loaded is None:
+            return
+        self._stop.set()
+        try:
+            self._worker.shutdown(cancel_futures=True)
+        finally:
+            self._output.restore()
+            self._waiting.clear()
+            self._rejected.clear()
+            self._running = None
+            del loaded, self._token_ids
+            _free_memory()
+
+    @property
+    def _model(self) -> Loaded:
+        if self._loaded is None:
+            msg = "the engine has been closed"
+            raise EngineError(msg)
+        return self._loaded
+
+    def _start_next(self) -> None:
+        """Start a batch of the arm that has waited longest, unless one is running."""
+        if self._running is not None or not self._waiting:
+            return
+        arm = self._waiting[0].request.arm
+        batch: list[Queued] = []
+        others: deque[Queued] = deque()
+        for item in self._waiting:
+            joins = item.request.arm == arm and len(batch) < self._config.batch_size
+            (batch if joins else others).append(item)
+        self._waiting = others
+        self._running = self._worker.submit(
+            answer, self._model, self._config, batch, Watch(self._stop)
+        )
+
+
+def _prove_arms(
+    loaded: Loaded,
+    texts: Sequence[Sequence[int]],
+    alone: Sequence[Mapping[int, float]],
+) -> None:
+    """Ask the canary's texts of every arm, the base after the adapters have been at work.
+
+    Raises:
+        EngineError: an arm does not answer from its own weights.
+    """
+    if len(loaded.adapters) == 1:
+        return
+    canary.prove(
+        alone,
+        {
+            arm: likeliest_tokens(loaded, arm, texts, canary.TOP_TOKENS)
+            for arm in sorted(loaded.adapters, key=lambda arm: loaded.adapters[arm] is None)
+        },
+    )
+
+
+def _free_memory() -> None:
+    """What a next engine in this process may need."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def _translated(what: str, output: OutputToFile) -> Iterator[None]:
+    try:
+        yield
+    except EvalError:
+        raise
+    except ImportError as error:
+        words = " ".join(str(error).split())[:400]
+        msg = f"{what}: {words}; pip install 'vllm_eval[transformers]'"
+        raise EngineError(msg) from error
+    except Exception as error:
+        words = " ".join(str(error).split())[:400] or type(error).__name__
+        known = (todo for parts, todo in REMEDIES if any(part in words for part in parts))
+        remedy = next(known, None)
+        msg = f"{what}: {words} (see {output.log}){'; ' + remedy if remedy else ''}"
+        if what == DIED and remedy is None:
+            raise EngineDiedError(msg) from error
+        raise EngineError(msg) from error

@@ -1,0 +1,1 @@
+"""vLLM in this process: base and adapters in one continuous batch."""

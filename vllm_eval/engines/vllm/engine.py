@@ -1,0 +1,300 @@
+"""One vLLM engine that serves the bare base and every adapter in one running batch.
+
+Requests go to `LLMEngine.add_request` and are taken from `LLMEngine.step` as they finish: the
+most stable of vLLM's interfaces, and the only synchronous one into which a retry can be put
+while the rest still decodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import math
+import os
+import time
+from typing import TYPE_CHECKING
+
+from vllm_eval.engines import canary
+from vllm_eval.engines.log import OutputToFile
+from vllm_eval.engines.tokens import encode, too_long
+from vllm_eval.engines.vllm.advice import advise
+from vllm_eval.engines.vllm.options import engine_options
+from vllm_eval.errors import EngineDiedError, EngineError, EvalError
+from vllm_eval.records import Completion
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+    from vllm.outputs import RequestOutput
+    from vllm.sampling_params import StructuredOutputsParams
+
+    from vllm_eval.config.settings import Config
+    from vllm_eval.records import Arm, Request
+
+DIED = "the engine died"
+FENCE = "```"
+"""How every constrained answer begins."""
+
+
+class VllmEngine:
+    """A started engine with its adapters loaded."""
+
+    def __init__(self, llm: LLM, config: Config, arms: Sequence[Arm], output: OutputToFile) -> None:
+        """Wrap a started `LLM`; `open` is the way to get one."""
+        self._llm: LLM | None = llm
+        self._engine = llm.llm_engine
+        self._config = config
+        self._output = output
+        free = [arm for arm in arms if arm.variant_of is None]
+        loras = {arm.name: _lora_request(number, arm) for number, arm in enumerate(free)}
+        self._free = list(loras)
+        self._loras = {arm.name: loras[arm.model] for arm in arms}
+        self._grammars = {arm.name: arm.grammar for arm in arms if arm.grammar}
+        self._rejected: list[Completion] = []
+        self._tokenizer = llm.get_tokenizer()
+        # Both arms ask the same prompt, and the length is checked before it is submitted.
+        self._token_ids = functools.lru_cache(maxsize=512)(self._tokenize)
+
+    @classmethod
+    def open(cls, config: Config, arms: Sequence[Arm], base_model: str, log: Path) -> VllmEngine:
+        """Load the base model and then every adapter, before any request is made.
+
+        An adapter that cannot be served ends `add_lora` with an exception, but inside a request
+        it would end the whole engine.
+
+        Raises:
+            EngineError: vLLM is missing, or refuses the model or an adapter.
+            ConfigError: an engine option does not exist in the installed vLLM.
+        """
+        for name, value in config.engine_env.items():
+            os.environ.setdefault(name, value)
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        output = OutputToFile(log)
+        engine = None
+        try:
+            with _translated("the engine did not start", output):
+                from vllm import LLM
+
+                options = engine_options(config, arms)
+                llm = LLM(model=base_model, **options)
+                engine = cls(llm, config, arms, output)
+            for lora in filter(None, map(engine._loras.get, engine._free)):
+                with _translated(f"adapter {lora.lora_path} cannot be served", output):
+                    engine._engine.add_lora(lora)
+            if config.prompt_format == "chat":
+                with _translated("prompt_format: chat, but the tokenizer has no template", output):
+                    engine._token_ids("test")
+            with _translated("the canary could not be asked", output):
+                engine._prove_arms()
+            with _translated("constrain: no answer can be held to the task's grammar", output):
+                engine._prove_grammar()
+        except BaseException:
+            engine.close() if engine else output.restore()
+            raise
+        return engine
+
+    @property
+    def capacity(self) -> int:
+        """Twice what the scheduler runs at once: there is always one waiting for a free place."""
+        return 2 * int(self._engine.vllm_config.scheduler_config.max_num_seqs)
+
+    @property
+    def about(self) -> Mapping[str, str | int]:
+        """Versions and the settings that decide what is measured."""
+        import torch
+        import vllm
+
+        model = self._engine.vllm_config.model_config
+        return {
+            "engine": "vllm",
+            "vllm": vllm.__version__,
+            "torch": torch.__version__,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "quantization": str(model.quantization or "none"),
+            "max_model_len": int(model.max_model_len),
+            "max_num_seqs": self.capacity // 2,
+        }
+
+    def refusal(self, prompt: str) -> str | None:
+        """A prompt must leave room for the whole answer, or the model is blamed for our cut."""
+        limit = int(self._engine.vllm_config.model_config.max_model_len)
+        return too_long(len(self._token_ids(prompt)), self._config.max_new_tokens, limit)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests; they join the running batch at its next step."""
+        from vllm.inputs import tokens_input
+
+        for request in requests:
+            sampling = self._sampling(request)
+            ids = tokens_input(self._token_ids(request.prompt))
+            lora = self._loras[request.arm]
+            with _translated(DIED, self._output):
+                try:
+                    self._engine.add_request(request.id, ids, sampling, lora_request=lora)
+                except ValueError as error:  # vLLM's word for a request it cannot take
+                    self._rejected.append(Completion(request.id, error=str(error)))
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is in flight."""
+        return bool(self._rejected or self._engine.has_unfinished_requests())
+
+    def poll(self, timeout: float | None = None) -> list[Completion]:
+        """Step the batch until at least one request has finished, or the time is up."""
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        finished, self._rejected = self._rejected, []
+        with _translated(DIED, self._output):
+            # Never a step without a request: in another process it would block for ever.
+            while not finished and self.busy and time.monotonic() < end:
+                finished = [_complete(out) for out in self._engine.step() if out.finished]
+        return finished
+
+    def close(self) -> None:
+        """Shut the engine down and give the terminal back."""
+        llm, self._llm = self._llm, None
+        if llm is None:
+            return
+        try:
+            llm.llm_engine.engine_core.shutdown()
+        finally:
+            self._output.restore()
+            del self._engine, self._tokenizer
+            gc.collect()
+
+    def _sampling(self, request: Request) -> SamplingParams:
+        """How one request is drawn."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            structured_outputs=self._held_to(request.arm),
+            temperature=self._config.temperature,
+            top_p=self._config.top_p,
+            max_tokens=self._config.max_new_tokens,
+            seed=request.seed,
+            ignore_eos=self._config.ignore_eos,
+            min_tokens=self._config.max_new_tokens if self._config.ignore_eos else 0,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _prove_arms(self) -> None:
+        """Ask the canary's texts; both batches have the same shape, so that only weights differ.
+
+        Raises:
+            EngineError: an arm does not answer from its own weights.
+        """
+        arms = self._free
+        if len(arms) == 1:
+            return
+        alone = self._next_tokens("alone", [(arm, None) for arm in arms])
+        mixed = self._next_tokens("mixed", [(arm, self._loras[arm]) for arm in arms])
+        canary.prove(alone[arms[0]], mixed)
+
+    def _prove_grammar(self) -> None:
+        """Have an answer begun under the grammar: it is compiled here, and not by some request.
+
+        Raises:
+            EngineError: it is refused, or the answer does not begin as it has to.
+        """
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+
+        if (arm := next(iter(self._grammars), None)) is None:
+            return
+        held = self._held_to(arm)
+        sampling = SamplingParams(temperature=0.0, max_tokens=len(FENCE), structured_outputs=held)
+        ids = tokens_input(list(self._tokenizer.encode(canary.TEXTS[-1])))
+        self._engine.add_request("grammar", ids, sampling)
+        text = ""
+        while self._engine.has_unfinished_requests():
+            text = next((out.outputs[0].text for out in self._engine.step() if out.finished), text)
+        if not text.startswith(FENCE):
+            msg = f"constrain: held to the task's grammar, the model begins with {text!r}"
+            raise EngineError(msg)
+
+    def _held_to(self, arm: str) -> StructuredOutputsParams | None:
+        from vllm.sampling_params import StructuredOutputsParams
+
+        grammar = self._grammars.get(arm)
+        return StructuredOutputsParams(grammar=grammar) if grammar else None
+
+    def _next_tokens(
+        self, batch: str, arms: Sequence[tuple[str, LoRARequest | None]]
+    ) -> dict[str, list[dict[int, float]]]:
+        """For each arm and canary text, the log probability of the likeliest next tokens."""
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+
+        sampling = SamplingParams(temperature=0.0, max_tokens=1, logprobs=canary.TOP_TOKENS)
+        found: dict[str, list[dict[int, float]]] = {
+            arm: [{} for _ in canary.TEXTS] for arm, _ in arms
+        }
+        for number, text in enumerate(canary.TEXTS):
+            ids = list(self._tokenizer.encode(text))
+            for arm, lora in arms:
+                # A salt of its own: a row that found its prompt cached would be another shape.
+                salted = tokens_input(ids, cache_salt=f"{batch}/{number}/{arm}")
+                self._engine.add_request(f"{number}/{arm}", salted, sampling, lora_request=lora)
+        while self._engine.has_unfinished_requests():
+            for output in filter(lambda out: out.finished, self._engine.step()):
+                number, _, arm = output.request_id.partition("/")
+                (likeliest,) = output.outputs[0].logprobs
+                found[arm][int(number)] = {t: entry.logprob for t, entry in likeliest.items()}
+        return found
+
+    def _tokenize(self, prompt: str) -> list[int]:
+        return encode(self._tokenizer, prompt, self._config)
+
+
+def _lora_request(number: int, arm: Arm) -> LoRARequest | None:
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(arm.name, number, str(arm.adapter.path)) if arm.adapter else None
+
+
+def _complete(output: RequestOutput) -> Completion:
+    answer = output.outputs[0]
+    failed = answer.finish_reason not in ("stop", "length", "repetition")
+    stats = output.metrics
+    times = {}
+    if stats is not None and stats.first_token_ts:
+        decode = stats.last_token_ts - stats.first_token_ts
+        times = {
+            "queued_s": max(0.0, stats.scheduled_ts - stats.queued_ts),
+            "ttft_s": stats.first_token_latency,
+            "total_s": stats.first_token_latency + decode,
+        }
+    return Completion(
+        output.request_id,
+        text=answer.text,
+        finish_reason=answer.finish_reason,
+        error=f"the engine ended the request: {answer.finish_reason}" if failed else None,
+        prompt_tokens=len(output.prompt_token_ids or ()),
+        output_tokens=len(answer.token_ids),
+        cached_tokens=output.num_cached_tokens or 0,
+        **times,
+    )
+
+
+@contextlib.contextmanager
+def _translated(what: str, output: OutputToFile) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != "vllm":
+            raise
+        msg = "vLLM is not installed; pip install 'vllm_eval[vllm]' (without a GPU: scripts/demo)"
+        raise EngineError(msg) from error
+    except EvalError:
+        raise
+    except Exception as error:
+        words = " ".join(str(error).split())[:400] or type(error).__name__
+        remedy = advise(words, output)
+        msg = f"{what}: {words} (see {output.log}){'; ' + remedy if remedy else ''}"
+        if what == DIED and remedy is None:  # a known cause would only come again
+            raise EngineDiedError(msg) from error
+        raise EngineError(msg) from error

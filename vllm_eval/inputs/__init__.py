@@ -1,0 +1,1 @@
+"""What is evaluated: cases, adapters, the base model, and the plan made from them."""

@@ -1,0 +1,209 @@
+"""From an adapter's name to its folder and what is known of it without loading a weight."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm_eval.config.settings import PACKAGE, file_name, resolve_path
+from vllm_eval.errors import AdapterError, ConfigError, InputError
+from vllm_eval.inputs.headers import read_json
+from vllm_eval.records import BASELINE, CONSTRAINED, Adapter, Arm
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vllm_eval.config.settings import Config
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+SLOT_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""`MaxLoRARanks` of vllm/config/lora.py; any other `max_lora_rank` is refused."""
+PICKLES = ("adapter_model.bin", "adapter_model.pt")
+MAX_NAME = 100
+"""Characters; an arm's name becomes part of file names."""
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def open_arms(config: Config) -> tuple[Arm, ...]:
+    """The baseline and one arm per configured adapter, with names that can name files.
+
+    Raises:
+        AdapterError: none is configured, one cannot be found or used, or two share a name.
+    """
+    if not config.adapters:
+        msg = "adapters: none given, so there is nothing to compare; give --adapter NAME"
+        raise AdapterError(msg)
+    arms = [Arm(BASELINE)]
+    for given in config.adapters:
+        if not given.strip("/ ").removeprefix(PACKAGE):
+            msg = f"adapters: {given!r} names none; give --adapter NAME"
+            raise AdapterError(msg)
+        name = file_name(given.rstrip("/").rpartition("/")[2].rpartition(":")[2])
+        if not name.strip(".") or len(name) > MAX_NAME:
+            msg = f"adapters: {given!r} gives no name for files (1 to {MAX_NAME} characters)"
+            raise AdapterError(msg)
+        # Some disks do not tell upper from lower case.
+        if name.casefold() in {arm.name.casefold() for arm in arms}:
+            msg = f"adapters: two arms would be called {name!r}; rename a folder"
+            raise AdapterError(msg)
+        if config.answering == "scripted" or (
+            config.engine == "openai" and not _places(given, config.adapter_dirs)
+        ):  # only a label, or a model's name on a server: no adapter file is read
+            arms.append(Arm(name))
+        else:
+            arms.append(Arm(name, read_adapter(name, find_adapter(given, config.adapter_dirs))))
+    return tuple(arms)
+
+
+def constrain_arms(arms: Sequence[Arm], config: Config, grammar: str) -> tuple[Arm, ...]:
+    """The arms as `config.constrain` has them: each held to `grammar`, or a variant of each beside.
+
+    Raises:
+        ConfigError: the engine cannot constrain its answers, or they must not end.
+    """
+    if config.constrain == "none":
+        return tuple(arms)
+    if config.answering == "transformers":
+        msg = (
+            "constrain: the transformers engine decodes freely; give --engine vllm, or leave it out"
+        )
+        raise ConfigError(msg)
+    if config.ignore_eos:
+        msg = "constrain: an answer of the grammar ends where it is complete; leave ignore_eos out"
+        raise ConfigError(msg)
+    if config.constrain == "only":
+        return tuple(replace(arm, grammar=grammar) for arm in arms)
+    variants = (
+        replace(arm, name=arm.name + CONSTRAINED, grammar=grammar, variant_of=arm.name)
+        for arm in arms
+    )
+    return (*arms, *variants)
+
+
+def loaded_adapters(arms: Sequence[Arm]) -> list[Adapter]:
+    """The adapters that an engine holds for these arms, each once."""
+    return [arm.adapter for arm in arms if arm.adapter and arm.variant_of is None]
+
+
+def base_of(arms: Sequence[Arm], given: str | None) -> str:
+    """The base model all arms share: `given`, or what the adapters were trained on.
+
+    Raises:
+        AdapterError: no base is known, or the adapters name different ones.
+    """
+    if given is not None:
+        return _local_or_hub(given)
+    bases = {arm.adapter.base_model for arm in arms if arm.adapter}
+    if len(bases) == 1 and (base := bases.pop()):
+        return _local_or_hub(base)
+    said = "; ".join(f"{a.name}: {a.adapter.base_model}" for a in arms if a.adapter)
+    msg = f"base_model: the adapters do not agree on one ({said}); give --base-model"
+    raise AdapterError(msg)
+
+
+def find_adapter(given: str, adapter_dirs: Sequence[str]) -> Path:
+    """The folder of an adapter: a path, a name in one of `adapter_dirs`, or a hub id.
+
+    Raises:
+        AdapterError: nothing of that name; lists where it was looked for.
+    """
+    if there := _places(given, adapter_dirs):
+        return there[0].resolve()
+    if _HUB_ID.fullmatch(given):
+        return _download(given)
+    looked = ", ".join(dict.fromkeys(str(place) for place in _where(given, adapter_dirs)))
+    msg = f"adapter {given!r}: no such folder (looked for {looked}); give a folder or a hub id"
+    raise AdapterError(msg)
+
+
+def _where(given: str, adapter_dirs: Sequence[str]) -> list[Path]:
+    return [resolve_path(given), *(resolve_path(folder) / given for folder in adapter_dirs)]
+
+
+def _places(given: str, adapter_dirs: Sequence[str]) -> list[Path]:
+    return [place for place in _where(given, adapter_dirs) if place.is_dir()]
+
+
+def read_adapter(name: str, folder: Path) -> Adapter:
+    """What an adapter's folder says of it; its weights are hashed, not loaded.
+
+    Raises:
+        AdapterError: a file is missing or unreadable, or it is no LoRA in safetensors.
+    """
+    fields, weights = read_settings(folder), folder / WEIGHTS_FILE
+    if not weights.is_file():
+        raise _no_weights(folder)
+    pattern = fields.get("rank_pattern") or {}
+    ranks = [fields.get("r"), *(pattern.values() if isinstance(pattern, dict) else [None])]
+    if not all(type(rank) is int and rank > 0 for rank in ranks):
+        msg = f"{folder / CONFIG_FILE}: r and rank_pattern must be positive whole numbers"
+        raise AdapterError(msg)
+    base = fields.get("base_model_name_or_path")
+    if not isinstance(base, str | None):
+        msg = f"{folder / CONFIG_FILE}: base_model_name_or_path must be a string"
+        raise AdapterError(msg)
+    digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes())
+    with weights.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return Adapter(name, folder, base or None, max(ranks), digest.hexdigest())
+
+
+def slot_rank(rank: int) -> int:
+    """The smallest rank of a slot that takes an adapter of `rank`; itself where none does."""
+    return next((allowed for allowed in SLOT_RANKS if allowed >= rank), rank)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The adapter's configuration, as PEFT wrote it.
+
+    Raises:
+        AdapterError: it is missing, unreadable, or not of a LoRA.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        msg = f"adapter {folder}: has no {CONFIG_FILE}; is this a PEFT adapter's folder?"
+        raise AdapterError(msg)
+    try:
+        fields = read_json(path)
+    except InputError as error:
+        raise AdapterError(str(error)) from error
+    if not isinstance(fields, dict) or fields.get("peft_type") != "LORA":
+        msg = f"{path}: peft_type must be LORA; other adapters cannot be served"
+        raise AdapterError(msg)
+    return fields
+
+
+def _no_weights(folder: Path) -> AdapterError:
+    if pickle := next((name for name in PICKLES if (folder / name).is_file()), None):
+        return AdapterError(
+            f"adapter {folder}: {pickle} is a pickle, which can run code when it is opened; "
+            "load it where it was made and save it again with safe_serialization=True"
+        )
+    return AdapterError(
+        f"adapter {folder}: has no {WEIGHTS_FILE}; save it with safe_serialization=True"
+    )
+
+
+def _local_or_hub(model: str) -> str:
+    """Absolute where the folder exists: a relative path would be taken for a hub id."""
+    path = resolve_path(model)
+    return str(path.resolve()) if path.is_dir() else model
+
+
+def _download(hub_id: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError as error:
+        msg = f"adapter {hub_id!r}: a hub id needs the extra 'hub': pip install 'vllm_eval[hub]'"
+        raise AdapterError(msg) from error
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        msg = f"adapter {hub_id!r}: neither a local folder nor to be had from the hub: {error}"
+        raise AdapterError(msg) from error

@@ -1,0 +1,245 @@
+"""What a base model's files say of it before it is loaded: its sizes and its modules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm_eval.errors import InputError
+from vllm_eval.inputs.headers import Tensor, read_header, read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Model types whose layers have the seven linear modules of `linear_modules`, by these names."""
+NO_VOCABULARY_LORA = frozenset({"qwen2", "mistral"})
+"""Model types of which vLLM serves no adapter of `embed_tokens` or `lm_head`."""
+MAX_LAYERS = 10_000
+_NOT_DENSE = ("num_experts", "num_local_experts", "n_routed_experts", "kv_lora_rank")
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """The sizes of a dense decoder, from its `config.json`."""
+
+    model_type: str
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool
+    """Input and output embeddings are one tensor."""
+    dtype: str
+    max_len: int | None
+    """Longest text it was made for; None where that is not a plain number of its own."""
+
+    @property
+    def layer_modules(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of each linear module of a layer."""
+        queries, values = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "self_attn.q_proj": (self.hidden, queries),
+            "self_attn.k_proj": (self.hidden, values),
+            "self_attn.v_proj": (self.hidden, values),
+            "self_attn.o_proj": (queries, self.hidden),
+            "mlp.gate_proj": (self.hidden, self.intermediate),
+            "mlp.up_proj": (self.hidden, self.intermediate),
+            "mlp.down_proj": (self.intermediate, self.hidden),
+        }
+
+    @property
+    def linear_parameters(self) -> int:
+        """Weights of all linear modules; norms and biases are too few to count."""
+        return self.layers * sum(a * b for a, b in self.layer_modules.values())
+
+    @property
+    def vocabulary_parameters(self) -> int:
+        """Weights of the embeddings, input and output."""
+        return self.vocab * self.hidden * (1 if self.tied else 2)
+
+    def uneven(self, shards: int) -> str | None:
+        """What cannot be split into so many equal parts; fewer key-value heads are repeated."""
+        if self.heads % shards:
+            return f"{self.heads} attention heads"
+        if self.kv_heads % shards and shards % self.kv_heads:
+            return f"{self.kv_heads} key-value heads"
+        if self.intermediate % shards:
+            return f"{self.intermediate} feed-forward units"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base model as far as its files are to be had without a network."""
+
+    name: str
+    folder: Path | None = None
+    """None for a hub id that cannot be reached."""
+    architecture: Architecture | None = None
+    """None where `config.json` does not describe a dense decoder."""
+    quantization: Mapping[str, Any] | None = None
+    """`quantization_config` of a checkpoint that is stored quantised."""
+    tensors: Mapping[str, Tensor] | None = None
+    """Of all its weight files; None where they are not all here, or no safetensors."""
+
+
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+"""Configuration and tokenizer of a hub model, without its weights."""
+
+
+def read_base(name: str, revision: str | None = None, *, weights: bool = True) -> Base:
+    """What is known of a base model: a folder, or a hub id, whose small files are fetched.
+
+    Args:
+        name: folder or hub id.
+        revision: of the hub id.
+        weights: whether the weights are going to be loaded; if not, they may be missing.
+
+    Raises:
+        InputError: there is no such folder, or its files cannot be a model.
+    """
+    folder = _find(name, revision)
+    if folder is None:
+        return Base(name)
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        msg = f"{folder / 'config.json'}: must hold a JSON object; copy it again"
+        raise InputError(msg)
+    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    quantization = config.get("quantization_config")
+    return Base(
+        name,
+        folder,
+        _read_architecture(text),
+        quantization if isinstance(quantization, dict) else None,
+        _read_weights(folder) if weights else None,
+    )
+
+
+def linear_modules(base: Base) -> dict[str, tuple[int, int]] | None:
+    """Inputs and outputs of every linear module by its full name, or None where unknown."""
+    architecture = base.architecture
+    if architecture is not None and architecture.model_type in LLAMA_LIKE:
+        return {
+            f"model.layers.{number}.{name}": shape
+            for number in range(architecture.layers)
+            for name, shape in architecture.layer_modules.items()
+        }
+    if base.tensors is None or base.quantization is not None:
+        return None
+    return {
+        name.removesuffix(".weight"): (tensor.shape[1], tensor.shape[0])
+        for name, tensor in base.tensors.items()
+        if name.endswith(".weight") and len(tensor.shape) == 2 and not is_vocabulary(name)
+    }
+
+
+def is_vocabulary(name: str) -> bool:
+    """Whether a tensor or module is an input or output embedding."""
+    return not {"embed_tokens", "lm_head", "wte", "embed_out"}.isdisjoint(name.split("."))
+
+
+def missing_modules(base: Base) -> list[str]:
+    """Modules that `config.json` promises and the weights lack or have in another shape."""
+    modules = linear_modules(base)
+    stored = base.tensors
+    if modules is None or stored is None or base.quantization is not None:
+        return []
+    if not any(name.startswith("model.") for name in stored):
+        return []  # saved without the head, under shorter names, which vLLM knows as well
+    return [
+        name
+        for name, (inputs, outputs) in modules.items()
+        if (found := stored.get(f"{name}.weight")) is None or found.shape != (outputs, inputs)
+    ]
+
+
+def _find(name: str, revision: str | None) -> Path | None:
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        msg = f"{name}: there is no such folder; give --base-model FOLDER or a hub id"
+        raise InputError(msg)
+    try:
+        from huggingface_hub import snapshot_download, try_to_load_from_cache
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError:
+        return None
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
+        if isinstance(found, str):
+            return Path(found).parent
+        # A few megabytes the engine is going to fetch anyway; without the hub nothing is known.
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=list(SMALL_FILES), etag_timeout=5
+            )
+        )
+    except HFValidationError as error:
+        msg = f"{name}: neither a folder nor a hub id; give --base-model FOLDER or a hub id"
+        raise InputError(msg) from error
+    except (OSError, HfHubHTTPError):
+        return None
+
+
+def _read_architecture(config: Mapping[str, Any]) -> Architecture | None:
+    def number(key: str, default: int = 0) -> int:
+        value = config.get(key)
+        return value if type(value) is int and 0 < value < 2**31 else default
+
+    hidden, heads = number("hidden_size"), number("num_attention_heads")
+    sizes = (hidden, heads, number("intermediate_size"), number("num_hidden_layers"))
+    if not all((*sizes, number("vocab_size"))) or sizes[3] > MAX_LAYERS:
+        return None
+    if any(config.get(key) for key in _NOT_DENSE):
+        return None
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = (rope.get("rope_type") or rope.get("type")) if isinstance(rope, dict) else "unknown"
+    return Architecture(
+        model_type=str(config.get("model_type")),
+        hidden=hidden,
+        intermediate=sizes[2],
+        layers=sizes[3],
+        heads=heads,
+        kv_heads=number("num_key_value_heads", heads),
+        head_dim=number("head_dim", max(1, hidden // heads)),
+        vocab=number("vocab_size"),
+        tied=config.get("tie_word_embeddings") is True,
+        dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
+        max_len=(number("max_position_embeddings") or None) if kind in (None, "default") else None,
+    )
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor] | None:
+    """The tensors of all weight files; None where they are no safetensors."""
+    index = folder / "model.safetensors.index.json"
+    names = {path.name for path in folder.glob("*.safetensors")}
+    if index.is_file():
+        held = read_json(index)
+        listed = held.get("weight_map") if isinstance(held, dict) else None
+        files = listed.values() if isinstance(listed, dict) else ()
+        names = {str(file) for file in files}
+        if not names or any("/" in name for name in names):
+            msg = f"{index}: names no files beside itself; copy it again"
+            raise InputError(msg)
+    if not names:
+        if any(folder.glob("*.bin")) or "snapshots" in folder.parts:
+            return None
+        msg = f"{folder}: holds no weights (*.safetensors); is the copy complete?"
+        raise InputError(msg)
+    lacking = sorted(name for name in names if not (folder / name).is_file())
+    if lacking and "snapshots" in folder.parts:  # a download that vLLM is going to complete
+        return None
+    if lacking:
+        msg = f"{folder}: lacks {len(lacking)} weight files, the first {lacking[0]}; copy them too"
+        raise InputError(msg)
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(names):
+        tensors |= read_header(folder / name)
+    return tensors

@@ -1,0 +1,224 @@
+"""Read, check, sample and hash the cases of a data set, one line in memory at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from array import array
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from vllm_eval.errors import DatasetError
+from vllm_eval.inputs.formats import open_lines
+from vllm_eval.records import Case
+from vllm_eval.tasks.parse import parse_yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from typing import BinaryIO
+
+    from vllm_eval.inputs.formats import Lines
+    from vllm_eval.tasks.declaration import Declaration
+
+_BOM = b"\xef\xbb\xbf"
+"""Byte order mark: some editors put it at the start of a file; it belongs to no record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A checked data set and the cases drawn from it."""
+
+    lines: Lines
+    declaration: Declaration
+    """Of the task whose cases these are."""
+    sha256: str
+    """Over its lines: the same for a file and for its gzip."""
+    total: int
+    """Records in the file."""
+    drawn: array[int]
+    """Line number of each drawn record, in the order drawn."""
+    offsets: array[int]
+    """The byte at which each of them begins."""
+    version: tuple[int, int]
+    """Size in bytes and time of the last change, in ns."""
+
+    @property
+    def path(self) -> Path:
+        """As it was given."""
+        return self.lines.path
+
+
+def open_dataset(
+    path: Path, max_samples: int | None, seed: int, declaration: Declaration
+) -> Dataset:
+    """Check every record of `path`, then draw `max_samples` of them (all where None).
+
+    Drawing is `random.Random(seed).shuffle` and the first N, as `product_owner.md` fixes it.
+
+    Args:
+        path: JSON lines, or another format that `datasets.open_lines` knows.
+        max_samples: how many are drawn.
+        seed: of the draw.
+        declaration: of the task: what each record must hold.
+
+    Raises:
+        DatasetError: file or record that cannot be used, with what to do.
+        InputError: the format needs an extra that is not installed.
+    """
+    lines = open_lines(path, fields_of(declaration))
+    digest = hashlib.sha256()
+    numbers, offsets = array("q"), array("q")
+    seen: dict[str, int] = {}
+    offset = 0
+    try:
+        with lines.file.open("rb") as file:
+            version = _version(file)
+            for number, line in enumerate(file, start=1):
+                digest.update(line)
+                if holds_record(number, line):
+                    case = _checked_case(lines, declaration, number, line)
+                    add_id(lines, number, case.id, seen)
+                    numbers.append(number)
+                    offsets.append(offset)
+                offset += len(line)
+    except OSError as error:
+        msg = f"{path}: cannot read the data set: {error.strerror}; give --dataset-path"
+        raise DatasetError(msg) from error
+    if not numbers:
+        msg = f"{path}: holds no record"
+        raise DatasetError(msg)
+    order = array("q", range(len(numbers)))
+    random.Random(seed).shuffle(order)
+    drawn = order[:max_samples]
+    return Dataset(
+        lines=lines,
+        declaration=declaration,
+        sha256=digest.hexdigest(),
+        total=len(numbers),
+        drawn=array("q", (numbers[place] for place in drawn)),
+        offsets=array("q", (offsets[place] for place in drawn)),
+        version=version,
+    )
+
+
+def read_cases(dataset: Dataset) -> Iterator[Case]:
+    """The drawn cases, in the order drawn, read again from the file one by one.
+
+    They were checked when the data set was opened, and the file is still the same.
+
+    Raises:
+        DatasetError: the file is gone, or was changed since it was checked.
+    """
+    try:
+        file = dataset.lines.file.open("rb")
+    except OSError as error:
+        msg = f"{dataset.path}: cannot read the data set any more: {error.strerror}"
+        raise DatasetError(msg) from error
+    with file:
+        if _version(file) != dataset.version:
+            msg = f"{dataset.path}: was changed during the run; put it back, then --resume the run"
+            raise DatasetError(msg)
+        for number, offset in zip(dataset.drawn, dataset.offsets, strict=True):
+            file.seek(offset)
+            yield _case(dataset.lines, dataset.declaration, number, file.readline())
+
+
+def read_case(
+    lines: Lines, file: BinaryIO, declaration: Declaration, number: int, offset: int
+) -> Case:
+    """Record `number` of `lines`, opened as `file`, which begins at `offset`; checked.
+
+    Raises:
+        DatasetError: the record cannot be used.
+    """
+    file.seek(offset)
+    return _checked_case(lines, declaration, number, file.readline())
+
+
+def _version(file: BinaryIO) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+def holds_record(number: int, line: bytes) -> bool:
+    """Whether line `number` of a data set is more than white space."""
+    return bool(_without_mark(number, line).strip())
+
+
+def fields_of(declaration: Declaration) -> tuple[str, ...]:
+    """Every key of a record that is read, at its top or under `input`."""
+    keys = ("input", "concept_id", *declaration.id_keys, *declaration.inputs, "tier", "prompt")
+    return tuple(dict.fromkeys(keys))
+
+
+def read_record(
+    lines: Lines, declaration: Declaration, number: int, line: bytes
+) -> tuple[dict[str, Any], str]:
+    """The fields of a record, flat or under `input`, and its id.
+
+    Raises:
+        DatasetError: the line is no JSON object.
+    """
+    try:
+        record = orjson.loads(_without_mark(number, line))
+    except orjson.JSONDecodeError as error:
+        raise _bad_line(lines, number, f"not valid JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise _bad_line(lines, number, "must be a JSON object")
+    fields = record["input"] if isinstance(record.get("input"), dict) else record
+    given = (fields.get(key) for key in ("concept_id", *declaration.id_keys))
+    known = next((str(found) for found in given if found not in (None, "")), f"sample-{number}")
+    return {"prompt": record.get("prompt")} | fields, known
+
+
+def add_id(lines: Lines, number: int, identifier: str, seen: dict[str, int]) -> None:
+    """Note in `seen` the line of an id.
+
+    Raises:
+        DatasetError: another line has it.
+    """
+    if identifier in seen:
+        what = f"id {identifier!r} is taken by {lines.unit} {seen[identifier]}"
+        raise _bad_line(lines, number, what)
+    seen[identifier] = number
+
+
+def _without_mark(number: int, line: bytes) -> bytes:
+    return line.removeprefix(_BOM) if number == 1 else line
+
+
+def _checked_case(lines: Lines, declaration: Declaration, number: int, line: bytes) -> Case:
+    case = _case(lines, declaration, number, line)
+    for name, about in declaration.inputs.items():
+        parsed = parse_yaml(case.inputs[name]) if about.yaml else None
+        if parsed is not None and parsed.error is not None:
+            place = f" at its line {parsed.line}" if parsed.line else ""
+            message = f"{name} is not valid YAML{place}: {parsed.error}"
+            raise _bad_line(lines, number, message)
+    return case
+
+
+def _case(lines: Lines, declaration: Declaration, number: int, line: bytes) -> Case:
+    """The case, its YAML not looked into: that takes most of the time."""
+    texts, identifier = read_record(lines, declaration, number, line)
+    for key, about in declaration.inputs.items():
+        if about.required and texts.get(key) is None:
+            raise _bad_line(lines, number, f"lacks {key!r}")
+    for key in (*declaration.inputs, "tier", "prompt"):
+        if not isinstance(texts.get(key), str | None):
+            raise _bad_line(lines, number, f"{key!r} must be a string")
+    return Case(
+        id=identifier,
+        line=number,
+        tier=texts.get("tier"),
+        inputs={key: texts.get(key) or "" for key in declaration.inputs},
+        prompt=texts.get("prompt") or None,
+    )
+
+
+def _bad_line(lines: Lines, number: int, what: str) -> DatasetError:
+    return DatasetError(f"{lines.at(number)}: {what}; mend or remove this {lines.unit}")

@@ -1,0 +1,242 @@
+"""Whether vLLM can serve an adapter on its base: from its configuration and headers alone.
+
+What vLLM refuses is in `vllm/lora/peft_helper.py` and `vllm/lora/lora_model.py`; what it takes in
+silence and computes wrongly (a layer too many, a rank of another module) is refused here as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from vllm_eval.errors import InputError
+from vllm_eval.inputs.adapters import CONFIG_FILE, WEIGHTS_FILE, read_settings
+from vllm_eval.inputs.base_model import NO_VOCABULARY_LORA, is_vocabulary, linear_modules
+from vllm_eval.inputs.headers import FLOATS, read_header
+from vllm_eval.preflight.finding import Finding, error, from_error, ok, warning
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vllm_eval.inputs.base_model import Base
+    from vllm_eval.inputs.headers import Tensor
+    from vllm_eval.records import Adapter
+
+    Modules = Mapping[str, Mapping[str, Tensor]]
+
+MERGE = "merge the adapter into a copy of its base, or train without it"
+REFUSED = (
+    ("use_dora", "DoRA"),
+    ("lora_bias", "a LoRA bias"),
+    ("modules_to_save", "whole modules beside the LoRA"),
+    ("alora_invocation_tokens", "activated LoRA (aLoRA)"),
+    ("layer_replication", "layers used twice"),
+    ("use_bdlora", "block-diagonal LoRA"),
+    ("use_qalora", "QALoRA"),
+    ("trainable_token_indices", "single trained tokens"),
+)
+"""Keys of the configuration that must be empty, and what they ask for."""
+PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
+"""Initialisations that leave the base as it is; the others change it when PEFT loads them."""
+LARGEST_RANK = 512
+_OTHER_SHAPE = "of another shape than in the base"
+_VOCABULARY = "of the vocabulary, which vLLM cannot serve on this kind of base"
+_PREFIX = "base_model.model."
+_WEIGHT = re.compile(r"(.+)\.(?:lora_(A|B)\.weight|lora_embedding_(A|B))")
+_LAYER = re.compile(r"\.layers\.(\d{1,9})\.")
+_NAME = re.compile(r"[\w.]+")
+
+
+def check_adapter(
+    adapter: Adapter, base: Base, release: tuple[int, int], max_rank: int = LARGEST_RANK
+) -> list[Finding]:
+    """Everything that would keep `adapter` from being served, or from being served rightly.
+
+    Args:
+        adapter: as it was found.
+        base: what it is going to be served on.
+        release: of vLLM; (0, 0) where it is unknown.
+        max_rank: largest rank the engine is going to take.
+    """
+    settings_file = str(adapter.path / CONFIG_FILE)
+    try:
+        settings = read_settings(adapter.path)
+        header = read_header(adapter.path / WEIGHTS_FILE)
+    except InputError as failed:
+        return [from_error(failed)]
+    findings = _check_settings(settings_file, settings, release)
+    if adapter.rank > LARGEST_RANK:
+        what = f"rank {adapter.rank} is above {LARGEST_RANK}, the largest that vLLM serves"
+        todo = "merge the adapter into a copy of its base, or train a smaller one"
+        findings.append(error(settings_file, what, todo))
+    elif adapter.rank > max_rank:
+        what = f"rank {adapter.rank} is above the configured max_lora_rank {max_rank}"
+        todo = "leave engine_args.max_lora_rank out: it is derived"
+        findings.append(error(settings_file, what, todo))
+    findings += _check_base_name(settings_file, adapter, base)
+    return findings + _check_tensors(adapter, settings, header, base)
+
+
+def _check_settings(
+    where: str, settings: Mapping[str, Any], release: tuple[int, int]
+) -> list[Finding]:
+    findings = [
+        error(where, f"{key}: vLLM cannot serve {what}", MERGE)
+        for key, what in REFUSED
+        if settings.get(key)
+    ]
+    if settings.get("bias") not in (None, "none"):
+        what = f"bias is {settings['bias']!r}: vLLM cannot serve an adapter's bias"
+        findings.append(error(where, what, MERGE))
+    init = settings.get("init_lora_weights")
+    if isinstance(init, str) and init.lower() not in PLAIN_INITS:
+        what = f"init_lora_weights is {init!r}, which changes the base when PEFT loads it"
+        todo = "save it as a plain LoRA: path_initial_model_for_weight_conversion of PEFT"
+        findings.append(error(where, what, todo))
+    alpha = settings.get("lora_alpha")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        what = "lora_alpha must be a number: without it nobody knows how strong the adapter is"
+        findings.append(error(where, what, "save it again with PEFT"))
+    if not settings.get("target_modules"):
+        findings.append(error(where, "target_modules is missing", "save it again with PEFT"))
+    if settings.get("rank_pattern") or settings.get("alpha_pattern"):
+        what = "rank_pattern and alpha_pattern scale wrongly, in silence, with vLLM before 0.26"
+        if (0, 0) < release < (0, 26):
+            findings.append(error(where, what, "use a newer vLLM, 0.32 for certain"))
+        elif release < (0, 32):
+            findings.append(warning(where, what, "0.32 is known to be right"))
+    return findings
+
+
+def _check_base_name(where: str, adapter: Adapter, base: Base) -> list[Finding]:
+    trained, given = _last_name(adapter.base_model or ""), _last_name(base.name)
+    if not trained or trained.casefold() == given.casefold():
+        return []
+    what = f"was trained on {adapter.base_model!r}, and the base is {base.name!r}"
+    return [warning(where, what, "see that they are the same model")]
+
+
+def _last_name(name: str) -> str:
+    """The model's own name in a path, a hub id, or a path in the hub's cache."""
+    if cached := re.search(r"models--[^/]+--([^/]+)/snapshots/", name):
+        return cached[1]
+    return name.rstrip("/").rpartition("/")[2]
+
+
+def _check_tensors(
+    adapter: Adapter, settings: Mapping[str, Any], header: Mapping[str, Tensor], base: Base
+) -> list[Finding]:
+    where = str(adapter.path / WEIGHTS_FILE)
+    modules: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    strange = []
+    for name, tensor in header.items():
+        found = _WEIGHT.fullmatch(name.removeprefix(_PREFIX))
+        if found is None or tensor.dtype not in FLOATS or len(tensor.shape) != 2:
+            strange.append(name)
+        else:
+            modules[found[1]][found[2] or found[3]] = tensor
+    findings = []
+    if strange:
+        what = f"{_count(strange, 'tensor')} that vLLM knows no use for"
+        todo = "save the adapter alone, with PEFT's save_pretrained(save_embedding_layers=False)"
+        findings.append(error(where, what, todo))
+    if not modules:
+        return [*findings, error(where, "holds no LoRA weight", "save it again with PEFT")]
+    if half := [name for name, pair in modules.items() if len(pair) < 2]:
+        what = f"{_count(half, 'module')} with only one of lora_A and lora_B"
+        findings.append(error(where, what, "save it again with PEFT"))
+    whole = {name: pair for name, pair in modules.items() if len(pair) == 2}
+    findings += _check_ranks(where, settings, whole)
+    linear = linear_modules(base)
+    if linear is None:
+        reason = "could not be fetched" if base.folder is None else "is of an unknown kind"
+        what = f"names and shapes were not compared: the base {base.name} {reason}"
+        return [*findings, warning(where, what, "the engine will do it, once it is loaded")]
+    findings += _check_names(where, whole, linear, base)
+    findings += _check_reach(where, whole, base)
+    what = f"{len(whole)} modules of rank {adapter.rank} that fit the base"
+    return findings or [ok(where, what)]
+
+
+def _check_ranks(where: str, settings: Mapping[str, Any], modules: Modules) -> list[Finding]:
+    wrong = []
+    for name, pair in modules.items():
+        rank = pair["A"].shape[0]
+        if rank != pair["B"].shape[1] or rank != _rank_of(name, settings, rank):
+            wrong.append(name)
+    if not wrong:
+        return []
+    what = f"{_count(wrong, 'module')} of another rank than {CONFIG_FILE} says"
+    return [error(where, what, "take both files from the same training run")]
+
+
+def _rank_of(module: str, settings: Mapping[str, Any], unknown: int) -> object:
+    """PEFT's rule: a key fits the end of a module's name, at a dot; the first that fits counts.
+
+    A key is a regular expression, but one from a file of unknown origin can run for hours:
+    where there is more in it than a name, the rank is not known.
+    """
+    pattern = settings.get("rank_pattern") or {}
+    for key, rank in pattern.items():
+        if not _NAME.fullmatch(key):
+            return unknown
+        if re.match(rf"(.*\.)?({key})$", module):
+            return rank
+    return settings.get("r")
+
+
+def _check_names(
+    where: str, modules: Modules, linear: Mapping[str, tuple[int, int]], base: Base
+) -> list[Finding]:
+    faults: defaultdict[str, list[str]] = defaultdict(list)
+    for name, pair in modules.items():
+        if fault := _fault(name, pair, linear, base):
+            faults[fault].append(name)
+    findings = []
+    for fault, names in faults.items():
+        what = f"{_count(names, 'module')} {fault}"
+        if fault == _OTHER_SHAPE:
+            pair, (inputs, outputs) = modules[names[0]], linear[names[0]]
+            has = f"{pair['A'].shape[1]} to {pair['B'].shape[0]}"
+            what = f"{what}: {has}, not {inputs} to {outputs}"
+        todo = MERGE if fault == _VOCABULARY else "give --base-model, the one it was trained on"
+        findings.append(error(where, what, todo))
+    return findings
+
+
+def _fault(
+    name: str,
+    pair: Mapping[str, Tensor],
+    linear: Mapping[str, tuple[int, int]],
+    base: Base,
+) -> str | None:
+    """What is wrong with one module, in words that fit after the number of such modules."""
+    architecture = base.architecture
+    if architecture is not None:
+        layer = _LAYER.search(f".{name}")
+        if layer and int(layer[1]) >= architecture.layers:
+            return f"beyond the {architecture.layers} layers of the base"
+    if is_vocabulary(name):
+        served = architecture is None or architecture.model_type not in NO_VOCABULARY_LORA
+        return None if served else _VOCABULARY
+    if name not in linear:
+        return "that the base does not have"
+    shape = (pair["A"].shape[1], pair["B"].shape[0])
+    return None if shape == linear[name] else _OTHER_SHAPE
+
+
+def _check_reach(where: str, modules: Modules, base: Base) -> list[Finding]:
+    """An adapter that leaves layers out may be meant so, or come from a smaller base."""
+    layers = base.architecture.layers if base.architecture else 0
+    touched = {int(found[1]) for name in modules if (found := _LAYER.search(f".{name}"))}
+    if not layers or not touched or max(touched) >= layers - 1:
+        return []
+    what = f"changes layers up to {max(touched)}, and the base has layers up to {layers - 1}"
+    return [warning(where, what, "see that it was trained on this base")]
+
+
+def _count(names: Sequence[str], noun: str) -> str:
+    """How many, and which is the first; a name from a file is shown escaped and short."""
+    shown = names[0] if len(names[0]) <= 80 else f"{names[0][:80]}..."
+    return f"{len(names)} {noun}{'s' if len(names) > 1 else ''} (first {shown!r})"

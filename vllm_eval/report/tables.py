@@ -1,0 +1,324 @@
+"""What a run says at its end, as tables and lines for a terminal. Nothing is computed here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE
+from rich.table import Table
+from rich.text import Text
+
+from vllm_eval.compare.summary import CORRECTION, NO_TIER
+from vllm_eval.diagnose.words import pattern_line, recovered, retried
+from vllm_eval.text import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from vllm_eval.compare.gate import Verdict
+    from vllm_eval.compare.intervals import Interval
+    from vllm_eval.compare.paired import Paired, Significance
+    from vllm_eval.compare.summary import Comparison, Summary
+    from vllm_eval.conclude.account import Account, FailureGroup
+    from vllm_eval.conclude.conclude import Finished
+    from vllm_eval.conclude.constrained import Constrained
+
+MOST_CLUSTERS = 12
+"""Groups shown; the file has all of them."""
+MOST_EXAMPLES = 3
+"""Of those, with a look into the text."""
+
+
+MAX_FAILURES = 5
+"""Kinds of failure shown; the file has all of them."""
+
+
+UNMEASURED = "repairs: not measured, as the task's own code is not run on a stored run's word\n"
+"""What a run says that was asked for repairs and could not judge them."""
+
+
+def run_tables(finished: Finished) -> Iterator[Table | Text]:
+    """Scores, failures, costs, and each student's gate with its doubt."""
+    comparison = finished.comparison
+    yield _arms_table(comparison)
+    if finished.account.failures:
+        yield from _failures(finished.account)
+    yield from _costs(finished.account)
+    for verdict in finished.verdicts:
+        yield gate_table(verdict)
+        if verdict.arm in comparison.students:
+            yield from doubt_lines(verdict, comparison.students[verdict.arm])
+    if len(comparison.ranking) > 1:
+        yield _ranking(comparison)
+    if finished.constrained.arms:
+        yield constrained_table(finished.constrained)
+        for arm, paired in finished.constrained.students.items():
+            words = f"constrained {arm} against the constrained baseline: "
+            difference = _interval(paired.difference, "+.3f")
+            yield Text(f"{plain(words)}ratio {_interval(paired.ratio)}, difference {difference}")
+    if finished.repair["asked"]:
+        yield repair_table(finished.repair) if finished.repair["measured"] else Text(UNMEASURED)
+
+
+def _arms_table(comparison: Comparison) -> Table:
+    several = any(summary.total > summary.cases for summary in comparison.arms.values())
+    columns = ["cases", "valid", "first try", "mean", "std"]
+    columns += [*(["within", "between"] if several else ()), "min", "max", "failed as 0"]
+    title = "Scores, several answers a case" if several else "Scores"
+    table = new_table(title, "arm", "tier", right=columns)
+    for arm, summary in comparison.arms.items():
+        table.add_row(Text(plain(arm)), "all", *_summary_cells(summary, several=several))
+        tiers = comparison.tiers[arm]
+        for tier, part in tiers.items() if set(tiers) != {NO_TIER} else ():
+            table.add_row("", Text(plain(tier)), *_summary_cells(part, several=several))
+    return table
+
+
+def _summary_cells(summary: Summary, *, several: bool) -> list[str]:
+    rates = [f"{summary.valid_rate:.0%}", f"{summary.first_valid_rate:.0%}"]
+    counts = summary.valid, summary.first_valid
+    counted = [f"{count} ({rate})" for count, rate in zip(counts, rates, strict=True)]
+    spreads = [_number(summary.within_std), _number(summary.between_std)]
+    return [
+        str(summary.cases),
+        *(rates if several else counted),
+        _number(summary.mean),
+        _number(summary.std),
+        *(spreads if several else []),
+        _number(summary.min),
+        _number(summary.max),
+        _number(summary.mean_all),
+    ]
+
+
+def gate_table(verdict: Verdict) -> Table:
+    """Every rule with its number, threshold and margin."""
+    table = new_table(f"Gate for {plain(verdict.arm)}", "rule", right=("value", "bound", "margin"))
+    table.add_column("")
+    for rule in verdict.rules:
+        margin = "-" if rule.margin is None else f"{rule.margin:+.3f}"
+        word = Text("ok", "green") if rule.passed else Text(f"FAIL: {plain(rule.reason)}", "red")
+        sign = "≥" if rule.bound == "at least" else "≤"
+        bound = f"{sign} {rule.threshold:.3f}"
+        table.add_row(Text(plain(rule.name)), _number(rule.value), bound, margin, word)
+    return table
+
+
+def repair_table(repair: Mapping[str, Any]) -> Table:
+    """What each arm would be with repaired answers counted as valid."""
+    columns = ("repaired", "valid", "mean", "failed as 0")
+    table = new_table("With repairs, which count nowhere above", "arm", right=columns)
+    table.add_column("by")
+    table.add_column("gate")
+    words = {verdict["arm"]: str(verdict["verdict"]) for verdict in repair["verdicts"]}
+    for arm, found in repair["arms"].items():
+        summary = found["summary"]
+        table.add_row(
+            Text(plain(arm)),
+            str(found["repaired"]),
+            f"{summary['valid']} ({summary['valid_rate']:.0%})",
+            _number(summary["mean"]),
+            _number(summary["mean_all"]),
+            ", ".join(f"{name} {count}" for name, count in found["by_repair"].items()) or "-",
+            words.get(arm, "-"),
+        )
+    return table
+
+
+def constrained_table(constrained: Constrained) -> Table:
+    """Each arm answering freely, and held to the task's grammar."""
+    columns = ("valid", "first try", "mean", "failed as 0", "cut", "tokens", "difference")
+    table = new_table("Held to the task's grammar, not judged", "arm", "answers", right=columns)
+    for arm, variant in constrained.arms.items():
+        apart = variant.paired.difference.value
+        for way, side in (("free", variant.free), ("constrained", variant.constrained)):
+            first, rest = way == "free", side.summary
+            table.add_row(
+                Text(plain(arm) if first else ""),
+                way,
+                f"{rest.valid} ({rest.valid_rate:.0%})",
+                f"{rest.first_valid} ({rest.first_valid_rate:.0%})",
+                _number(rest.mean),
+                _number(rest.mean_all),
+                str(side.truncated),
+                "-" if side.tokens_per_attempt is None else f"{side.tokens_per_attempt:.0f}",
+                "" if first else "-" if apart is None else f"{apart:+.3f}",
+            )
+    return table
+
+
+def doubt_lines(verdict: Verdict, paired: Paired) -> Iterator[Text]:
+    """How sure the comparison behind a verdict is."""
+    yield Text(
+        f"over {paired.pairs} pairs: ratio {_interval(paired.ratio)}, "
+        f"difference {_interval(paired.difference, '+.3f')}"
+    )
+    yield Text(
+        f"{paired.wins} higher, {paired.losses} lower, {paired.ties} tied, {_p(paired.scores)}; "
+        f"validity {paired.gained} gained, {paired.lost} lost, {_p(paired.validity)}"
+    )
+    settle = verdict.unsettled
+    if verdict.cases_to_settle is not None:
+        settle = f"about {verdict.cases_to_settle:,} such pairs settle the ratio"
+    if verdict.pass_chance is not None:
+        yield Text(f"passes on {verdict.pass_chance:.0%} of resamples of the cases; {settle}")
+
+
+def timing_lines(timing: Mapping[str, Any]) -> Iterator[str]:
+    """Where the time of a run went that has just ended; memory and latencies where known."""
+    memory = (("host memory", "peak_host_mib"), ("device memory, all processes", "peak_device_mib"))
+    times = (("engine start", "engine_load_s"), ("judging", "judging_s"), ("all", "total_s"))
+    spent = [f"{name} {timing[key]:.1f} s" for name, key in times if timing[key] is not None]
+    most = [f"{timing[key] / 1024:.1f} GiB of {where}" for where, key in memory if timing[key]]
+    rate = f"{timing['output_tokens_per_s']:.0f} output tokens/s"
+    parts = [f"generation {timing['generation_s']:.1f} s ({rate})", *spent]
+    yield ", ".join([*parts, *([f"at most {', '.join(most)}"] if most else [])])
+    latencies = (("first token", "ttft"), ("between tokens", "itl"), ("whole answer", "e2e"))
+    timed = [(name, timing["all"][key]) for name, key in latencies if timing["all"][key]]
+    if timed:
+        seconds = (f"{name} {of['p50']:.3g} / {of['p90']:.3g} s" for name, of in timed)
+        yield f"latency, median / 90th percentile: {', '.join(seconds)}"
+
+
+def _failures(account: Account) -> Iterator[Table | Text]:
+    table = new_table("Failures", "reason", "arm", "tier", right=("attempts", "final", "cut"))
+    table.add_column("first example")
+    for group in account.failures[:MAX_FAILURES]:
+        table.add_row(
+            *(Text(plain(text)) for text in (group.reason, group.arm, group.tier or NO_TIER)),
+            *(str(count) for count in (group.attempts, group.outcomes, group.truncated)),
+            Text(plain(_place(group))),
+        )
+    yield table
+    if (left := len(account.failures) - MAX_FAILURES) > 0:
+        yield Text(f"  and {left} more kinds in comparison.json")
+    firsts = (group.examples[0] for group in account.failures[:MAX_FAILURES])
+    if example := next((first for first in firsts if first.line is not None), None):
+        yield Text(f"  {plain(example.concept_id)}: {plain(example.message or '')}")
+        yield from (Text(f"  {plain(line)}", style="dim") for line in example.excerpt)
+
+
+def _place(group: FailureGroup) -> str:
+    example = group.examples[0]
+    parts = [example.concept_id, example.block or ""]
+    if example.line is not None:
+        parts.append(f"{example.line}:{example.column}")
+    return " ".join(part for part in (*parts, example.key or "") if part)
+
+
+def _costs(account: Account) -> Iterator[Text]:
+    for arm, attempts in account.attempts.items():
+        steps = ", ".join(f"{row.valid_by_then:.0%}" for row in attempts.by_attempt)
+        retries, share = attempts.retries, 0.0
+        if attempts.all.output_tokens:
+            share = retries.output_tokens / attempts.all.output_tokens
+        yield Text(
+            f"{plain(arm)}: valid after each attempt {steps}; {retries.attempts} retries took "
+            f"{retries.output_tokens:,} output tokens ({share:.0%}) and {retries.seconds:.1f} s"
+        )
+
+
+def _ranking(comparison: Comparison) -> Table:
+    numbers = ("mean", "ratio", "p", f"p, {CORRECTION}")
+    table = new_table("Students by mean", "rank", "arm", right=numbers)
+    for ranked in comparison.ranking:
+        ratio = comparison.students[ranked.arm].ratio.value
+        values = (
+            _number(ranked.mean),
+            _number(ratio),
+            f"{ranked.p:.3f}",
+            f"{ranked.p_corrected:.3f}",
+        )
+        table.add_row(str(ranked.rank), Text(plain(ranked.arm)), *values)
+    return table
+
+
+def _interval(interval: Interval, form: str = ".3f") -> str:
+    if interval.value is None:
+        return f"unknown ({interval.reason})"
+    if interval.low is None or interval.high is None:
+        return f"{interval.value:{form}} ({interval.reason})"
+    ends = f"[{interval.low:{form}}, {interval.high:{form}}]"
+    return f"{interval.value:{form}} {ends} ({interval.confidence:g}, {interval.method})"
+
+
+def _p(test: Significance) -> str:
+    p = "p < 0.001" if test.p < 0.001 else f"p = {test.p:.3f}"
+    return f"{p} ({test.name})"
+
+
+def new_table(title: str, *left: str, right: tuple[str, ...] | list[str]) -> Table:
+    """An empty table in the house's style; columns with words first, then those with numbers."""
+    table = Table(title=Text(plain(title)), title_justify="left", box=SIMPLE)
+    for column in left:
+        table.add_column(column)
+    for column in right:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def diagnosis_tables(diagnosis: Mapping[str, Any]) -> Iterator[Table | Text]:
+    """Why answers failed, what would help, and what to change in training or prompt."""
+    if not diagnosis["attempts"]:
+        yield Text("no attempt failed")
+        return
+    yield _clusters(diagnosis["clusters"])
+    if (left := len(diagnosis["clusters"]) - MOST_CLUSTERS) > 0:
+        yield Text(f"  and {left} more in comparison.json")
+    yield from _examples(diagnosis["clusters"])
+    if diagnosis["remedies"]:
+        yield _remedies(diagnosis["remedies"])
+        for remedy in diagnosis["remedies"]:
+            line = f"{remedy['setting']}, {remedy['arm']}: {remedy['basis']}"
+            yield Text(f"  {plain(line)}", style="dim")
+    elif not diagnosis["outcomes"]:
+        yield Text("no answer stayed a failure\n")
+    yield Text("For training and prompt", style="italic")
+    for pattern in diagnosis["patterns"]:
+        yield Text(f"  {plain(pattern['arm'])}: {plain(pattern_line(pattern))}")
+
+
+def _clusters(groups: Sequence[Mapping[str, Any]]) -> Table:
+    numbers = ("attempts", "final", "cut", "asked again")
+    table = new_table("Why answers failed", "what", "arm", "tier", right=numbers)
+    table.add_column("first example")
+    for group in groups[:MOST_CLUSTERS]:
+        words = (group["what"], group["arm"], group["tier"] or NO_TIER)
+        counts = (str(group[key]) for key in ("attempts", "outcomes", "truncated"))
+        place = Text(plain(_example_place(group["example"])))
+        table.add_row(*(Text(plain(text)) for text in words), *counts, retried(group), place)
+    return table
+
+
+def _example_place(example: Mapping[str, Any]) -> str:
+    parts = [example["concept_id"], example["block"] or ""]
+    if example["line"] is not None:
+        parts.append(f"{example['line']}:{example['column']}")
+    return " ".join(part for part in (*parts, example["key"] or "") if part)
+
+
+def _examples(groups: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
+    """The first example of each of the most frequent clusters that has a text."""
+    seen: set[str] = set()
+    for group in groups:
+        example = group["example"]
+        if group["cluster"] in seen or not example["excerpt"] or len(seen) == MOST_EXAMPLES:
+            continue
+        seen.add(group["cluster"])
+        yield Text(f"  {plain(group['what'])}: {plain(_example_place(example))}")
+        yield from (Text(f"  {plain(line)}", style="dim") for line in example["excerpt"])
+
+
+def _remedies(remedies: Sequence[Mapping[str, Any]]) -> Table:
+    table = new_table("What would help", "setting", "arm", right=("failures", "recovers", "valid"))
+    table.add_column("gate")
+    for remedy in remedies:
+        valid = "-" if remedy["valid_rate"] is None else f"{remedy['valid_rate']:.1%}"
+        word = {True: Text("PASS", "green"), False: Text("FAIL", "red")}.get(remedy["passes"], "-")
+        words = (Text(plain(remedy["setting"])), Text(plain(remedy["arm"])))
+        table.add_row(*words, str(remedy["addressed"]), recovered(remedy), valid, word)
+    return table

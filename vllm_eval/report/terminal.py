@@ -1,0 +1,205 @@
+"""The terminal: live progress, the tables at the end, messages. The only module that shows."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import orjson
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+from vllm_eval.report.tables import run_tables, timing_lines
+from vllm_eval.text import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from rich.console import RenderableType
+
+    from vllm_eval.conclude.conclude import Finished
+    from vllm_eval.preflight.finding import Finding
+    from vllm_eval.records import Progress
+
+PLAIN_INTERVAL_S = 10.0
+"""Seconds between two progress lines where the output is no terminal."""
+
+PLAIN_WIDTH = 110
+"""Columns of a table where the output is no terminal."""
+
+
+class UnbreakableConsole(Console):
+    """Goes on in silence where whoever read the output has left: the run matters more."""
+
+    def on_broken_pipe(self) -> None:
+        """Rich would end the program with exit code 1, which is our word for FAIL."""
+        self.quiet = True
+
+
+class Terminal:
+    """Shows a run as it happens. Holds the terminal's own output while an engine takes it over."""
+
+    def __init__(self) -> None:
+        """Keep a private copy of standard output: the engine sends the shared one to its log."""
+        self._out = _private(sys.stdout)
+        width = None if self._out.isatty() else PLAIN_WIDTH
+        self.console = UnbreakableConsole(file=self._out, highlight=False, emoji=False, width=width)
+        self._bar: Bar | None = None
+        self._last_line = 0.0
+
+    def __enter__(self) -> Self:
+        """Nothing to do."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        """Take the live display down, whatever happened."""
+        self._stop()
+        if self._out is not sys.stdout:
+            with contextlib.suppress(BrokenPipeError):
+                self._out.close()
+
+    def stage(self, text: str) -> None:
+        """A new stage begins."""
+        self._stop()
+        self.console.print(Text(plain(text)), soft_wrap=True)
+
+    def progress(self, progress: Progress) -> None:
+        """The evaluation has come further."""
+        if self._out.isatty():  # Jupyter has rich take a pipe for a terminal
+            self._show_bar(progress)
+        elif (
+            time.monotonic() - self._last_line >= PLAIN_INTERVAL_S
+            or progress.done == progress.total
+        ):
+            self._last_line = time.monotonic()
+            line = f"  {progress.done}/{progress.total} done, {_detail(progress)}"
+            self.console.print(Text(line), soft_wrap=True)
+
+    def show(self, parts: Iterable[RenderableType]) -> None:
+        """Tables and lines, as they are."""
+        for part in parts:
+            self.console.print(part)
+
+    def finished(self, finished: Finished) -> None:
+        """The tables, the verdicts and where the files are."""
+        self._stop()
+        self.show(run_tables(finished))
+        for line in timing_lines(finished.timing):
+            self.console.print(Text(line), soft_wrap=True)
+        self.console.print(Text(f"files in {plain(str(finished.folder))}"), soft_wrap=True)
+        if finished.owed:
+            text = f"interrupted, {finished.owed} outcomes owed; --resume {finished.folder}"
+            self.console.print(Text(plain(text), style="bold yellow"), soft_wrap=True)
+            return
+        for verdict in finished.verdicts:
+            style = "bold green" if verdict.passed else "bold red"
+            held = "  (every answer held to the task's grammar)"
+            only = held if finished.constrained.mode == "only" else ""
+            text = f"{verdict.word}  {plain(verdict.arm)}{_base(finished.quantization)}{only}"
+            self.console.print(Text(text, style=style))
+        if not finished.passed and finished.diagnosis.attempts:
+            folder = shlex.quote(str(finished.folder))
+            hint = f"why, and what would help: python -m vllm_eval diagnose {folder}"
+            self.console.print(Text(plain(hint)), soft_wrap=True)
+
+    def _show_bar(self, progress: Progress) -> None:
+        if self._bar is None:
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[detail]}"),
+                console=self.console,
+                redirect_stdout=False,  # that is the engine's, and belongs into its log
+                redirect_stderr=False,
+            )
+            self._bar.add_task("cases", total=progress.total, detail="")
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=progress.done, detail=_detail(progress))
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def write_out(text: str) -> None:
+    """Plain text to standard output; where its reader has left, to nowhere.
+
+    Click would end the program with exit code 1, which is our word for FAIL.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def show_json(data: Sequence[object] | Mapping[str, Any]) -> None:
+    """One JSON value on standard output."""
+    write_out(orjson.dumps(data, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def show_error(text: str) -> None:
+    """An error, on standard error."""
+    lines = "\n".join(plain(line) for line in text.split("\n"))
+    console = Console(file=sys.stderr, highlight=False, emoji=False)
+    console.print(Text(f"error: {lines}"), soft_wrap=True)
+
+
+def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
+    """What the preflight found: a line each, or one JSON array."""
+    if as_json:
+        show_json([asdict(finding) for finding in findings])
+        return
+    console = UnbreakableConsole(highlight=False, emoji=False)
+    styles = {"error": "red", "warning": "yellow", "ok": ""}
+    for finding in findings:
+        console.print(Text(finding.line, style=styles[finding.level]), soft_wrap=True)
+
+
+def _base(quantization: str) -> str:
+    """What must be said beside a verdict of the base that all arms stand on."""
+    if quantization == "none":
+        return ""
+    if quantization == "unknown":
+        return "  (the server does not say whether its base is quantised)"
+    return f"  (all arms on a base quantised by {plain(quantization)})"
+
+
+def _private(stream: TextIO) -> TextIO:
+    try:
+        number = os.dup(stream.fileno())
+    except (OSError, ValueError, AttributeError):  # a stream without a file, as in a test
+        return stream
+    return os.fdopen(number, "w", buffering=1, encoding=stream.encoding, errors="replace")
+
+
+def _detail(progress: Progress) -> str:
+    speed = progress.output_tokens / progress.seconds if progress.seconds else 0.0
+    parts = [
+        f"{progress.valid} valid",
+        f"{progress.failed} failed",
+        f"{progress.in_flight} in flight, {progress.retrying} of them again",
+        f"{speed:.0f} tokens/s",
+    ]
+    if 0 < progress.done < progress.total:
+        left = progress.seconds / progress.done * (progress.total - progress.done)
+        parts.append(f"about {left:.0f} s left")
+    return ", ".join(parts)

@@ -1,0 +1,265 @@
+"""The terminal of `score` and `compare`: progress on standard error, tables on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from vllm_eval.compare.summary import summarise
+from vllm_eval.conclude.repaired import as_repaired
+from vllm_eval.report.tables import doubt_lines, gate_table
+from vllm_eval.report.terminal import PLAIN_INTERVAL_S, PLAIN_WIDTH, UnbreakableConsole, write_out
+from vllm_eval.rescore.compare import to_json
+from vllm_eval.text import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+    from typing import Self
+
+    from vllm_eval.compare.gate import Verdict
+    from vllm_eval.compare.intervals import Interval
+    from vllm_eval.rescore.changes import FileReport
+    from vllm_eval.rescore.compare import ArmPair, Compared
+    from vllm_eval.rescore.score import Scored
+
+BAR_INTERVAL_S = 0.1
+
+
+class ScoreProgress:
+    """How far scoring has come, on standard error: a bar on a terminal, else lines.
+
+    Where standard output is `silent` but for JSON, notes are said here too.
+    """
+
+    def __init__(self, *, silent: bool) -> None:
+        self._says_notes = silent
+        self._console = UnbreakableConsole(file=sys.stderr, highlight=False, emoji=False)
+        self._bar: Progress | None = None
+        self._last = time.monotonic()
+
+    def __enter__(self) -> Self:
+        """Nothing to do."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        """Take the bar down, whatever happened."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def note(self, text: str) -> None:
+        """Something about the files that their reader should know."""
+        if self._says_notes:
+            _say(self._console, f"note: {text}", style="yellow")
+
+    def scored(self, done: int, total: int) -> None:
+        """`done` of `total` answers have been judged."""
+        wait = BAR_INTERVAL_S if self._console.is_terminal else PLAIN_INTERVAL_S
+        if done < total and time.monotonic() - self._last < wait:
+            return
+        self._last = time.monotonic()
+        if not self._console.is_terminal:
+            self._console.print(f"  {done}/{total} answers judged", soft_wrap=True)
+            return
+        if self._bar is None:
+            words = TextColumn("{task.description}")
+            columns = (words, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=self._console)
+            self._bar.add_task("answers", total=total)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=done)
+
+
+def show_scored(scored: Scored) -> None:
+    """What changed in each file, the numbers recorded and now, and the verdicts."""
+    console = _console()
+    for report in scored.reports:
+        _show_report(console, report)
+        if scored.repair:
+            _say(console, f"  {_repair_words(report)}")
+    console.print(_numbers(scored))
+    for note in scored.notes:
+        _say(console, note)
+    for verdict in scored.verdicts:
+        _show_verdict(console, scored, verdict)
+    if not scored.verdicts:
+        words = "every recorded status and score is reproduced"
+        text = words if scored.passed else "not " + words
+        console.print(Text(text, style="bold green" if scored.passed else "bold red"))
+
+
+def show_row(row: Mapping[str, Any]) -> None:
+    """One answer as one line of JSON, whatever characters are in it."""
+    write_out(json.dumps(row) + "\n")
+
+
+def show_compared(compared: Compared, *, as_json: bool) -> None:
+    """How B differs from A, arm by arm."""
+    if as_json:
+        write_out(json.dumps(to_json(compared), indent=2) + "\n")
+        return
+    console = _console()
+    _say(console, f"A  {compared.first}")
+    _say(console, f"B  {compared.second}")
+    for flag in compared.flags:
+        _say(console, f"note: {flag}", style="yellow")
+    for pair in compared.pairs:
+        console.print(_pair_table(pair))
+        for line in _pair_lines(pair):
+            _say(console, line)
+
+
+def _console() -> UnbreakableConsole:
+    width = None if sys.stdout.isatty() else PLAIN_WIDTH
+    return UnbreakableConsole(highlight=False, emoji=False, width=width)
+
+
+def _say(console: UnbreakableConsole, text: str, style: str = "") -> None:
+    console.print(Text(plain(text), style=style), soft_wrap=True)
+
+
+def _show_report(console: UnbreakableConsole, report: FileReport) -> None:
+    _say(console, f"{report.path}  {report.arm}, {report.answers} answers", style="bold")
+    failing, valid = sum(report.newly_failing.values()), sum(report.newly_valid.values())
+    if not report.recorded_statuses:
+        _say(console, "  no known status was recorded")
+    elif not failing and not valid:
+        _say(console, "  validity as recorded")
+    if failing:
+        counts = _counts(report.newly_failing)
+        _say(console, f"  {failing} recorded as success now fail: {counts}", style="red")
+    if valid:
+        _say(console, f"  {valid} recorded as failed now keep the contract, recorded was: ")
+        _say(console, f"    {_counts(report.newly_valid)}")
+    if report.not_judgeable:
+        words = "without a raw response, not judgeable, counted as no answer"
+        _say(console, f"  {report.not_judgeable} {words}", style="red" if report.lost else "")
+    if report.new_reasons:
+        _say(console, f"  fail for another reason than recorded: {_counts(report.new_reasons)}")
+    if report.reasons:
+        _say(console, f"  all that fail now: {_counts(report.reasons)}")
+    _say(console, f"  {_score_words(report)}")
+    if report.unusable_scores:
+        words = "recorded scores are no numbers from 0 to 1, not reproduced"
+        _say(console, f"  {report.unusable_scores} {words}", style="red")
+    for change in report.changes:
+        message = f"  ({change.message})" if change.message else ""
+        _say(console, f"    {change.concept_id}: {change.was} -> {change.now}{message}")
+
+
+def _score_words(report: FileReport) -> str:
+    if not report.scores_compared:
+        return "no score was recorded"
+    if not report.scores_changed:
+        return f"scores: all {report.scores_compared} recorded ones reproduced to 1e-9"
+    share = f"{report.scores_changed} of {report.scores_compared} recorded ones differ"
+    return f"scores: {share}, by at most {report.max_difference:.6f}"
+
+
+def _repair_words(report: FileReport) -> str:
+    """How many of the failures a repair would mend; they are failures in every number but its."""
+    failed = [outcome for outcome in report.now if outcome.status == "format_error"]
+    found = [outcome.repair for outcome in failed if outcome.repair]
+    names = Counter(name for repair in found for name in repair.names)
+    words = f"{len(found)} of {len(failed)} that break the contract keep it repaired"
+    return f"{words}: {_counts(names)}" if found else words
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {name}" for name, count in ordered)
+
+
+def _numbers(scored: Scored) -> Table:
+    table = _table("Recorded and now", ("arm", ""))
+    for column in ("outcomes", "valid", "mean", "std", "min", "max", "failed as 0"):
+        table.add_column(column, justify="right")
+    for report in scored.reports:
+        sides = [("recorded", report.recorded), ("now", report.now)]
+        if scored.repair:
+            sides.append(("repaired", [as_repaired(outcome) for outcome in report.now]))
+        for word, outcomes in sides:
+            if word == "recorded" and report.incomplete:
+                continue
+            summary = summarise(outcomes)
+            numbers = (summary.mean, summary.std, summary.min, summary.max, summary.mean_all)
+            valid = f"{summary.valid} ({summary.valid_rate:.1%})"
+            first = (Text(plain(report.arm)), word, str(summary.total), valid)
+            table.add_row(*first, *(_number(value) for value in numbers))
+    return table
+
+
+def _show_verdict(console: UnbreakableConsole, scored: Scored, verdict: Verdict) -> None:
+    console.print(gate_table(verdict))
+    if scored.comparison is not None:
+        for line in doubt_lines(verdict, scored.comparison.students[verdict.arm]):
+            console.print(line, soft_wrap=True)
+    recorded = {before.arm: before for before in scored.recorded_verdicts}.get(verdict.arm)
+    if recorded is not None and recorded.passed != verdict.passed:
+        _say(console, f"on what was recorded the gate said {recorded.word}", style="yellow")
+    mended = {after.arm: after for after in scored.repaired_verdicts}.get(verdict.arm)
+    if mended is not None:
+        _say(console, f"with the repaired answers as valid ones the gate would say {mended.word}")
+    style = "bold green" if verdict.passed else "bold red"
+    console.print(Text(f"{verdict.word}  {plain(verdict.arm)}", style=style))
+
+
+def _pair_table(pair: ArmPair) -> Table:
+    table = _table("", ("arm",))
+    for column in ("outcomes", "valid", "first try", "mean", "std", "min", "max", "failed as 0"):
+        table.add_column(column, justify="right")
+    for name, summary in pair.comparison.arms.items():
+        numbers = (summary.mean, summary.std, summary.min, summary.max, summary.mean_all)
+        shares = (f"{summary.valid_rate:.1%}", f"{summary.first_valid_rate:.1%}")
+        row = (Text(plain(name)), str(summary.total), *shares)
+        table.add_row(*row, *(_number(value) for value in numbers))
+    return table
+
+
+def _pair_lines(pair: ArmPair) -> list[str]:
+    found = pair.comparison.students[pair.label("B")]
+    return [
+        (
+            f"over {found.pairs} cases valid in both: B higher in {found.wins}, lower in "
+            f"{found.losses}, the same in {found.ties}"
+        ),
+        f"  difference of means B - A   {_interval(found.difference)}",
+        f"  ratio of means B / A        {_interval(found.ratio)}",
+        f"  the same, failed as 0       {_interval(found.ratio_all)}",
+        f"  {found.scores.name}: p = {found.scores.p:.4f}",
+        (
+            f"  validity: {found.gained} cases gained, {found.lost} lost; "
+            f"{found.validity.name}: p = {found.validity.p:.4f}"
+        ),
+    ]
+
+
+def _interval(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return f"{_number(interval.value)} (no interval: {interval.reason})"
+    ends = f"{interval.low:.4f} to {interval.high:.4f}"
+    return f"{_number(interval.value)}, {interval.confidence:.0%} from {ends} ({interval.method})"
+
+
+def _table(title: str, columns: tuple[str, ...]) -> Table:
+    table = Table(title=Text(plain(title)) if title else None, title_justify="left", box=SIMPLE)
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

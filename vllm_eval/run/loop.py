@@ -1,0 +1,230 @@
+"""The loop: submit, poll, judge, re-queue, record. One batch, no barrier between rounds."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vllm_eval.errors import EngineError
+from vllm_eval.records import TOO_LONG, Attempt, Completion, Judgement, Problem, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from vllm_eval.engines import Engine
+    from vllm_eval.records import Arm, Case, Ledger, Progress, Status
+    from vllm_eval.tasks import Task
+
+UNANSWERED = Judgement(None, None, {})
+
+
+POLL_S = 0.5
+"""Longest wait for a completion before the display is refreshed and a stop is noticed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is asked of the engine."""
+
+    task: Task
+    arms: Sequence[Arm]
+    cases: Callable[[], Iterable[Case]]
+    """Gives a fresh pass over the cases."""
+    samples: int
+    """Samples per case."""
+    attempts: int
+    """Most attempts per arm, case and sample, at least 1."""
+    seed: int
+
+
+def evaluate(
+    job: Job,
+    engine: Engine,
+    ledger: Ledger,
+    record: Callable[[Sequence[Attempt]], None],
+    progress: Progress,
+    on_progress: Callable[[Progress], None],
+) -> None:
+    """Answer and judge what is owed; every attempt is recorded before the next poll.
+
+    A prompt the engine can never answer becomes an outcome instead of a request. Prompts are
+    made and measured as their turn comes, while the engine works on those before them. Memory
+    holds the requests in flight, not the cases.
+
+    Args:
+        job: cases, arms, task and limits.
+        engine: answers requests of all arms in one batch.
+        ledger: what an earlier session has brought to an end or begun.
+        record: writes attempts to the journal.
+        progress: updated in place; its `stopping` is obeyed.
+        on_progress: called after each poll.
+
+    Raises:
+        EngineError: the engine died, or lost requests.
+    """
+    start = time.monotonic() - progress.seconds
+    fresh = _owed(job, ledger)
+    in_flight: dict[str, tuple[Case, Request]] = {}
+    retries: deque[tuple[Case, Request]] = deque()
+    while not progress.stopping:
+        room = engine.capacity - len(in_flight)
+        batch, refused = _next_batch(engine, room, retries, fresh, progress.seconds)
+        record(refused)
+        _count(progress, refused)
+        in_flight |= {request.id: (case, request) for case, request in batch}
+        engine.submit([request for _, request in batch])
+        if not in_flight:
+            if refused:
+                continue  # there may be more where these came from
+            return
+        completions = engine.poll(POLL_S)
+        if not completions and not engine.busy:
+            msg = f"the engine lost {len(in_flight)} requests: it has none in flight"
+            raise EngineError(msg)
+        progress.seconds = time.monotonic() - start
+        attempts = []
+        for completion in completions:
+            case, request = in_flight.pop(completion.request_id)
+            attempt, retry = _conclude(job, engine, case, request, completion, progress.seconds)
+            attempts.append(attempt)
+            if retry is not None:
+                retries.append((case, retry))
+        progress.judging_s += time.monotonic() - start - progress.seconds
+        record(attempts)
+        _count(progress, attempts)
+        progress.in_flight = len(in_flight) + len(retries)
+        progress.retrying = len(retries) + sum(r.attempt > 1 for _, r in in_flight.values())
+        on_progress(progress)
+
+
+def _next_batch(
+    engine: Engine,
+    room: int,
+    retries: deque[tuple[Case, Request]],
+    fresh: Iterator[tuple[Case, Request]],
+    now: float,
+) -> tuple[list[tuple[Case, Request]], list[Attempt]]:
+    """Up to `room` requests to submit, and the outcomes of those that can never be answered."""
+    batch: list[tuple[Case, Request]] = []
+    refused: list[Attempt] = []
+    while len(batch) + len(refused) < room:
+        # Retries first: their cases are the oldest, and the run ends with the last of them.
+        item = retries.popleft() if retries else next(fresh, None)
+        if item is None:
+            break
+        case, request = item
+        why = engine.refusal(request.prompt) if request.attempt == 1 else None
+        if why is None:
+            batch.append(item)
+        else:
+            refused.append(_refused(request, case, why, now))
+    return batch, refused
+
+
+def derive_seed(seed: int, case_id: str, sample: int, attempt: int) -> int:
+    """A request's own seed, in [0, 2**31): from what it is, never from its place in a batch."""
+    key = f"{seed}|{case_id}|{sample}|{attempt}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest()) & 0x7FFF_FFFF
+
+
+def _owed(job: Job, ledger: Ledger) -> Iterator[tuple[Case, Request]]:
+    return ((case, request) for case in job.cases() for request in _first(job, case, ledger))
+
+
+def _first(job: Job, case: Case, ledger: Ledger) -> Iterator[Request]:
+    """A case's next attempts: the arms side by side, so that they share one batch."""
+    prompt = job.task.prompt(case)
+    for sample in range(job.samples):
+        for arm in job.arms:
+            key = (arm.name, case.id, sample)
+            begun = ledger.begun.get(key)
+            if key in ledger.done:
+                continue
+            if begun is None:
+                yield _request(job, case, arm.name, sample, 1, prompt)
+            else:
+                again = job.task.prompt(case, begun.problem)
+                yield _request(job, case, arm.name, sample, begun.attempts + 1, again)
+
+
+def _request(job: Job, case: Case, arm: str, sample: int, attempt: int, prompt: str) -> Request:
+    return Request(
+        id=f"{case.line}/{arm}/{sample}/{attempt}",
+        arm=arm,
+        case_id=case.id,
+        sample=sample,
+        attempt=attempt,
+        prompt=prompt,
+        seed=derive_seed(job.seed, case.id, sample, attempt),
+    )
+
+
+def _conclude(
+    job: Job, engine: Engine, case: Case, request: Request, done: Completion, now: float
+) -> tuple[Attempt, Request | None]:
+    """Judge a completion; the request of the next attempt where one is due."""
+    judgement = UNANSWERED if done.error is not None else job.task.judge(case, done.text)
+    attempt = _attempt(case, request, done, judgement, "engine_error", now)
+    if attempt.status == "success" or request.attempt >= job.attempts:
+        return attempt, None
+    prompt = job.task.prompt(case, judgement.problem)
+    if engine.refusal(prompt) is not None:  # the reminder made it too long: this answer counts
+        return attempt, None
+    retry = _request(job, case, request.arm, request.sample, request.attempt + 1, prompt)
+    return replace(attempt, final=False), retry
+
+
+def _refused(request: Request, case: Case, why: str, now: float) -> Attempt:
+    done = Completion(request.id, error=why)
+    return _attempt(case, request, done, UNANSWERED, TOO_LONG, now)
+
+
+def _attempt(
+    case: Case, request: Request, done: Completion, judgement: Judgement, failure: str, now: float
+) -> Attempt:
+    """The journal's line; `failure` is the reason where there is no answer."""
+    problem = judgement.problem
+    status: Status = "format_error" if problem else "success"
+    if done.error is not None:
+        problem, status = Problem(failure, done.error), "error"
+    return Attempt(
+        arm=request.arm,
+        concept_id=case.id,
+        tier=case.tier,
+        sample=request.sample,
+        attempt=request.attempt,
+        final=True,
+        status=status,
+        reason=problem.reason if problem else None,
+        error=problem.message if problem else None,
+        block=problem.block if problem else None,
+        line=problem.line if problem else None,
+        column=problem.column if problem else None,
+        truncated=done.finish_reason == "length",
+        score=judgement.score,
+        parts=judgement.parts,
+        seed=request.seed,
+        prompt_tokens=done.prompt_tokens,
+        output_tokens=done.output_tokens,
+        cached_tokens=done.cached_tokens,
+        queued_s=done.queued_s,
+        ttft_s=done.ttft_s,
+        total_s=done.total_s,
+        finish_reason=done.finish_reason,
+        finished_at=now,
+        raw_response=done.text,
+        key=problem.key if problem else None,
+    )
+
+
+def _count(progress: Progress, attempts: Sequence[Attempt]) -> None:
+    for attempt in attempts:
+        progress.attempts += 1
+        progress.output_tokens += attempt.output_tokens
+        if attempt.final:
+            progress.done += 1
+            progress.valid += attempt.status == "success"
+            progress.failed += attempt.status != "success"

@@ -1,0 +1,116 @@
+"""Whether an earlier session's run can be gone on with here, and which of it is owed again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm_eval.config import machine
+from vllm_eval.config.settings import whole
+from vllm_eval.errors import InputError
+from vllm_eval.inputs.base_model import read_base
+from vllm_eval.records import TOO_LONG
+from vllm_eval.store import manifest
+from vllm_eval.store.folder import COMPARISON
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from vllm_eval.config.machine import Machine, Software
+    from vllm_eval.inputs.base_model import Base
+    from vllm_eval.inputs.plan import Plan
+    from vllm_eval.records import Attempt
+    from vllm_eval.store.journal import Journal
+
+NO_BFLOAT16_BELOW = 8.0
+_TORCH_NAMES = {"half": "float16", "float": "float32"}
+
+
+def other_engine(
+    plan: Plan,
+    recorded: Mapping[str, Any],
+    hardware: Machine | None = None,
+    software: Software | None = None,
+) -> str | None:
+    """Why the engine installed here may not go on with a run, as far as that is seen without it.
+
+    A finding before the model is loaded; `run` compares once more what the engine says of itself.
+
+    Args:
+        plan: what is to go on.
+        recorded: what the run's manifest says of its engine; empty where none had started.
+        hardware: this machine by default.
+        software: what is installed by default.
+    """
+    software, engine = software or machine.installed(), plan.config.engine
+    if engine not in ("vllm", "transformers"):
+        return None
+    now = software.vllm if engine == "vllm" else dict(software.packages).get(engine)
+    before = recorded.get(engine)
+    if before and now and _release(before) != _release(now):
+        return f"begun with {engine} {before}, and {now} is installed"
+    if plan.config.engine == "vllm" and not software.for_cpu:
+        dtype = _dtype_on(hardware or machine.detect(), plan)
+        before = recorded.get("dtype")
+        if before and dtype and before != dtype:
+            return f"begun with dtype {before}, and this machine computes in {dtype}"
+    return None
+
+
+def refuse_other_engine(plan: Plan, folder: Path) -> None:
+    """Do nothing where `other_engine` finds no reason.
+
+    Raises:
+        InputError: it finds one.
+    """
+    if why := other_engine(plan, manifest.read(folder).get("engine", {})):
+        msg = f"{folder}: {why}; start a new run, without --resume"
+        raise InputError(msg)
+
+
+def owe_refused(plan: Plan, folder: Path, journal: Journal) -> int:
+    """Owe again the prompts refused as too long, where the run is resumed with a longer limit.
+
+    No engine has seen them, and raising the limit is our own advice; without this they would stay
+    what they are. The files of a finished run, which count them, are no longer valid.
+
+    Returns:
+        How many are owed again.
+    """
+    before = manifest.read(folder).get("engine", {}).get("max_model_len")
+    if plan.config.engine == "openai" or not isinstance(before, int):
+        return 0  # a server's limit is its own
+    base = _base(plan)
+    longest = base.architecture.max_len if base and base.architecture else None
+    if whole(plan.config.engine_args.get("max_model_len"), longest or 0) <= before:
+        return 0
+    dropped = journal.drop(_was_too_long)
+    if dropped:
+        (folder / COMPARISON).unlink(missing_ok=True)
+    return dropped
+
+
+def _was_too_long(attempt: Attempt) -> bool:
+    return attempt.status == "error" and attempt.reason == TOO_LONG
+
+
+def _release(version: object) -> str:
+    """Without the local tag, which says for what it was built."""
+    return str(version).partition("+")[0]
+
+
+def _dtype_on(hardware: Machine, plan: Plan) -> str | None:
+    """PyTorch's name of the type vLLM will compute in on these GPUs; None if unknown."""
+    asked = plan.config.dtype
+    if asked != "auto":
+        return _TORCH_NAMES.get(asked, asked)
+    base, gpus = _base(plan), hardware.gpus
+    own = base.architecture.dtype if base and base.architecture else None
+    if own not in ("float16", "bfloat16") or not gpus:
+        return None
+    old = any(float(gpu.compute_capability) < NO_BFLOAT16_BELOW for gpu in gpus)
+    return "float16" if old else own
+
+
+def _base(plan: Plan) -> Base | None:
+    return read_base(plan.base_model, weights=False) if plan.base_model else None

@@ -1,0 +1,256 @@
+"""The story of a run, one screen: prepare, evaluate, conclude."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from contextlib import closing, contextmanager
+from datetime import datetime
+from sys import intern
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+from vllm_eval.conclude.conclude import Evaluated, conclude, refuse_unanswered
+from vllm_eval.config.settings import dump_config, resolve_path
+from vllm_eval.engines import open_engine
+from vllm_eval.errors import EngineDiedError, EngineError, EvalError, InputError
+from vllm_eval.inputs import cases
+from vllm_eval.inputs.index import CASES
+from vllm_eval.inputs.plan import prepare
+from vllm_eval.preflight.check import check_plan, refuse
+from vllm_eval.records import Progress
+from vllm_eval.report.write import write_reports
+from vllm_eval.run.loop import Job, evaluate
+from vllm_eval.run.peak_memory import PeakMemory
+from vllm_eval.run.resume import other_engine, owe_refused, refuse_other_engine
+from vllm_eval.store import manifest
+from vllm_eval.store.folder import (
+    CONFIG,
+    RunFolder,
+    add_to_json,
+    create_run,
+    find_like,
+    note_config,
+    timestamp_of,
+    write_cases,
+    write_json,
+    write_text,
+    write_zip,
+)
+from vllm_eval.store.journal import Journal
+from vllm_eval.store.ledger import read_ledger
+from vllm_eval.tasks import TASK_FILE
+from vllm_eval.tasks.declaration import dump_declaration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+    from typing import Any
+
+    from vllm_eval.conclude.conclude import Finished
+    from vllm_eval.config.settings import Config
+    from vllm_eval.inputs.plan import Plan
+
+
+class Watcher(Protocol):
+    """Whoever wants to see a run happen."""
+
+    def stage(self, text: str) -> None:
+        """A new stage begins."""
+
+    def progress(self, progress: Progress) -> None:
+        """The evaluation has come further."""
+
+
+AUTO: Final = "auto"
+"""Instead of a run's folder: the newest run like this one, or a new one where there is none."""
+
+
+def run(config: Config, watcher: Watcher, resume: Path | Literal["auto"] | None = None) -> Finished:
+    """Evaluate base and students over the cases and judge the students.
+
+    Args:
+        config: the resolved configuration.
+        watcher: is told how the run goes.
+        resume: folder of a run to be continued, or `AUTO`; None for a new one.
+
+    Raises:
+        InputError: configuration, data set or adapter cannot be used, or the run to be
+            resumed is another one.
+        EngineError: the engine could not be started, or died too often.
+    """
+    start = time.monotonic()
+    watcher.stage("checking data set and adapters")
+    plan = prepare(config)
+    config = plan.config
+    findings = check_plan(plan)
+    for finding in findings:
+        if finding.level == "warning" or finding.where == "profile":
+            watcher.stage(finding.line)
+    refuse(findings)
+    folder = _open_folder(plan, resume, watcher)
+    with Journal(folder.journal, config.journal_part_mib * 2**20) as journal:
+        if changed := note_config(folder.path, dump_config(config)):
+            watcher.stage(f"resumed with another {', '.join(changed)}")
+        if owed_again := owe_refused(plan, folder.path, journal):
+            watcher.stage(f"{owed_again} prompts were too long for the limit before; asked again")
+        ledger = read_ledger(folder.journal)
+        progress = Progress(
+            total=len(plan.dataset.drawn) * len(plan.arms) * config.samples_per_case,
+            done=len(ledger.done),
+            valid=ledger.valid,
+            failed=len(ledger.done) - ledger.valid,
+            attempts=ledger.attempts,
+            output_tokens=ledger.output_tokens,
+            seconds=ledger.seconds,
+        )
+        if progress.done < progress.total:
+            refuse_other_engine(plan, folder.path)
+            with PeakMemory() as memory:
+                engine_load_s = _generate(plan, folder, journal, progress, watcher)
+            session = {
+                "engine_load_s": engine_load_s,
+                "judging_s": progress.judging_s,
+                "peak_host_mib": memory.host_mib,
+                "peak_device_mib": memory.device_mib,
+                "total_s": time.monotonic() - start,
+            }
+            sessions = [*manifest.read(folder.path).get("sessions", ()), session]
+            add_to_json(folder.path / manifest.FILE, {"sessions": sessions})
+        # Without a stop nothing may be owed: `conclude` then finds what was lost.
+        owed = progress.total - progress.done if progress.stopping else 0
+        watcher.stage("scoring and writing results")
+        finished = conclude(_evaluated(plan, folder, owed))
+    write_zip(folder)
+    if config.report:
+        watcher.stage("writing the report")
+        try:
+            write_reports(folder.path)
+        except (EvalError, OSError) as error:  # the verdict stands without it
+            again = f"python -m vllm_eval report {folder.path}"
+            watcher.stage(f"the report was not written: {error}; try again with {again}")
+    refuse_unanswered(finished)
+    return finished
+
+
+def _evaluated(plan: Plan, folder: RunFolder, owed: int) -> Evaluated:
+    paths = {arm.name: str(arm.adapter.path) if arm.adapter else None for arm in plan.arms}
+    order = {intern(case.id): place for place, case in enumerate(cases.read_cases(plan.dataset))}
+    return Evaluated(folder, plan.config, paths, order, plan.task, owed)
+
+
+def _open_folder(plan: Plan, resume: Path | Literal["auto"] | None, watcher: Watcher) -> RunFolder:
+    """A new run folder, or the one to be resumed once it has proved to be of the same run."""
+    identity = manifest.identify(plan)
+    output_dir = resolve_path(plan.config.output_dir)
+
+    def usable(path: Path, engine: Mapping[str, Any]) -> bool:
+        why = other_engine(plan, engine)
+        if why:
+            watcher.stage(f"resume: not {path}: {why}")
+        return why is None
+
+    if resume == AUTO:
+        resume = find_like(output_dir, identity, usable=usable)
+        watcher.stage(f"resume: {resume or 'no run like this one yet, so a new one'}")
+    if resume is not None:
+        recorded = manifest.read(resume)
+        if changed := manifest.differences(recorded["identity"], identity):
+            msg = f"{resume}: cannot be resumed, it is another run: {'; '.join(changed)}"
+            raise InputError(msg)
+        folder = RunFolder(resume, timestamp_of(resume, recorded))
+        if not (resume / CASES).is_file():
+            _note_cases(plan, folder)
+        return folder
+    if unfinished := find_like(output_dir, identity, finished=False):
+        watcher.stage(f"an unfinished run like this one: continue it with --resume {unfinished}")
+    now = datetime.now().astimezone()
+    folder = create_run(output_dir, plan.config.tag or plan.arms[1].name, now)
+    write_text(folder.path / CONFIG, dump_config(plan.config))
+    write_text(folder.path / TASK_FILE, dump_declaration(plan.task.declaration))
+    _note_cases(plan, folder)
+    write_json(folder.path / manifest.FILE, manifest.describe(plan, identity, now))
+    return folder
+
+
+def _note_cases(plan: Plan, folder: RunFolder) -> None:
+    drawn = cases.read_cases(plan.dataset)
+    write_cases(folder, ((case, plan.task.prompt(case)) for case in drawn))
+
+
+def _generate(
+    plan: Plan, folder: RunFolder, journal: Journal, progress: Progress, watcher: Watcher
+) -> float:
+    """Have all that is owed answered; an engine that dies is started again with what it owed.
+
+    Returns the seconds the first engine took to start.
+    """
+    config, life, load_s = plan.config, 0, 0.0
+    job = Job(
+        plan.task,
+        plan.arms,
+        lambda: cases.read_cases(plan.dataset),
+        config.samples_per_case,
+        1 + config.retries,
+        config.seed,
+    )
+    while True:
+        watcher.stage(f"starting the {config.engine} engine; its log is {folder.engine_log}")
+        begin = time.monotonic()
+        try:
+            with closing(
+                open_engine(config, plan.arms, plan.base_model, folder.engine_log, life)
+            ) as engine:
+                load_s = load_s or time.monotonic() - begin
+                _note_engine(folder, engine.about)
+                watcher.stage(f"evaluating {len(plan.dataset.drawn)} cases, {len(plan.arms)} arms")
+                ledger = read_ledger(folder.journal)
+                with _stop_on_signal(progress):
+                    evaluate(job, engine, ledger, journal.append, progress, watcher.progress)
+                _note_engine(folder, engine.about)  # and what it had to send again
+                return load_s
+        except EngineDiedError as error:
+            if progress.stopping:  # Ctrl-C reaches the engine's own processes as well
+                return load_s
+            life += 1
+            if life > config.max_engine_restarts:
+                msg = f"{error}; what finished is safe: --resume {folder.path}"
+                raise EngineError(msg) from error
+            watcher.stage(f"{error}; {progress.done} of {progress.total} outcomes are safe")
+
+
+def _note_engine(folder: RunFolder, about: Mapping[str, str | int]) -> None:
+    """Keep what the engine says of itself; a later session must not be of another kind.
+
+    Raises:
+        InputError: the run was begun with another engine, release, type or quantisation.
+    """
+    path = folder.path / manifest.FILE
+    before = manifest.read(folder.path).get("engine", {})
+    for key in ("engine", "vllm", "transformers", "dtype", "quantization", "models"):
+        if before and before.get(key) != about.get(key):
+            msg = f"{folder.path}: begun with {key} {before.get(key)!r}, this is {about.get(key)!r}"
+            msg += "; start a new run, without --resume"
+            raise InputError(msg)
+    add_to_json(path, {"engine": dict(about)})
+
+
+@contextmanager
+def _stop_on_signal(progress: Progress) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the evaluation in order, the second one at once."""
+
+    def stop(number: int, frame: object) -> None:
+        del number, frame
+        if progress.stopping:
+            raise KeyboardInterrupt
+        progress.stopping = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""The run folder: the append-only journal, what it holds, and the files beside it."""

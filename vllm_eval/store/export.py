@@ -1,0 +1,76 @@
+"""A run's outcomes as one Parquet table, for tools that take millions of rows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from vllm_eval.errors import InputError
+from vllm_eval.store import manifest
+from vllm_eval.store.folder import JOURNAL, written_whole
+from vllm_eval.store.journal import read_journal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+GROUP_ROWS = 4_096
+"""Rows in memory at a time: one row group of the file."""
+TEXT = (
+    *("arm", "concept_id", "tier", "status", "reason", "error", "block", "key"),
+    *("finish_reason", "parts", "raw_response"),
+)
+WHOLE = (
+    *("sample", "attempt", "line", "column", "seed"),
+    *("prompt_tokens", "output_tokens", "cached_tokens"),
+)
+REAL = ("score", "queued_s", "ttft_s", "total_s", "finished_at")
+YES_NO = ("final", "truncated")
+
+
+def export_run(folder: Path, path: Path, *, attempts: bool = False) -> int:
+    """Write every outcome of a run to `path`, whole or not at all, in the journal's order.
+
+    The columns are the keys of the journal's lines; `attempt` is the number of attempts that an
+    outcome took, `parts` the points of each part of the metric as JSON.
+
+    Args:
+        folder: of the run.
+        path: where the table is written; a file that is there is replaced.
+        attempts: every attempt instead of the last one of each outcome; `final` tells them apart.
+
+    Returns the number of rows.
+
+    Raises:
+        InputError: the folder holds no run, or pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        msg = "export: pyarrow is not installed; run: pip install 'vllm_eval[parquet]'"
+        raise InputError(msg) from error
+    manifest.read(folder)
+    if path.resolve().parent == folder.resolve() and path.suffix != ".parquet":
+        msg = f"{path}: is a file of the run itself, perhaps; name one that ends in .parquet"
+        raise InputError(msg)
+    kinds = ((TEXT, pa.string()), (WHOLE, pa.int64()), (REAL, pa.float64()), (YES_NO, pa.bool_()))
+    schema = pa.schema([(name, kind) for names, kind in kinds for name in names])
+    rows, count = _rows(folder / JOURNAL, attempts=attempts), 0
+    with (
+        written_whole(path) as out,
+        parquet.ParquetWriter(out, schema, compression="zstd") as table,
+    ):
+        while group := list(islice(rows, GROUP_ROWS)):
+            table.write_table(pa.Table.from_pylist(group, schema))
+            count += len(group)
+    return count
+
+
+def _rows(journal: Path, *, attempts: bool) -> Iterator[dict[str, Any]]:
+    for _, attempt in read_journal(journal):
+        if attempts or attempt.final:
+            yield asdict(attempt) | {"parts": orjson.dumps(attempt.parts).decode()}

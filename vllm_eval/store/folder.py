@@ -1,0 +1,211 @@
+"""The run folder and the files made from its journal at the end."""
+
+from __future__ import annotations
+
+import zipfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import yaml
+
+from vllm_eval.config.settings import file_name
+from vllm_eval.errors import EvalError, InputError
+from vllm_eval.inputs.index import CASES
+from vllm_eval.store import manifest
+from vllm_eval.store.journal import LOCK, parts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import BinaryIO
+
+    from vllm_eval.records import Case
+
+COMPARISON = "comparison.json"
+CONFIG = "config.yaml"
+JOURNAL = "attempts.jsonl"
+TIME_FORMAT = "%Y%m%d-%H%M%S"
+ENGINE_LOG = "engine.log"
+
+
+NOT_ARCHIVED = frozenset((ENGINE_LOG, LOCK))
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Where one run's files lie."""
+
+    path: Path
+    timestamp: str
+    """When the run began, as it stands in file names."""
+
+    @property
+    def journal(self) -> Path:
+        """Every attempt, in the order they finished: the first part."""
+        return self.path / JOURNAL
+
+    @property
+    def engine_log(self) -> Path:
+        """What the engine and its processes printed."""
+        return self.path / ENGINE_LOG
+
+
+def create_run(output_dir: Path, tag: str, now: datetime) -> RunFolder:
+    """Make a new folder `<tag>_<timestamp>`, never one that is there already.
+
+    Raises:
+        InputError: the output folder cannot be written.
+    """
+    timestamp = now.strftime(TIME_FORMAT)
+    name = f"{file_name(tag)}_{timestamp}"
+    for suffix in ("", *(f"-{number}" for number in range(2, 100))):
+        path = output_dir / (name + suffix)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            msg = f"output_dir: cannot make {path}: {error.strerror}; give --output-dir"
+            raise InputError(msg) from error
+        return RunFolder(path, timestamp)
+    msg = f"output_dir: {output_dir / name} and its ninety-nine neighbours exist already"
+    raise InputError(msg)
+
+
+def timestamp_of(folder: Path, recorded: Mapping[str, Any]) -> str:
+    """The time in a run's file names, from its manifest."""
+    try:
+        return datetime.fromisoformat(recorded["started_at"]).strftime(TIME_FORMAT)
+    except (KeyError, TypeError, ValueError) as error:
+        msg = f"{folder}: its manifest does not say when it was started"
+        raise InputError(msg) from error
+
+
+def note_config(folder: Path, text: str) -> list[str]:
+    """Store the configuration a run is resumed with; the keys that were others before.
+
+    Raises:
+        InputError: the stored one cannot be read.
+    """
+    path = folder / CONFIG
+    try:
+        before, now = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(text)
+        changed = [key for key in now if now[key] != before.get(key)]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+        msg = f"{path}: cannot be read as the configuration of this run: {error}"
+        raise InputError(msg) from error
+    write_text(path, text)
+    return changed
+
+
+def find_run(name: str, output_dir: str) -> Path:
+    """The folder of a run given by its path, or by its name in `output_dir`.
+
+    Raises:
+        InputError: there is no such run.
+    """
+    places = [Path(name), Path(output_dir) / name]
+    for place in places:
+        if (place / manifest.FILE).is_file():
+            return place
+    msg = f"no run at {' or '.join(str(place) for place in places)}: no {manifest.FILE} there"
+    raise InputError(msg)
+
+
+def find_like(
+    output_dir: Path,
+    identity: Mapping[str, Any],
+    *,
+    finished: bool = True,
+    usable: Callable[[Path, Mapping[str, Any]], bool] = lambda _folder, _engine: True,
+) -> Path | None:
+    """The newest run folder of the same identity.
+
+    Args:
+        output_dir: where the run folders are.
+        identity: of the run that looks for them.
+        finished: whether it may be a finished one.
+        usable: given one that is not, and what its manifest says of its engine, whether it is.
+    """
+    newest: tuple[float, Path] | None = None
+    for journal in output_dir.glob(f"*/{JOURNAL}"):
+        folder = journal.parent
+        try:
+            recorded = orjson.loads((folder / manifest.FILE).read_bytes())
+            same = recorded["identity"] == identity
+            owes, engine = _is_unfinished(folder), recorded.get("engine", {})
+            if same and (usable(folder, engine) if owes else finished):
+                newest = max(newest or (0.0, folder), (parts(journal)[-1].stat().st_mtime, folder))
+        except (OSError, EvalError, KeyError, TypeError, orjson.JSONDecodeError):
+            continue  # no run folder of ours
+    return newest[1] if newest else None
+
+
+def _is_unfinished(folder: Path) -> bool:
+    path = folder / COMPARISON
+    return not path.is_file() or bool(orjson.loads(path.read_bytes())["partial"])
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> Path:
+    """Write a small JSON file, whole or not at all."""
+    return write_text(path, orjson.dumps(data, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def add_to_json(path: Path, more: Mapping[str, Any]) -> Path:
+    """Set some keys of a small JSON file."""
+    return write_json(path, orjson.loads(path.read_bytes()) | dict(more))
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a small text file, whole or not at all."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    """Write a small file, whole or not at all."""
+    with written_whole(path) as out:
+        out.write(data)
+    return path
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` once it is whole; never through a link."""
+    part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)
+    with part.open("xb") as out:
+        yield out
+    part.replace(path)
+
+
+def write_cases(folder: RunFolder, rows: Iterable[tuple[Case, str]]) -> Path:
+    """The drawn cases, as a data set of their own, each with the prompt of its first attempt.
+
+    With it the folder alone is enough to judge the answers again, and to show what was asked.
+    """
+    path = folder.path / CASES
+    with written_whole(path) as out:
+        for case, asked in rows:
+            row = {
+                "concept_id": case.id,
+                "tier": case.tier,
+                **case.inputs,
+                "prompt": case.prompt,
+                "asked": asked,
+            }
+            out.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+    return path
+
+
+def write_zip(folder: RunFolder) -> Path:
+    """Everything needed to read and judge the run again, in one archive: all but engine logs."""
+    path = folder.path / f"eval_results_{folder.timestamp}.zip"
+    files = [file for file in sorted(folder.path.rglob("*")) if file.is_file()]
+    with written_whole(path) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in files:
+            if file.name not in NOT_ARCHIVED and file.suffix not in (".zip", ".part"):
+                archive.write(file, folder.path.name / file.relative_to(folder.path))
+    return path

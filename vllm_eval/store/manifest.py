@@ -1,0 +1,132 @@
+"""What a run is made of: stored with it, and compared before anyone adds to it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from vllm_eval import __version__
+from vllm_eval.config import machine
+from vllm_eval.config.identity import CAPACITY_ARGS, NOT_IDENTITY
+from vllm_eval.config.settings import resolve_path
+from vllm_eval.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from vllm_eval.inputs.plan import Plan
+
+SCHEMA_VERSION = 1
+FILE = "manifest.json"
+
+
+_SAMPLE_BYTES = 2**20
+
+
+def describe(plan: Plan, identity: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+    """The manifest of a plan with its `identity`, before an engine is started."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "vllm_eval": __version__,
+        "started_at": now.isoformat(),
+        "identity": dict(identity),
+        "base_model": plan.base_model,
+        "dataset": {"path": str(plan.dataset.path), "records": plan.dataset.total},
+        "adapters": {
+            arm.name: {"path": str(arm.adapter.path), "rank": arm.adapter.rank}
+            for arm in plan.arms
+            if arm.adapter and arm.variant_of is None
+        },
+        "machine": asdict(machine.detect()),
+    }
+
+
+def identify(plan: Plan) -> dict[str, Any]:
+    """Everything that decides what the outcomes are, as JSON values."""
+    settings = plan.config.model_dump(mode="json", exclude=set(NOT_IDENTITY))
+    settings["engine_args"] = {
+        key: value for key, value in plan.config.engine_args.items() if key not in CAPACITY_ARGS
+    }
+    identity = settings | {
+        "task": f"{plan.task.name} {plan.task.version}",
+        "prompt": plan.task.prompt_sha256,
+        "dataset": plan.dataset.sha256,
+        "base_model": _fingerprint(plan.base_model) if plan.base_model else None,
+        "adapters": {
+            arm.name: arm.adapter.sha256 if arm.adapter else None
+            for arm in plan.arms[1:]
+            if arm.variant_of is None
+        },
+        "grammar": _hash_grammar(plan),
+        "script": _hash_file(plan.config.script) if plan.config.script else None,
+    }
+    return dict(orjson.loads(orjson.dumps(identity)))
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest of a run.
+
+    Raises:
+        InputError: the folder holds no run of ours, or one of another schema.
+    """
+    path = folder / FILE
+    try:
+        manifest = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        msg = f"{folder}: is no run folder: {path.name} is missing or unreadable"
+        raise InputError(msg) from error
+    whole = isinstance(manifest, dict) and isinstance(manifest.get("identity"), dict)
+    if not whole or manifest.get("schema_version") != SCHEMA_VERSION:
+        msg = f"{path}: written by another version of vllm_eval; start a new run"
+        raise InputError(msg)
+    return dict(manifest)
+
+
+def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two identities, one line each."""
+    return [
+        f"{key} was {recorded.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(recorded.keys() | now.keys())
+        if recorded.get(key) != now.get(key)
+    ]
+
+
+def _hash_grammar(plan: Plan) -> str | None:
+    """Of the grammar that arms are held to; None where all answer freely."""
+    grammar = next((arm.grammar for arm in plan.arms if arm.grammar), None)
+    return hashlib.sha256(grammar.encode()).hexdigest() if grammar else None
+
+
+def _hash_file(script: str) -> str:
+    path = resolve_path(script)
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        msg = f"{path}: cannot read the script: {error.strerror}"
+        raise InputError(msg) from error
+
+
+def _fingerprint(base_model: str) -> str:
+    """A local model by its configuration and samples of its weights; a hub id as it is.
+
+    All of a 15 GB checkpoint would take half a minute to hash; sizes and the first and last
+    mebibyte of each file tell any two real checkpoints apart.
+    """
+    folder = Path(base_model)
+    if not folder.is_dir():
+        return base_model
+    digest = hashlib.sha256()
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        if path.is_file():
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size} ".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(_SAMPLE_BYTES))
+                file.seek(max(0, size - _SAMPLE_BYTES))
+                digest.update(file.read())
+    return digest.hexdigest()
