@@ -68,18 +68,18 @@ def read_work() -> list[tuple[Case, str]]:
     return work
 
 
-def timed(judge: object, work: list[tuple[Case, str]]) -> tuple[float, Results]:
-    assert callable(judge)
+def timed(grade: object, work: list[tuple[Case, str]]) -> tuple[float, Results]:
+    assert callable(grade)
     start = time.process_time()
-    results = judge(work)
+    results = grade(work)
     return time.process_time() - start, results
 
 
 def ours(work: list[tuple[Case, str]]) -> Results:
     task = open_task("product_owner")
     product_owner_metric.read_requirements.cache_clear()
-    judged = (task.judge(case, text) for case, text in work)
-    return [(j.problem.reason if j.problem else None, j.score) for j in judged]
+    graded = (task.grade(case, text) for case, text in work)
+    return [(j.problem.reason if j.problem else None, j.score) for j in graded]
 
 
 def straightforward(work: list[tuple[Case, str]]) -> Results:

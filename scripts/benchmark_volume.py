@@ -3,7 +3,7 @@
 Cases are the demo's, each with a word of its own, so that nothing is parsed once for many. The
 scripted engine answers at once with a whole answer; every twentieth first attempt of the student
 is broken, half of those stay broken over all retries. So every cost but the model's is there:
-drawing, prompts, judging, journal, statistics, result files, ZIP, report. Each run is a process of
+drawing, prompts, grading, journal, statistics, result files, ZIP, report. Each run is a process of
 its own, whose memory is read from the kernel (VmHWM, of one process: there are no others). Seconds
 are wall clock; time per case is processor time, which other work on the machine disturbs less.
 """
@@ -198,13 +198,13 @@ def show_parts(run: Path, count: int) -> None:
     timing, arms = comparison["timing"], comparison["arms"]
     asked = sum(arm["total"] for arm in arms.values())
     retried = timing["attempts"] - asked
-    generation, judging = timing["generation_s"], timing["judging_s"]
-    for step, seconds in (("  evaluation", generation), ("  of it judging", judging)):
+    generation, grading = timing["generation_s"], timing["grading_s"]
+    for step, seconds in (("  evaluation", generation), ("  of it grading", grading)):
         print(f"{count:>8,} {step:<22} {seconds:>8.1f}")
     print(f"{count:>8,} {timing['attempts']:,} attempts, {retried:,} retries, {asked:,} outcomes")
-    rest = timing["attempts"] / max(generation - judging, 1e-9)
+    rest = timing["attempts"] / max(generation - grading, 1e-9)
     rate = timing["attempts"] / generation
-    print(f"{count:>8,} ceiling: {rate:,.0f} attempts a second, {rest:,.0f} without judging")
+    print(f"{count:>8,} ceiling: {rate:,.0f} attempts a second, {rest:,.0f} without grading")
     files = len(parts(run / "attempts.jsonl"))
     print(f"{count:>8,} journal {size_of(run) / 2**20:,.0f} MiB in {files} files")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""One arm the old way: load model and adapter, ask one case at a time, judge, write a file.
+"""One arm the old way: load model and adapter, ask one case at a time, grade, write a file.
 
 usage: peers_predecessor.py ADAPTER|- PROMPTS.jsonl OUTPUT_LEN OUT.json BASE
 """
@@ -43,8 +43,8 @@ def main(adapter: str, prompts: str, output_len: int, out: str, base: str) -> No
         text = tokenizer.decode(answer, skip_special_tokens=True)
         inputs = {key: row[key] for key in task.declaration.inputs}
         case = Case(row["id"], number, row["tier"], inputs)
-        judged = task.judge(case, text)
-        reason = judged.problem.reason if judged.problem else None
+        graded = task.grade(case, text)
+        reason = graded.problem.reason if graded.problem else None
         results.append({"concept_id": case.id, "error": reason, "raw_response": text})
     Path(out).write_text(json.dumps({"output_tokens": tokens, "results": results}), "utf-8")
 

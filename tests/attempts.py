@@ -39,9 +39,9 @@ def failed(case: str = "K1", number: int = 1, reason: str = "no_ids", **changes:
     return attempt(case, number, status="format_error", reason=reason, **changes)
 
 
-def judged(task: Task, case: Case, text: str, **changes: Any) -> Attempt:
+def graded(task: Task, case: Case, text: str, **changes: Any) -> Attempt:
     """The failed attempt that an answer is."""
-    problem = task.judge(case, text).problem
+    problem = task.grade(case, text).problem
     assert problem is not None
     place = {key: getattr(problem, key) for key in ("block", "line", "column", "key")}
     given: dict[str, Any] = place | {"error": problem.message, "raw_response": text}

@@ -62,7 +62,7 @@ class Careless:
     after: str | None = None
     """With repairs: for which the repaired answer is rejected; None where it keeps the contract."""
     truncated: bool = False
-    """The answer was cut at the token limit."""
+    """The answer was truncated at the token limit."""
 
     @property
     def text(self) -> str:

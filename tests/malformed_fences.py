@@ -87,9 +87,14 @@ FENCES = (
         CLOSE,
         after=NO_ACTIONS,
     ),
-    Careless("cut in the last line", "begin.\n```\n", "beg", "cut", NO_BLOCK, truncated=True),
+    Careless("cut in the last line", "begin.\n```\n", "beg", "truncated", NO_BLOCK, truncated=True),
     Careless(
-        "cut in the vision", GOOD[GOOD.index("key_cap") :], "", "cut", NO_BLOCK, truncated=True
+        "cut in the vision",
+        GOOD[GOOD.index("key_cap") :],
+        "",
+        "truncated",
+        NO_BLOCK,
+        truncated=True,
     ),
     Careless(
         "cut behind both blocks",

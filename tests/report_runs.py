@@ -59,11 +59,11 @@ def make_run(
     return made
 
 
-def without(run: Path, owed: Callable[[Mapping[str, Any]], bool]) -> Path:
-    """A copy of a run that has not come to the attempts that `owed` picks."""
+def without(run: Path, pending: Callable[[Mapping[str, Any]], bool]) -> Path:
+    """A copy of a run that has not come to the attempts that `pending` picks."""
     lines = (run / "attempts.jsonl").read_bytes().splitlines(keepends=True)
     folder = cut_off(run, 0)
-    kept = b"".join(line for line in lines if not owed(json.loads(line)))
+    kept = b"".join(line for line in lines if not pending(json.loads(line)))
     (folder / "attempts.jsonl").write_bytes(kept)
     return folder
 

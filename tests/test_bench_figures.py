@@ -17,7 +17,7 @@ from vllm_eval.records import Request
 TRIAL = Trial(
     seconds=2.0,
     cpu_s=1.5,
-    judging_s=0.01,
+    grading_s=0.01,
     requests=4,
     retries=0,
     prompt_tokens=400,
@@ -48,9 +48,9 @@ def test_ratios_are_taken_within_a_repeat_not_between_medians() -> None:
     assert row.output_tokens_per_s.median == pytest.approx(200 / 20)
 
 
-def test_the_judging_share_is_of_each_trial_s_own_time() -> None:
+def test_the_grading_share_is_of_each_trial_s_own_time() -> None:
     (row,) = tabulate({"mixed": [TRIAL]}, "mixed")
-    assert row.judging_share == pytest.approx(0.005)
+    assert row.grading_share == pytest.approx(0.005)
 
 
 def test_every_contestant_is_first_in_turn() -> None:

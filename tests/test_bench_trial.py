@@ -123,7 +123,7 @@ def test_a_trial_leaves_no_file_behind(bench: Bench, answers: Answers, tmp_path:
     folder.mkdir()
     trial, _ = go(configure(bench, answers), folder, "mixed")
     assert list(folder.iterdir()) == []
-    assert 0 < trial.judging_s < trial.seconds
+    assert 0 < trial.grading_s < trial.seconds
 
 
 def test_a_worker_says_when_it_is_open_and_answers_every_order(

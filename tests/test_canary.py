@@ -1,4 +1,4 @@
-"""The canary's judgement, on distributions made here: noise is forgiven, a mix-up is not."""
+"""The canary's grade, on distributions made here: noise is forgiven, a mix-up is not."""
 
 from __future__ import annotations
 

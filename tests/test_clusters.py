@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.attempts import attempt, failed, judged
+from tests.attempts import attempt, failed, graded
 from tests.malformed import CORPUS, GOOD, Malformed
 from tests.malformed_repairs import CORPUS as CARELESS
 from vllm_eval.diagnose.clusters import KINDS, find_cause
@@ -100,14 +100,14 @@ MORE = (
 
 @pytest.mark.parametrize("malformed", CORPUS, ids=lambda one: one.name)
 def test_a_malformed_answer_has_its_cluster(task: Task, case: Case, malformed: Malformed) -> None:
-    cause = find_cause(judged(task, case, malformed.text), task.blocks, task.declaration)
+    cause = find_cause(graded(task, case, malformed.text), task.blocks, task.declaration)
     by_reason = BY_REASON.get(malformed.reason, "missing_key")
     assert cause.cluster == CLUSTERS.get(malformed.name, by_reason)
 
 
 @pytest.mark.parametrize("malformed", MORE, ids=lambda one: one.name)
 def test_a_further_answer_has_its_cluster(task: Task, case: Case, malformed: Malformed) -> None:
-    cause = find_cause(judged(task, case, malformed.text), task.blocks, task.declaration)
+    cause = find_cause(graded(task, case, malformed.text), task.blocks, task.declaration)
     assert cause.cluster == malformed.reason
 
 
@@ -115,7 +115,7 @@ def test_a_further_answer_has_its_cluster(task: Task, case: Case, malformed: Mal
 def test_an_answer_of_the_repairs_corpus_has_its_cluster(
     task: Task, case: Case, careless: Careless
 ) -> None:
-    one = judged(task, case, careless.text, truncated=careless.truncated)
+    one = graded(task, case, careless.text, truncated=careless.truncated)
     assert find_cause(one, task.blocks, task.declaration).cluster == careless.cluster
 
 
@@ -123,14 +123,14 @@ def test_an_answer_of_the_repairs_corpus_has_its_cluster(
 def test_an_answer_without_all_blocks_that_the_limit_ended_is_cut(
     task: Task, case: Case, text: str
 ) -> None:
-    one = judged(task, case, text, truncated=True)
-    assert find_cause(one, task.blocks, task.declaration).cluster == "cut"
+    one = graded(task, case, text, truncated=True)
+    assert find_cause(one, task.blocks, task.declaration).cluster == "truncated"
 
 
 def test_an_answer_that_is_whole_before_the_limit_is_not_called_cut(
     task: Task, case: Case, answers: Answers
 ) -> None:
-    one = judged(task, case, answers.bad() + "and on and on", truncated=True)
+    one = graded(task, case, answers.bad() + "and on and on", truncated=True)
     assert find_cause(one, task.blocks, task.declaration).cluster == "missing_key"
 
 
@@ -148,7 +148,7 @@ def test_a_rule_that_is_not_declared_is_the_task_s_own(task: Task, key: str) -> 
 
 def test_what_is_wrong_is_named_with_its_place_and_size(task: Task, case: Case) -> None:
     (long,) = (one for one in CORPUS if one.name == "narrative too long")
-    cause = find_cause(judged(task, case, long.text), task.blocks, task.declaration)
+    cause = find_cause(graded(task, case, long.text), task.blocks, task.declaration)
     assert (cause.place, cause.size) == ("REVIEW.narrative", 121)
 
 
@@ -161,9 +161,9 @@ def test_every_text_has_a_cluster(task: Task, case: Case) -> None:
         for _ in range(rng.randint(1, 4)):
             start = rng.randrange(len(text))
             text = text[:start] + rng.choice([*pieces, ""]) + text[start + rng.randint(0, 9) :]
-        problem = task.judge(case, text).problem
+        problem = task.grade(case, text).problem
         if problem is not None:
-            one = judged(task, case, text, truncated=rng.random() < 0.2)
+            one = graded(task, case, text, truncated=rng.random() < 0.2)
             assert find_cause(one, task.blocks, task.declaration).cluster in KINDS
 
 
@@ -203,7 +203,7 @@ def test_the_failed_ones_of_real_answers_have_the_clusters_a_reader_gave_them(
     for row in map(json.loads, lines):
         if not row["valid"]:
             inputs = {key: row[key] for key in ("concept", "requirements_yaml")}
-            one = judged(task, Case("K", 1, None, inputs), row["response"])
+            one = graded(task, Case("K", 1, None, inputs), row["response"])
             found[find_cause(one, task.blocks, task.declaration).cluster] += 1
     assert found == {
         "too_few": 50,

@@ -133,7 +133,7 @@ def test_another_task_version_is_refused(
     edit_manifest(second, task=f"product_owner {open_task('product_owner').version}.next")
     run = compare(bench, first, second)
     assert run.code == 2
-    assert "judge both again with `score`" in run.err
+    assert "grade both again with `score`" in run.err
 
 
 @pytest.mark.parametrize(

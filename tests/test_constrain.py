@@ -1,4 +1,4 @@
-"""Constrained arms beside free ones: who is judged, what is compared, where it is written."""
+"""Constrained arms beside free ones: who is graded, what is compared, where it is written."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def constrained(run: Run) -> dict[str, object]:
     return found
 
 
-def test_the_gate_judges_the_free_arms_alone(bench: Bench, answers: Answers) -> None:
+def test_the_gate_grades_the_free_arms_alone(bench: Bench, answers: Answers) -> None:
     run = asked_both_ways(bench, answers, "--constrain")
 
     whole = json.loads((run.folder / "comparison.json").read_bytes())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.attempts import attempt, failed, judged
+from tests.attempts import attempt, failed, graded
 from tests.malformed import CORPUS, GOOD
 from vllm_eval.compare.summary import summarise
 from vllm_eval.diagnose.diagnosis import UNTRAINED, diagnose
@@ -103,7 +103,7 @@ def test_missing_answers_are_not_asked_again_for_their_form(task: Task) -> None:
 
 
 def test_more_tokens_recover_as_many_as_are_valid_of_those_not_cut(task: Task) -> None:
-    """Three of four uncut attempts are valid; of three cut answers one runs in circles."""
+    """Three of four uncut attempts are valid; of three truncated answers one runs in circles."""
     rows = [attempt(f"K{n}", output_tokens=600 + n) for n in range(3)]
     rows.append(prose("K3"))
     rows += [prose(f"C{n}", truncated=True) for n in range(2)]
@@ -115,7 +115,7 @@ def test_more_tokens_recover_as_many_as_are_valid_of_those_not_cut(task: Task) -
     found = remedy(survey(task, rows), "max_new_tokens")
     assert (found.setting, found.addressed) == ("--max-new-tokens 2048", 3)
     assert found.recovered == pytest.approx(2 * 3 / 4)
-    assert "2 of 3 cut answers do not repeat themselves" in found.basis
+    assert "2 of 3 truncated answers do not repeat themselves" in found.basis
     assert "602 at most" in found.basis
 
 
@@ -153,7 +153,7 @@ def test_a_prompt_that_did_not_fit_asks_for_a_longer_context(task: Task) -> None
     assert (found.addressed, found.recovered) == (1, 1)
 
 
-def test_what_repairs_bring_is_unknown_where_they_could_not_be_judged(task: Task) -> None:
+def test_what_repairs_bring_is_unknown_where_they_could_not_be_graded(task: Task) -> None:
     broken = failed("K1", 1, "invalid_vision_yaml", block="VISION", raw_response=BROKEN)
     seen = Survey(task.blocks, task.declaration, repaired=None)
     list(seen.watch([broken, prose("K2")]))
@@ -165,7 +165,7 @@ def test_what_repairs_bring_is_unknown_where_they_could_not_be_judged(task: Task
     assert "not measured" in remedy(found, "repair").basis
 
 
-def test_arms_with_answers_still_owed_are_not_held_against_each_other(task: Task) -> None:
+def test_arms_with_answers_still_pending_are_not_held_against_each_other(task: Task) -> None:
     seen = Survey(task.blocks, task.declaration)
     rows = [prose("K1"), prose("K2")]
     list(seen.watch(rows))
@@ -185,8 +185,8 @@ def test_what_recovers_most_comes_first(task: Task) -> None:
 
 def test_a_pattern_names_the_commonest_place_and_how_far_off_it_is(task: Task, case: Case) -> None:
     by_name = {one.name: one.text for one in CORPUS}
-    rows = [judged(task, case, by_name["one action"])] * 2
-    rows += [judged(task, case, by_name["no actions"]), prose("K9", arm="baseline")]
+    rows = [graded(task, case, by_name["one action"])] * 2
+    rows += [graded(task, case, by_name["no actions"]), prose("K9", arm="baseline")]
     theirs, mine = survey(task, rows).patterns
     assert (mine.arm, theirs.arm) == ("baseline", "pupil")
     assert (theirs.cluster, theirs.place, theirs.at_place) == (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vllm_eval.compare.gate import NO_NUMBER, judge_student
+from vllm_eval.compare.gate import NO_NUMBER, decide_student
 from vllm_eval.compare.intervals import Bootstrap
 from vllm_eval.compare.resample import resample
 from vllm_eval.compare.summary import Comparison, compare_arms
@@ -33,10 +33,10 @@ def outcomes(arm: str, scores: list[float], failed: int = 0, silent: int = 0) ->
     ]
 
 
-def judge(base: list[Outcome], student: list[Outcome], **gate: float) -> Verdict:
+def grade(base: list[Outcome], student: list[Outcome], **gate: float) -> Verdict:
     level = Bootstrap(gate.get("confidence", 0.95), 999)
     comparison = compare_arms([*base, *student], ["baseline", "pupil"], bootstrap=level)
-    return judge_student(comparison, "pupil", 10, GateConfig(**gate))
+    return decide_student(comparison, "pupil", 10, GateConfig(**gate))
 
 
 def broken(verdict: Verdict) -> list[str]:
@@ -48,7 +48,7 @@ PUPIL = outcomes("pupil", [0.8] * 10)
 
 
 def test_a_student_as_good_as_the_baseline_passes() -> None:
-    verdict = judge(GOOD, PUPIL)
+    verdict = grade(GOOD, PUPIL)
     assert (verdict.passed, verdict.word, broken(verdict)) == (True, "PASS", [])
 
 
@@ -57,36 +57,36 @@ def test_a_student_as_good_as_the_baseline_passes() -> None:
 def test_a_valid_rate_of_nine_tenths_is_just_enough(arm: str, failed: int, passed: bool) -> None:
     arms = {"baseline": GOOD, "pupil": PUPIL}
     arms[arm] = outcomes(arm, [0.8] * (10 - failed), failed)
-    verdict = judge(arms["baseline"], arms["pupil"])
+    verdict = grade(arms["baseline"], arms["pupil"])
     assert broken(verdict) == ([] if passed else [f"valid rate of {arm}"])
 
 
 @pytest.mark.parametrize(("mean", "passed"), [(0.75, True), (0.7499, False), (0.76, True)])
 def test_a_baseline_mean_of_three_quarters_is_just_enough(mean: float, passed: bool) -> None:
-    verdict = judge(outcomes("baseline", [mean] * 10), PUPIL)
+    verdict = grade(outcomes("baseline", [mean] * 10), PUPIL)
     assert broken(verdict) == ([] if passed else ["mean of baseline"])
 
 
 @pytest.mark.parametrize(("mean", "passed"), [(0.72, True), (0.7199, False), (0.9, True)])
 def test_nine_tenths_of_the_baseline_mean_is_just_enough(mean: float, passed: bool) -> None:
-    verdict = judge(GOOD, outcomes("pupil", [mean] * 10))
+    verdict = grade(GOOD, outcomes("pupil", [mean] * 10))
     assert broken(verdict) == ([] if passed else ["mean of pupil / mean of baseline"])
 
 
 @pytest.mark.parametrize("base", [0.76, 0.77, 0.83, 0.91, 0.99])
 def test_rounding_never_fails_a_value_on_its_threshold(base: float) -> None:
-    verdict = judge(outcomes("baseline", [base] * 10), outcomes("pupil", [base * 0.9] * 10))
+    verdict = grade(outcomes("baseline", [base] * 10), outcomes("pupil", [base * 0.9] * 10))
     assert verdict.passed
 
 
 def test_thresholds_are_configuration() -> None:
     pupil = outcomes("pupil", [0.5] * 5, failed=5)
-    assert not judge(GOOD, pupil).passed
-    assert judge(GOOD, pupil, min_valid_rate=0.5, min_ratio=0.6).passed
+    assert not grade(GOOD, pupil).passed
+    assert grade(GOOD, pupil, min_valid_rate=0.5, min_ratio=0.6).passed
 
 
 def test_a_rule_says_value_threshold_and_margin() -> None:
-    rules = {rule.name: rule for rule in judge(GOOD, outcomes("pupil", [0.6] * 10)).rules}
+    rules = {rule.name: rule for rule in grade(GOOD, outcomes("pupil", [0.6] * 10)).rules}
     ratio = rules["mean of pupil / mean of baseline"]
     assert ratio.value == pytest.approx(0.75)
     assert ratio.threshold == 0.9
@@ -95,11 +95,11 @@ def test_a_rule_says_value_threshold_and_margin() -> None:
 
 
 def test_a_rule_that_holds_has_no_reason() -> None:
-    assert {rule.reason for rule in judge(GOOD, PUPIL).rules} == {""}
+    assert {rule.reason for rule in grade(GOOD, PUPIL).rules} == {""}
 
 
 def test_the_score_of_a_case_that_failed_lifts_no_mean() -> None:
-    verdict = judge(GOOD, outcomes("pupil", [0.7] * 9, failed=1))
+    verdict = grade(GOOD, outcomes("pupil", [0.7] * 9, failed=1))
     assert broken(verdict) == ["mean of pupil / mean of baseline"]
 
 
@@ -107,7 +107,7 @@ def test_the_score_of_a_case_that_failed_lifts_no_mean() -> None:
 def test_a_single_case_without_an_answer_fails(arm: str) -> None:
     arms = {"baseline": GOOD, "pupil": PUPIL}
     arms[arm] = outcomes(arm, [0.8] * 9, silent=1)
-    verdict = judge(arms["baseline"], arms["pupil"])
+    verdict = grade(arms["baseline"], arms["pupil"])
     assert broken(verdict) == [f"cases of {arm} with an answer"]
     assert "1 of 10" in next(rule.reason for rule in verdict.rules if not rule.passed)
 
@@ -116,7 +116,7 @@ def test_a_single_case_without_an_answer_fails(arm: str) -> None:
 def test_an_outcome_that_is_missing_fails(arm: str) -> None:
     arms = {"baseline": GOOD, "pupil": PUPIL}
     arms[arm] = arms[arm][:9]
-    verdict = judge(arms["baseline"], arms["pupil"])
+    verdict = grade(arms["baseline"], arms["pupil"])
     assert broken(verdict) == [f"cases of {arm} with an answer"]
 
 
@@ -126,23 +126,23 @@ def test_an_outcome_that_is_missing_fails(arm: str) -> None:
 def test_an_arm_without_numbers_fails_with_a_reason(
     base: list[Outcome], student: list[Outcome]
 ) -> None:
-    verdict = judge(base, student, min_valid_rate=0, min_baseline_mean=0, min_ratio=0)
+    verdict = grade(base, student, min_valid_rate=0, min_baseline_mean=0, min_ratio=0)
     assert verdict.word == "FAIL"
     assert all(rule.reason for rule in verdict.rules if not rule.passed)
 
 
 def test_a_student_nobody_knows_fails() -> None:
-    verdict = judge_student(compare_arms(GOOD, ["baseline"]), "ghost", 10, DEFAULTS)
+    verdict = decide_student(compare_arms(GOOD, ["baseline"]), "ghost", 10, DEFAULTS)
     assert verdict.word == "FAIL"
 
 
 def test_a_comparison_without_a_baseline_fails() -> None:
-    assert not judge_student(Comparison({}, {}, {}), "pupil", 10, DEFAULTS).passed
+    assert not decide_student(Comparison({}, {}, {}), "pupil", 10, DEFAULTS).passed
 
 
 def test_a_baseline_of_zero_gives_no_ratio_and_fails() -> None:
     zero = outcomes("baseline", [0.0] * 10)
-    verdict = judge(zero, PUPIL, min_baseline_mean=0, min_ratio=0)
+    verdict = grade(zero, PUPIL, min_baseline_mean=0, min_ratio=0)
     assert broken(verdict) == ["mean of pupil / mean of baseline"]
 
 
@@ -152,30 +152,30 @@ CLOSE = outcomes("pupil", [0.75, 0.71, 0.69, 0.74, 0.71, 0.76, 0.69, 0.80, 0.68,
 
 
 def test_with_a_confidence_the_interval_must_clear_the_ratio_not_only_the_mean() -> None:
-    assert judge(UNEVEN, CLOSE).passed
-    verdict = judge(UNEVEN, CLOSE, confidence=0.95)
+    assert grade(UNEVEN, CLOSE).passed
+    verdict = grade(UNEVEN, CLOSE, confidence=0.95)
     assert broken(verdict) == ["ratio of means of pupil, lower end at 0.95"]
     assert 0.85 < (verdict.rules[-1].value or 0) < 0.9
 
 
 def test_a_lower_confidence_is_easier_to_reach() -> None:
-    assert judge(UNEVEN, CLOSE, confidence=0.5).passed
+    assert grade(UNEVEN, CLOSE, confidence=0.5).passed
 
 
 def test_an_interval_that_is_a_point_on_the_threshold_passes() -> None:
-    assert judge(GOOD, outcomes("pupil", [0.72] * 10), confidence=0.95).passed
+    assert grade(GOOD, outcomes("pupil", [0.72] * 10), confidence=0.95).passed
 
 
 def test_without_an_interval_the_confidence_rule_fails_with_the_reason() -> None:
     one = outcomes("baseline", [0.8]), outcomes("pupil", [0.8])
     comparison = compare_arms([*one[0], *one[1]], ["baseline", "pupil"])
-    rule = judge_student(comparison, "pupil", 1, GateConfig(confidence=0.95)).rules[-1]
+    rule = decide_student(comparison, "pupil", 1, GateConfig(confidence=0.95)).rules[-1]
     assert (rule.passed, rule.reason) == (False, "one pair of cases has no spread")
 
 
 def test_an_interval_of_another_confidence_is_no_answer() -> None:
     comparison = compare_arms([*GOOD, *PUPIL], ["baseline", "pupil"], bootstrap=Bootstrap(0.8))
-    rule = judge_student(comparison, "pupil", 10, GateConfig(confidence=0.95)).rules[-1]
+    rule = decide_student(comparison, "pupil", 10, GateConfig(confidence=0.95)).rules[-1]
     assert (rule.passed, rule.reason) == (False, "the interval was made at 0.8")
 
 
@@ -192,60 +192,60 @@ def test_each_optional_rule_holds_on_its_threshold_and_fails_beyond(
     setting: str, on_it: float, beyond: float, name: str
 ) -> None:
     base, pupil = outcomes("baseline", [0.85] * 10), outcomes("pupil", [0.7, 0.9] * 5)
-    assert broken(judge(base, pupil, **{setting: on_it})) == []
-    assert broken(judge(base, pupil, **{setting: beyond})) == [name]
+    assert broken(grade(base, pupil, **{setting: on_it})) == []
+    assert broken(grade(base, pupil, **{setting: beyond})) == [name]
 
 
 def test_a_rule_of_at_most_has_its_margin_below_the_threshold() -> None:
-    rule = judge(GOOD, outcomes("pupil", [0.7, 0.9] * 5), max_student_std=0.08).rules[-1]
+    rule = grade(GOOD, outcomes("pupil", [0.7, 0.9] * 5), max_student_std=0.08).rules[-1]
     assert (rule.bound, rule.reason) == ("at most", "0.1 is above 0.08")
     assert rule.margin == pytest.approx(-0.02)
 
 
 def test_the_difference_counts_in_both_directions() -> None:
-    assert broken(judge(GOOD, outcomes("pupil", [0.9] * 10), max_abs_difference=0.03))
+    assert broken(grade(GOOD, outcomes("pupil", [0.9] * 10), max_abs_difference=0.03))
 
 
 def test_optional_rules_are_off_by_default() -> None:
-    assert len(judge(GOOD, PUPIL).rules) == 6
+    assert len(grade(GOOD, PUPIL).rules) == 6
 
 
 def test_optional_rules_fail_where_their_numbers_are_missing() -> None:
     extra = {"min_student_mean": 0, "max_student_std": 1, "min_case_score": 0}
-    verdict = judge(GOOD, outcomes("pupil", [], 10), **extra, max_abs_difference=1)
+    verdict = grade(GOOD, outcomes("pupil", [], 10), **extra, max_abs_difference=1)
     assert all(rule.reason == NO_NUMBER for rule in verdict.rules[-4:])
 
 
 def test_a_clear_pass_passes_on_every_resample_and_a_clear_fail_on_none() -> None:
-    assert judge(GOOD, PUPIL).pass_chance == 1.0
-    assert judge(GOOD, outcomes("pupil", [0.5] * 10)).pass_chance == 0.0
+    assert grade(GOOD, PUPIL).pass_chance == 1.0
+    assert grade(GOOD, outcomes("pupil", [0.5] * 10)).pass_chance == 0.0
 
 
 def test_a_close_call_passes_on_some_resamples() -> None:
-    chance = judge(UNEVEN, CLOSE).pass_chance
+    chance = grade(UNEVEN, CLOSE).pass_chance
     assert chance is not None
     assert 0.6 < chance < 0.99
 
 
 def test_the_chance_on_validity_is_the_binomial_one() -> None:
     # One of ten cases failed: a resample passes where it holds that case at most once.
-    verdict = judge(GOOD, outcomes("pupil", [0.8] * 9, failed=1))
+    verdict = grade(GOOD, outcomes("pupil", [0.8] * 9, failed=1))
     expected = 0.9**10 + 10 * 0.1 * 0.9**9
     assert verdict.pass_chance == pytest.approx(expected, abs=0.03)
 
 
 def test_resamples_are_held_to_the_confidence_rule_too() -> None:
-    loose, strict = judge(UNEVEN, CLOSE), judge(UNEVEN, CLOSE, confidence=0.95)
+    loose, strict = grade(UNEVEN, CLOSE), grade(UNEVEN, CLOSE, confidence=0.95)
     assert (strict.pass_chance or 0) < (loose.pass_chance or 0)
 
 
 @pytest.mark.parametrize("pupil", [PUPIL[:9], outcomes("pupil", [0.8] * 9, silent=1)])
 def test_where_an_answer_is_missing_no_resample_passes(pupil: list[Outcome]) -> None:
-    assert judge(GOOD, pupil).pass_chance == 0.0
+    assert grade(GOOD, pupil).pass_chance == 0.0
 
 
 def test_the_same_outcomes_give_the_same_verdict_to_the_last_digit() -> None:
-    assert judge(UNEVEN, CLOSE, confidence=0.9) == judge(UNEVEN[::-1], CLOSE[::-1], confidence=0.9)
+    assert grade(UNEVEN, CLOSE, confidence=0.9) == grade(UNEVEN[::-1], CLOSE[::-1], confidence=0.9)
 
 
 def test_a_resample_of_the_cases_themselves_has_the_numbers_of_a_summary() -> None:
@@ -267,7 +267,7 @@ def test_a_resample_of_the_cases_themselves_has_the_numbers_of_a_summary() -> No
 def test_a_verdict_is_json_without_nan_whatever_is_missing(
     base: list[Outcome], student: list[Outcome]
 ) -> None:
-    verdict = judge(base, student, confidence=0.95)
+    verdict = grade(base, student, confidence=0.95)
     assert json.dumps(asdict(verdict), allow_nan=False)
     assert verdict.cases_to_settle is None
     assert verdict.unsettled

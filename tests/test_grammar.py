@@ -184,7 +184,7 @@ def test_whatever_is_put_into_the_product_owners_grammar_keeps_the_contract(
     for seed in range(300):
         text = owner.walk(seed)
 
-        assert task.judge(case, text).problem is None, (seed, text)
+        assert task.grade(case, text).problem is None, (seed, text)
         vision, review = (parse_block(extract_block(text, b) or "").data for b in task_blocks(task))
         assert isinstance(vision, dict)
         assert isinstance(review, dict)
@@ -204,7 +204,7 @@ def test_whatever_is_put_into_a_grammar_of_every_type_keeps_the_contract(every_t
     for seed in range(300):
         text = reader.walk(seed)
 
-        assert every_type.judge(case, text).problem is None, (seed, text)
+        assert every_type.grade(case, text).problem is None, (seed, text)
         plan = parse_block(extract_block(text, "PLAN") or "").data
         assert isinstance(plan, dict)
         keys = every_type.declaration.blocks["PLAN"].keys
@@ -265,7 +265,7 @@ def test_known_valid_answers_of_the_declared_shape_are_admitted(
         for name in ("po_teacher_supervised.jsonl", "po_known_answers.jsonl")
         for line in (shared_data / name).read_text("utf-8").splitlines()
     ]
-    good = [text for text in rows if task.judge(case, text).problem is None and shaped(text)]
+    good = [text for text in rows if task.grade(case, text).problem is None and shaped(text)]
 
     admitted = sum(owner.admits(text) for text in good)
 

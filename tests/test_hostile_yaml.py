@@ -1,4 +1,4 @@
-"""Answers made to exhaust, confuse or break the parser: each is judged, by name, within a second.
+"""Answers made to exhaust, confuse or break the parser: each is graded, by name, within a second.
 
 Processor time is measured, so that a busy machine fails nothing.
 """
@@ -100,13 +100,13 @@ EXPENSIVE = {
 }
 
 
-def judge_in_time(task: Task, case: Case, text: str) -> str | None:
+def grade_in_time(task: Task, case: Case, text: str) -> str | None:
     """The reason, once the time has been found short enough."""
     start = time.process_time()
-    judgement = task.judge(case, text)
+    grade = task.grade(case, text)
     assert time.process_time() - start < LIMIT_S
-    assert judgement.score is None or 0 <= judgement.score <= 1
-    return judgement.problem.reason if judgement.problem else None
+    assert grade.score is None or 0 <= grade.score <= 1
+    return grade.problem.reason if grade.problem else None
 
 
 @pytest.mark.parametrize("name", INVALID)
@@ -114,7 +114,7 @@ def test_a_hostile_vision_is_invalid_yaml(
     task: Task, case: Case, answers: Answers, name: str
 ) -> None:
     text = answers.text(vision=INVALID[name])
-    assert judge_in_time(task, case, text) == "invalid_vision_yaml"
+    assert grade_in_time(task, case, text) == "invalid_vision_yaml"
 
 
 @pytest.mark.parametrize("name", INVALID)
@@ -122,7 +122,7 @@ def test_a_hostile_review_is_invalid_yaml(
     task: Task, case: Case, answers: Answers, name: str
 ) -> None:
     text = answers.text(review=INVALID[name])
-    assert judge_in_time(task, case, text) == "invalid_review_yaml"
+    assert grade_in_time(task, case, text) == "invalid_review_yaml"
 
 
 @pytest.mark.parametrize("name", PARSES)
@@ -130,14 +130,14 @@ def test_an_odd_review_that_parses_fails_by_its_keys(
     task: Task, case: Case, answers: Answers, name: str
 ) -> None:
     text = answers.text(review=PARSES[name])
-    assert judge_in_time(task, case, text) in ("review_missing_status", "review_not_mapping")
+    assert grade_in_time(task, case, text) in ("review_missing_status", "review_not_mapping")
 
 
 @pytest.mark.parametrize("name", EXPENSIVE)
-def test_two_blocks_that_could_cost_much_are_judged_in_time(
+def test_two_blocks_that_could_cost_much_are_graded_in_time(
     task: Task, case: Case, answers: Answers, name: str
 ) -> None:
-    reason = judge_in_time(task, case, answers.text(EXPENSIVE[name], EXPENSIVE[name]))
+    reason = grade_in_time(task, case, answers.text(EXPENSIVE[name], EXPENSIVE[name]))
     assert reason in ("invalid_vision_yaml", "vision_missing_product_name")
 
 
@@ -156,19 +156,19 @@ def test_two_blocks_that_could_cost_much_are_judged_in_time(
     ids=["text", "ticks", "spaces", "lines", "openings", "fences", "nul", "surrogates"],
 )
 def test_a_huge_answer_without_blocks_is_missing_them(task: Task, case: Case, text: str) -> None:
-    reason = judge_in_time(task, case, text)
+    reason = grade_in_time(task, case, text)
     assert reason in ("missing_yaml_blocks", "invalid_vision_yaml")
 
 
 def test_the_last_of_two_equal_keys_counts(task: Task, case: Case, answers: Answers) -> None:
     text = answers.text("product_name: x\nproduct_summary: y\nproduct_name: ''")
-    assert judge_in_time(task, case, text) == "vision_missing_product_name"
+    assert grade_in_time(task, case, text) == "vision_missing_product_name"
 
 
 def test_a_tag_is_never_obeyed(
     task: Task, case: Case, answers: Answers, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    judge_in_time(task, case, answers.text('a: !!python/object/apply:os.system ["echo obeyed"]'))
+    grade_in_time(task, case, answers.text('a: !!python/object/apply:os.system ["echo obeyed"]'))
     assert "obeyed" not in capfd.readouterr().out
 
 
@@ -189,7 +189,7 @@ FRAGMENTS = st.sampled_from(
 )
 TEXTS = st.lists(FRAGMENTS | st.text(max_size=5), max_size=25).map("".join)
 GENERATED = 2_500
-"""Examples drawn; each is judged in eight arrangements, so 20,000 answers."""
+"""Examples drawn; each is graded in eight arrangements, so 20,000 answers."""
 
 
 @settings(
@@ -199,7 +199,7 @@ GENERATED = 2_500
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(one=TEXTS, other=TEXTS)
-def test_no_answer_makes_the_judge_raise_take_long_or_leave_its_range(
+def test_no_answer_makes_the_grade_raise_take_long_or_leave_its_range(
     task: Task, one: str, other: str
 ) -> None:
     for vision, review, around in (
@@ -213,6 +213,6 @@ def test_no_answer_makes_the_judge_raise_take_long_or_leave_its_range(
     ):
         text = f"{around}```yaml VISION\n{vision}\n```{around}```yaml REVIEW\n{review}\n```"
         begin = time.process_time()
-        judgement = task.judge(Case("x", 1, None, po_inputs("c", other)), text)
+        grade = task.grade(Case("x", 1, None, po_inputs("c", other)), text)
         assert time.process_time() - begin < 1
-        assert judgement.score is None or 0 <= judgement.score <= 1
+        assert grade.score is None or 0 <= grade.score <= 1

@@ -26,7 +26,7 @@ KILLS = 50
 PER_RUN = 5
 REAL_KILLS = 5
 SESSIONS = 60
-"""No run may need more sessions: each brings at least one attempt to the journal, or none owed."""
+"""No run may need more sessions: each adds at least one attempt to the journal."""
 
 
 def test_fifty_kills_lose_nothing_and_repeat_nothing(bench: Bench, answers: Answers) -> None:

@@ -1,4 +1,4 @@
-"""The recorded judgements and the recorded draw, where the shared data lies beside the checkout."""
+"""The recorded grades and the recorded draw, where the shared data lies beside the checkout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vllm_eval.records import Case
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vllm_eval.records import Judgement
+    from vllm_eval.records import Grade
     from vllm_eval.tasks import Task
 
 DRAWN = (
@@ -30,9 +30,9 @@ def known(shared_data: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def judged(known: list[dict[str, Any]], task: Task) -> list[Judgement]:
+def graded(known: list[dict[str, Any]], task: Task) -> list[Grade]:
     return [
-        task.judge(
+        task.grade(
             Case("x", 1, None, po_inputs(k["concept"], k["requirements_yaml"])), k["response"]
         )
         for k in known
@@ -44,18 +44,18 @@ def test_there_are_160_known_answers(known: list[dict[str, Any]]) -> None:
 
 
 def test_validity_and_reason_of_every_known_answer_are_reproduced(
-    known: list[dict[str, Any]], judged: list[Judgement]
+    known: list[dict[str, Any]], graded: list[Grade]
 ) -> None:
-    ours = [(j.problem is None, j.problem.reason if j.problem else None) for j in judged]
+    ours = [(j.problem is None, j.problem.reason if j.problem else None) for j in graded]
     assert ours == [(k["valid"], k["reason"]) for k in known]
 
 
 def test_the_score_of_every_known_answer_is_reproduced_to_a_billionth(
-    known: list[dict[str, Any]], judged: list[Judgement]
+    known: list[dict[str, Any]], graded: list[Grade]
 ) -> None:
     differ = [
         (number, mine.score, theirs["score"])
-        for number, (mine, theirs) in enumerate(zip(judged, known, strict=True))
+        for number, (mine, theirs) in enumerate(zip(graded, known, strict=True))
         if mine.score != theirs["score"]
         and (None in (mine.score, theirs["score"]) or abs(mine.score - theirs["score"]) > 1e-9)
     ]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def test_the_answer_they_all_come_from_is_valid(task: Task, case: Case) -> None:
-    assert task.judge(case, GOOD).problem is None
+    assert task.grade(case, GOOD).problem is None
 
 
 def test_the_corpus_holds_at_least_sixty_answers_of_different_names() -> None:
@@ -23,13 +23,13 @@ def test_the_corpus_holds_at_least_sixty_answers_of_different_names() -> None:
 
 @pytest.mark.parametrize("malformed", CORPUS, ids=lambda malformed: malformed.name)
 def test_each_malformed_answer_has_its_reason(task: Task, case: Case, malformed: Malformed) -> None:
-    problem = task.judge(case, malformed.text).problem
+    problem = task.grade(case, malformed.text).problem
     assert problem is not None
     assert problem.reason == malformed.reason
 
 
 @pytest.mark.parametrize("malformed", CORPUS, ids=lambda malformed: malformed.name)
 def test_each_retry_names_what_was_wrong(task: Task, case: Case, malformed: Malformed) -> None:
-    problem = task.judge(case, malformed.text).problem
+    problem = task.grade(case, malformed.text).problem
     assert problem is not None
     assert problem.message in task.prompt(case, problem)

@@ -34,7 +34,7 @@ def parts(task: Task, case: Case, answers: Answers) -> Parts:
     ) -> Mapping[str, float]:
         text = requirements if requirements is not None else case.inputs["requirements_yaml"]
         asked = Case("K1", 1, None, po_inputs("c", text))
-        return task.judge(asked, answers.text(vision, review)).parts
+        return task.grade(asked, answers.text(vision, review)).parts
 
     return score
 
@@ -49,22 +49,22 @@ def twenty(mentioned: int) -> tuple[dict[str, object], str]:
 def test_a_complete_answer_scores_the_sum_of_its_parts_over_120(
     task: Task, case: Case, answers: Answers
 ) -> None:
-    judgement = task.judge(case, answers.text())
+    grade = task.grade(case, answers.text())
     # 22 for coverage, 8 x 2/4 for two aligned, 3 + 3; summary 6, actions 12, 6 + 6, narrative 6
-    assert judgement.parts == {
+    assert grade.parts == {
         "schema": 30,
         "vision_completeness": 30,
         "requirements_alignment": 30,
         "review_specificity": 30,
     }
-    assert judgement.score == 1.0
+    assert grade.score == 1.0
 
 
 @pytest.mark.parametrize("absent", ["VISION", "REVIEW"])
 def test_an_answer_without_a_block_has_no_score(
     task: Task, case: Case, answers: Answers, absent: str
 ) -> None:
-    assert task.judge(case, answers.text().replace(absent, "OTHER")).score is None
+    assert task.grade(case, answers.text().replace(absent, "OTHER")).score is None
 
 
 @pytest.mark.parametrize("vision", ["a: [", "[]", "words", "{}"])
@@ -76,7 +76,7 @@ def test_a_block_that_is_no_mapping_counts_as_empty(parts: Parts, vision: str) -
 def test_two_empty_blocks_earn_the_one_check_that_absence_passes(
     task: Task, case: Case, answers: Answers
 ) -> None:
-    assert task.judge(case, answers.text("{}", "{}")).score == pytest.approx(STEP / 120, abs=1e-12)
+    assert task.grade(case, answers.text("{}", "{}")).score == pytest.approx(STEP / 120, abs=1e-12)
 
 
 @pytest.mark.parametrize(

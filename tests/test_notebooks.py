@@ -142,7 +142,7 @@ def shown(notebook: Any) -> str:
 @pytest.mark.parametrize("platform", [KAGGLE, LIGHTNING], ids=lambda platform: platform.file)
 def test_a_notebook_runs_from_top_to_bottom(platform: Platform, tmp_path: Path) -> None:
     notebook = run(platform, tmp_path)
-    assert only_run(tmp_path / "results")["owed"] == 0
+    assert only_run(tmp_path / "results")["pending"] == 0
     assert "po_student_demo" in shown(notebook)
     assert re.search(r"(PASS|FAIL)  po_student_demo\n", printed(notebook))
     assert f"saved in {tmp_path / 'results'}" in printed(notebook)
@@ -162,7 +162,7 @@ def test_a_lost_session_goes_on_from_the_drive(tmp_path: Path) -> None:
     assert not list(drive.glob("*/comparison.json"))
 
     run(COLAB, tmp_path, **more)
-    assert only_run(results)["owed"] == 0
+    assert only_run(results)["pending"] == 0
     assert len(journal(results)) == OWED
     assert journal(results)[: len(before)] == before
     assert journal(drive) == journal(results)

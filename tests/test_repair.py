@@ -54,14 +54,14 @@ def test_the_corpus_has_every_repair() -> None:
 
 
 def test_the_answer_they_all_come_from_is_valid(task: Task, case: Case) -> None:
-    assert task.judge(case, GOOD).problem is None
+    assert task.grade(case, GOOD).problem is None
 
 
 @pytest.mark.parametrize("one", CORPUS, ids=lambda one: one.name)
 def test_each_careless_answer_is_rejected_for_its_reason(
     task: Task, case: Case, one: Careless
 ) -> None:
-    problem = task.judge(case, one.text).problem
+    problem = task.grade(case, one.text).problem
     assert problem is not None
     assert problem.reason == one.reason
 
@@ -74,10 +74,10 @@ def test_each_careless_answer_takes_its_repairs(task: Task, one: Careless) -> No
 
 
 @pytest.mark.parametrize("one", [o for o in CORPUS if o.repairs], ids=lambda one: one.name)
-def test_each_repaired_answer_is_judged_by_the_same_contract(
+def test_each_repaired_answer_is_graded_by_the_same_contract(
     task: Task, case: Case, one: Careless
 ) -> None:
-    problem = task.judge(case, mended(task, one.text).text).problem
+    problem = task.grade(case, mended(task, one.text).text).problem
     assert (problem.reason if problem else None) == one.after
 
 
@@ -227,11 +227,11 @@ def test_ten_of_the_known_answers_that_do_not_parse_do_after_a_repair(
     counts = Counter(name for one in found for name in one.names)
     assert counts == {"label_fence": 7, "close_fence": 2, "indent_continuation": 1}
     kept = [
-        task.judge(Case("x", 1, None, po_inputs(k["concept"], k["requirements_yaml"])), f.text)
+        task.grade(Case("x", 1, None, po_inputs(k["concept"], k["requirements_yaml"])), f.text)
         for k, f in zip(unread, found, strict=True)
         if f.names
     ]
-    assert sum(judgement.problem is None for judgement in kept) == 6
+    assert sum(grade.problem is None for grade in kept) == 6
 
 
 def test_a_longer_answer_is_not_repaired(task: Task) -> None:

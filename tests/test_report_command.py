@@ -66,8 +66,8 @@ def test_a_run_cut_off_is_reported_with_what_it_lacks(
     folder = cut_off(failing, lines).rename(tmp_path / "cut")
     done = bench.call("report", str(folder))
     assert done.code == 0, done.err
-    owed = json.loads((folder / "comparison.json").read_text("utf-8"))["owed"]
-    assert f"partial, {owed} answers are owed" in done.out
+    pending = json.loads((folder / "comparison.json").read_text("utf-8"))["pending"]
+    assert f"partial, {pending} answers are pending" in done.out
     assert _files(folder) >= RENDERED - ({"plots/tiers.svg"} if lines == 0 else set())
     assert "NOT FINISHED" in (folder / "report.md").read_text("utf-8")
 
@@ -117,7 +117,7 @@ def _drop_adapters(folder: Path) -> None:
     path.write_text(json.dumps(about), encoding="utf-8")
 
 
-@pytest.mark.parametrize("concluded", [False, True], ids=["owed", "whole"])
+@pytest.mark.parametrize("concluded", [False, True], ids=["pending", "whole"])
 @pytest.mark.parametrize(
     ("damage", "named"),
     [

@@ -211,16 +211,16 @@ def test_a_partial_run_says_what_is_missing(bench: Bench, answers: Answers) -> N
     folder = bench.run().folder
     journal = folder / "attempts.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
-    owed = [("K4", "baseline"), ("K4", "pupil"), ("K3", "pupil")]
+    pending = [("K4", "baseline"), ("K4", "pupil"), ("K3", "pupil")]
     rows = [(json.loads(line), line) for line in lines]
-    kept = [line for row, line in rows if (row["concept_id"], row["arm"]) not in owed]
+    kept = [line for row, line in rows if (row["concept_id"], row["arm"]) not in pending]
     journal.write_bytes(b"".join(kept))
     for made in (*folder.glob("comparison.json"), *folder.glob("report.*")):
         made.unlink()
     page = rendered(folder)
     assert page.one("h1").text == "Not finished"
     banner = page.one("div", **{"class": "banner"}).text
-    assert "3 answers are still owed" in banner
+    assert "3 answers are still pending" in banner
     statuses = {
         row["id"]: [cell["status"] for cell in row["arms"]] for row in index_of(page)["cases"]
     }

@@ -183,11 +183,11 @@ def test_answers_are_called_cut_where_most_of_all_tiers_were(
     diagnosis = comparison["diagnosis"]
     group = next(g for g in diagnosis["clusters"] if g["cluster"] == "missing_key")
     groups = [group | {"outcomes": 50}] + [
-        group | {"cluster": "cut", "tier": tier, "outcomes": times}
+        group | {"cluster": "truncated", "tier": tier, "outcomes": times}
         for tier, times in zip(("simple", "hard"), cut, strict=True)
     ]
     steps = _steps({**comparison, "diagnosis": {**diagnosis, "clusters": groups}}, failing)
-    assert ("cut at the token limit" in steps) == told
+    assert ("truncated at the token limit" in steps) == told
 
 
 def test_doubt_that_is_not_known_is_not_told(failing: Path) -> None:
@@ -199,13 +199,13 @@ def test_doubt_that_is_not_known_is_not_told(failing: Path) -> None:
     assert steps.endswith("is too uncertain: more cases")
 
 
-def test_a_partial_run_says_what_is_owed_and_how_to_go_on(failing: Path) -> None:
+def test_a_partial_run_says_what_is_pending_and_how_to_go_on(failing: Path) -> None:
     folder = cut_off(failing, 5)
     run = load_run(folder)
-    assert run.comparison["owed"] > 0
+    assert run.comparison["pending"] > 0
     text = _report(folder)
     assert "NOT FINISHED" in text.splitlines()[0]
-    assert f"{run.comparison['owed']} answers are still owed" in text
+    assert f"{run.comparison['pending']} answers are still pending" in text
     assert f"--resume {folder.name}" in text
 
 

@@ -143,6 +143,6 @@ def test_a_notebook_s_own_style_does_not_reach_the_figures(svgs: dict[str, str],
     import matplotlib as mpl
 
     with mpl.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.facecolor": "red"}):
-        comparison = orjson.loads((run / "comparison.json").read_bytes()) | {"owed": 0, "new": 1}
+        comparison = orjson.loads((run / "comparison.json").read_bytes()) | {"pending": 0, "new": 1}
         assert inline_svgs(comparison) == svgs
         assert mpl.rcParams["font.size"] == 30

@@ -25,7 +25,7 @@ def points(task: Task, answers: Answers) -> Points:
     def score(requirements: str, **review: object) -> float:
         case = Case("K1", 1, None, po_inputs("c", requirements))
         text = answers.text("{}", review or "{}")
-        return task.judge(case, text).parts["requirements_alignment"]
+        return task.grade(case, text).parts["requirements_alignment"]
 
     return score
 

@@ -79,7 +79,7 @@ def test_a_retry_goes_on_with_the_next_attempt_and_its_reminder(bench: Bench, wh
 
 
 @pytest.mark.parametrize("torn", [b'{"arm": "base', b"\0" * 300, b"{}"[:1]])
-def test_a_torn_last_line_is_owed_again(bench: Bench, whole: Run, torn: bytes) -> None:
+def test_a_torn_last_line_is_requeued(bench: Bench, whole: Run, torn: bytes) -> None:
     before = outcomes(whole)
     cut(whole, 4, torn)
     assert outcomes(bench.call("--resume", str(whole.folder))) == before
@@ -177,7 +177,7 @@ def test_an_interrupt_keeps_what_finished_and_marks_the_files_as_partial(
         process.send_signal(number)
         assert process.wait(timeout=20) == 130
     report = json.loads((folder / "comparison.json").read_text("utf-8"))
-    assert (report["partial"], report["passed"], report["owed"]) == (True, False, 2)
+    assert (report["partial"], report["passed"], report["pending"]) == (True, False, 2)
     (student,) = folder.glob("student_*.json")
     partial = json.loads(student.read_text("utf-8"))
     assert (partial["partial"], partial["valid_samples"]) == (True, 2)

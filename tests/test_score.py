@@ -1,4 +1,4 @@
-"""`score`: stored answers, ours and the predecessor's, judged again and set against the record.
+"""`score`: stored answers, ours and the predecessor's, graded again and set against the record.
 
 Covered: what is reproduced, what is found, what `--json` prints, verdicts and exit codes. What
 files are taken and refused is in `test_score_input.py`; many answers in `test_score_many.py`.
@@ -92,7 +92,7 @@ def test_the_data_set_of_a_run_is_found_in_its_own_file(run: Run, bench: Bench) 
     assert run.code == 1
 
 
-def test_the_journal_of_a_killed_run_is_judged_attempt_by_attempt(run: Run, bench: Bench) -> None:
+def test_the_journal_of_a_killed_run_is_graded_attempt_by_attempt(run: Run, bench: Bench) -> None:
     for path in run.folder.glob("*.json"):
         if path.name != "manifest.json":
             path.unlink()
@@ -176,11 +176,11 @@ def test_an_answer_without_its_text_never_passes(
     row = old_row(answers)
     del row["raw_response"]
     path = old_file(bench, [row | missing])
-    (judged,) = objects(score(bench, path, "--json"))
-    assert (judged["valid"], judged["reason"], judged["score"]) == (False, "no_raw_response", None)
+    (graded,) = objects(score(bench, path, "--json"))
+    assert (graded["valid"], graded["reason"], graded["score"]) == (False, "no_raw_response", None)
     scored = score(bench, path)
     assert scored.code == 1
-    assert "1 without a raw response, not judgeable" in scored.out
+    assert "1 without a raw response, not gradable" in scored.out
 
 
 def test_an_empty_answer_misses_its_blocks(bench: Bench, answers: Answers) -> None:
@@ -193,7 +193,7 @@ def test_an_empty_answer_misses_its_blocks(bench: Bench, answers: Answers) -> No
 def test_json_prints_one_object_with_these_keys_for_each_answer(run: Run, bench: Bench) -> None:
     scored = score(bench, run.folder, "--json")
     assert [list(row) for row in objects(scored)] == [KEYS] * 8
-    assert scored.err == "  8/8 answers judged\n"
+    assert scored.err == "  8/8 answers graded\n"
 
 
 def test_json_keeps_the_order_of_files_and_answers(bench: Bench, answers: Answers) -> None:
@@ -264,7 +264,7 @@ def test_the_thresholds_of_the_run_count_where_none_are_given(
     assert score(bench, run.folder, "-c", "gate.min_ratio=0.5").code == 0
 
 
-def test_every_student_of_a_run_is_judged(bench: Bench, answers: Answers) -> None:
+def test_every_student_of_a_run_is_graded(bench: Bench, answers: Answers) -> None:
     bench.dataset(2)
     bench.answers({"text": answers.text()}, {"arm": "other", "text": answers.bad()})
     folder = bench.run("--adapter", "other").folder
@@ -322,7 +322,7 @@ def test_different_tasks_are_not_scored_at_once(bench: Bench, answers: Answers) 
     assert score(bench, *paths, "--task", "product_owner").code == 0
 
 
-def test_the_known_answers_are_judged_as_known(bench: Bench, shared_data: Path) -> None:
+def test_the_known_answers_are_graded_as_known(bench: Bench, shared_data: Path) -> None:
     lines = (shared_data / "po_known_answers.jsonl").read_text("utf-8").splitlines()
     known = [json.loads(line) | {"concept_id": f"A{n}"} for n, line in enumerate(lines)]
     bench.write(bench.cases, known)

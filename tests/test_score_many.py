@@ -16,8 +16,8 @@ import pytest
 from tests.conftest import PRODUCT_OWNER
 from vllm_eval.errors import DatasetError
 from vllm_eval.inputs.index import index_cases
-from vllm_eval.rescore import rejudge
-from vllm_eval.rescore.rejudge import judge_all
+from vllm_eval.rescore import regrade
+from vllm_eval.rescore.regrade import grade_all
 from vllm_eval.rescore.stored import open_source, read_answers
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tests.conftest import Answers, Bench
     from vllm_eval.inputs.index import Place
     from vllm_eval.rescore.recorded import Answer
-    from vllm_eval.rescore.rejudge import Judged
+    from vllm_eval.rescore.regrade import Graded
 
 COUNT = 700
 
@@ -49,14 +49,14 @@ def pairs(bench: Bench, path: Path) -> Iterator[tuple[Answer, Place]]:
         yield answer, places[answer.concept_id]
 
 
-def judged(bench: Bench, path: Path, total: int) -> list[tuple[str, Judged]]:
-    every = judge_all("product_owner", pairs(bench, path), total, workers=2)
+def graded(bench: Bench, path: Path, total: int) -> list[tuple[str, Graded]]:
+    every = grade_all("product_owner", pairs(bench, path), total, workers=2)
     return [(answer.concept_id, found) for answer, found in every]
 
 
-def test_several_processes_judge_as_one_does_and_in_order(bench: Bench, many: Path) -> None:
-    alone = judged(bench, many, total=1)
-    assert judged(bench, many, total=COUNT) == alone
+def test_several_processes_grade_as_one_does_and_in_order(bench: Bench, many: Path) -> None:
+    alone = graded(bench, many, total=1)
+    assert graded(bench, many, total=COUNT) == alone
     assert [name for name, _ in alone] == [f"K{n}" for n in range(1, COUNT + 1)]
     assert sum(found.problem is not None for _, found in alone) == COUNT // 7
 
@@ -66,11 +66,11 @@ def test_a_case_that_cannot_be_used_ends_all_processes(bench: Bench, many: Path)
     lines[500] = json.dumps({"concept_id": "K501", "concept": "x", "requirements_yaml": "a: b: c"})
     bench.write(bench.cases, lines)
     with pytest.raises(DatasetError, match="line 501"):
-        judged(bench, many, total=COUNT)
+        graded(bench, many, total=COUNT)
 
 
 def test_many_answers_are_scored_from_the_command_line(bench: Bench, many: Path) -> None:
-    assert COUNT > rejudge.POOL_FROM
+    assert COUNT > regrade.POOL_FROM
     scored = bench.call("score", str(many), "--dataset-path", str(bench.cases), "--json")
     rows: list[dict[str, Any]] = [json.loads(line) for line in scored.out.splitlines()]
     assert [row["valid"] for row in rows] == [n % 7 != 0 for n in range(1, COUNT + 1)]
@@ -111,4 +111,4 @@ def test_progress_is_a_bar_on_a_terminal(
 
 def test_progress_is_a_line_on_standard_error(bench: Bench, many: Path) -> None:
     scored = bench.call("score", str(many), "--dataset-path", str(bench.cases))
-    assert scored.err.splitlines()[-1] == f"  {COUNT}/{COUNT} answers judged"
+    assert scored.err.splitlines()[-1] == f"  {COUNT}/{COUNT} answers graded"

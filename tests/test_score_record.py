@@ -61,7 +61,7 @@ def test_a_number_of_too_many_digits_is_an_input_error(bench: Bench, answers: An
 
 
 @pytest.mark.parametrize("json_flag", [[], ["--json"]])
-def test_a_sample_that_is_there_twice_is_refused_before_anything_is_judged(
+def test_a_sample_that_is_there_twice_is_refused_before_anything_is_graded(
     bench: Bench, answers: Answers, json_flag: list[str]
 ) -> None:
     rows = [row(answers, name, sample=0) for name in ("K1", "K2", "K1")]
@@ -79,7 +79,7 @@ def test_a_repeated_case_without_a_sample_is_noted_and_counts_as_one(
     scored = score(bench, base, student)
     assert scored.code == 1
     assert "1 answers repeat a concept_id without a `sample`" in scored.out
-    assert "1 of 2 have no answer to judge" in scored.out
+    assert "1 of 2 have no answer to grade" in scored.out
 
 
 @pytest.mark.parametrize("word", ["ok", "passed", 1])
@@ -134,7 +134,7 @@ def test_json_says_notes_and_progress_on_standard_error(bench: Bench, answers: A
     assert [json.loads(line)["recorded_status"] for line in scored.out.splitlines()] == ["ok"]
     assert "note: " in scored.err
     assert "unknown status 'ok'" in scored.err
-    assert scored.err.endswith("  1/1 answers judged\n")
+    assert scored.err.endswith("  1/1 answers graded\n")
 
 
 def test_a_data_set_may_begin_with_a_byte_order_mark(bench: Bench, answers: Answers) -> None:
@@ -194,4 +194,4 @@ def test_an_unknown_status_cannot_be_compared_as_recorded(bench: Bench, answers:
     two = write(bench, row(answers, status="ok"), name="b.jsonl")
     run = bench.call("compare", str(one), str(two))
     assert run.code == 2
-    assert "line 1: has the unknown status 'ok'; judge it with `score`" in run.err
+    assert "line 1: has the unknown status 'ok'; grade it with `score`" in run.err

@@ -75,7 +75,7 @@ def test_the_journal_of_a_killed_run_does_not_pass(
     assert bench.call("score", str(good.folder), "--json").code == 1
 
 
-def test_only_the_cases_that_were_drawn_are_owed(bench: Bench, answers: Answers) -> None:
+def test_only_the_cases_that_were_drawn_are_pending(bench: Bench, answers: Answers) -> None:
     bench.dataset(5)
     bench.answers({"text": answers.text()})
     run = bench.run("--max-samples", "2")
@@ -123,7 +123,7 @@ def test_an_older_file_that_lacks_some_of_its_total_does_not_pass(
     assert "baseline.json says 3 total_samples and holds 2" in scored.out
 
 
-def test_a_run_folder_with_partial_results_is_judged_by_its_journal(
+def test_a_run_folder_with_partial_results_is_graded_by_its_journal(
     good: Run, bench: Bench
 ) -> None:
     for path in good.folder.glob("[bs]*.json"):

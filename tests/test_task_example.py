@@ -61,9 +61,9 @@ def ticket() -> Case:
 
 
 def test_a_complete_plan_is_valid_and_worth_all_points(qa: Task, ticket: Case) -> None:
-    judged = qa.judge(ticket, answer())
-    assert (judged.problem, judged.score) == (None, 1.0)
-    assert judged.parts == {"shape": 40, "coverage": 40, "negative_tests": 20}
+    graded = qa.grade(ticket, answer())
+    assert (graded.problem, graded.score) == (None, 1.0)
+    assert graded.parts == {"shape": 40, "coverage": 40, "negative_tests": 20}
 
 
 @pytest.mark.parametrize(
@@ -87,12 +87,12 @@ def test_a_complete_plan_is_valid_and_worth_all_points(qa: Task, ticket: Case) -
 def test_a_broken_rule_of_the_plan_has_its_reason(
     qa: Task, ticket: Case, changes: dict[str, Any], reason: str | None
 ) -> None:
-    problem = qa.judge(ticket, answer(PLAN | changes)).problem
+    problem = qa.grade(ticket, answer(PLAN | changes)).problem
     assert (problem.reason if problem else None) == reason
 
 
 def test_a_block_that_is_missing_is_named(qa: Task, ticket: Case) -> None:
-    problem = qa.judge(ticket, answer().replace("RISKS", "RISK")).problem
+    problem = qa.grade(ticket, answer().replace("RISKS", "RISK")).problem
     assert problem is not None
     assert problem.reason == "missing_yaml_blocks"
     assert "RISKS" in problem.message
@@ -100,13 +100,13 @@ def test_a_block_that_is_missing_is_named(qa: Task, ticket: Case) -> None:
 
 def test_coverage_counts_the_requirements_that_are_named(qa: Task, ticket: Case) -> None:
     cases = ["fr001: a refusal", "FR001: b without c", "FR001: d"]
-    parts = qa.judge(ticket, answer(PLAN | {"test_cases": cases})).parts
+    parts = qa.grade(ticket, answer(PLAN | {"test_cases": cases})).parts
     assert parts["coverage"] == pytest.approx(40 / 3)
 
 
 def test_the_modules_measure_counts_in_proportion(qa: Task, ticket: Case) -> None:
     cases = ["FR001: not a", *(f"FR001: {n}" for n in range(5))]
-    assert qa.judge(ticket, answer(PLAN | {"test_cases": cases})).parts["negative_tests"] == 10
+    assert qa.grade(ticket, answer(PLAN | {"test_cases": cases})).parts["negative_tests"] == 10
 
 
 def test_the_prompt_holds_the_inputs_and_a_retry_what_was_wrong(qa: Task, ticket: Case) -> None:
@@ -155,7 +155,7 @@ def test_a_whole_run_passes_and_keeps_what_it_was_about(done: Run) -> None:
     assert identity.startswith("qa_test_plan 1+")
 
 
-def test_the_stored_answers_are_judged_the_same_with_the_task_named(
+def test_the_stored_answers_are_graded_the_same_with_the_task_named(
     bench: Bench, done: Run
 ) -> None:
     scored = bench.call("score", str(done.folder), "--task", str(FOLDER))

@@ -38,14 +38,14 @@ def write(tmp_path: Path) -> Write:
 
 
 def reason(task: Task, block: str) -> str | None:
-    problem = task.judge(CASE, f"```yaml POEM\n{block}\n```\n").problem
+    problem = task.grade(CASE, f"```yaml POEM\n{block}\n```\n").problem
     return problem.reason if problem else None
 
 
-def test_a_task_without_a_module_asks_judges_and_scores(write: Write) -> None:
+def test_a_task_without_a_module_asks_grades_and_scores(write: Write) -> None:
     task = open_task(str(write()))
     assert task.prompt(CASE) == "Write of rain."
-    assert task.judge(CASE, GOOD).score == 1
+    assert task.grade(CASE, GOOD).score == 1
     assert reason(task, "lines: [a]") == "poem_lines_too_few"
 
 
@@ -133,14 +133,14 @@ def test_shape_counts_nested_keys_and_takes_nothing_absent_for_right(write: Writ
     inner = {"in": {"required": "no"}, "out": {"type": "list", "lenient": True}}
     keys = {"it": {"type": "mapping", "keys": inner}, "more": {}}
     task = open_task(str(write(blocks={"POEM": {"keys": keys}})))
-    judged = task.judge(CASE, "```yaml POEM\nit: {out: x}\nmore: words\n```\n")
-    assert judged.score == pytest.approx(2 / 4)  # it and more, not in and out
+    graded = task.grade(CASE, "```yaml POEM\nit: {out: x}\nmore: words\n```\n")
+    assert graded.score == pytest.approx(2 / 4)  # it and more, not in and out
 
 
 def test_nothing_to_mention_is_all_mentioned(write: Write) -> None:
     part = {"points": 4, "measure": "mentions", "input": "topic", "ids": {"prefixes": ["T"]}}
     task = open_task(str(write(metric={"named": part})))
-    assert task.judge(CASE, GOOD).parts == {"named": 4}
+    assert task.grade(CASE, GOOD).parts == {"named": 4}
 
 
 @pytest.mark.parametrize("block", ["lines: &x [T01, *x]", "lines: &x {T01: *x}"])
@@ -148,7 +148,7 @@ def test_an_answer_that_holds_itself_is_searched_once(write: Write, block: str) 
     part = {"points": 4, "measure": "mentions", "input": "topic", "ids": {"prefixes": ["T"]}}
     task = open_task(str(write(metric={"named": part})))
     case = replace(CASE, inputs={"topic": "T01 T02"})
-    assert task.judge(case, f"```yaml POEM\n{block}\n```\n").parts == {"named": 2}
+    assert task.grade(case, f"```yaml POEM\n{block}\n```\n").parts == {"named": 2}
 
 
 BROKEN: list[tuple[dict[str, Any], str]] = [
@@ -265,7 +265,7 @@ def test_a_measure_that_fails_is_our_error_and_no_bad_answer(
     metric = {"all": {"points": 1, "measure": "rhymes"}}
     task = open_task(str(write(module=f"def rhymes(blocks, case): {body}", metric=metric)))
     with pytest.raises(EvalError) as failed:
-        task.judge(CASE, GOOD)
+        task.grade(CASE, GOOD)
     assert said in str(failed.value)
 
 
@@ -275,7 +275,7 @@ def test_points_are_held_between_zero_and_those_of_the_part(
 ) -> None:
     metric = {"all": {"points": 2, "measure": "rhymes"}}
     module = f"def rhymes(blocks, case): return {returned}"
-    assert open_task(str(write(module=module, metric=metric))).judge(CASE, GOOD).parts == {
+    assert open_task(str(write(module=module, metric=metric))).grade(CASE, GOOD).parts == {
         "all": points
     }
 

@@ -99,7 +99,7 @@ def test_a_run_records_where_its_time_went(bench: Bench, answers: Answers) -> No
     )
     timing = json.loads((bench.run().folder / "comparison.json").read_text("utf-8"))["timing"]
     assert timing["engine_load_s"] <= timing["total_s"]
-    assert 0 < timing["judging_s"] < timing["generation_s"]
+    assert 0 < timing["grading_s"] < timing["generation_s"]
     assert timing["peak_host_mib"] > 0
     assert timing["all"]["attempts"] == timing["attempts"] == 7
     assert timing["arms"]["pupil"]["retry_attempts"] == 1

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def vision_problem(task: Task, case: Case, answers: Answers) -> Find:
-    return lambda vision: task.judge(case, answers.text(vision=vision)).problem
+    return lambda vision: task.grade(case, answers.text(vision=vision)).problem
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_inline_code_that_breaks_the_yaml_is_unwrapped(vision_problem: Find, vis
 def test_inline_code_that_parses_is_kept(task: Task, case: Case, answers: Answers) -> None:
     narrative = "x" * 78 + "`y`"  # 81 characters as it stands, 79 without the backticks
     review = answers.review(narrative=narrative)
-    assert task.judge(case, answers.text(review=review)).parts["review_specificity"] == 33 - 3
+    assert task.grade(case, answers.text(review=review)).parts["review_specificity"] == 33 - 3
 
 
 def test_a_backtick_without_a_partner_stays_a_problem(vision_problem: Find) -> None:
@@ -70,7 +70,7 @@ def test_a_yaml_problem_has_its_line_and_column_in_the_block(
 
 
 def test_a_problem_of_the_review_names_that_block(task: Task, case: Case, answers: Answers) -> None:
-    problem = task.judge(case, answers.text(review="a: b: c")).problem
+    problem = task.grade(case, answers.text(review="a: b: c")).problem
     assert problem is not None
     assert (problem.block, problem.line, problem.column) == ("REVIEW", 1, 5)
 

@@ -65,7 +65,7 @@ def app() -> None:
 def run_command(
     files: Sequence[str], settings: Sequence[str], resume: str | None, **given: object
 ) -> None:
-    """Evaluate base and students, and judge the students.
+    """Evaluate base and students, and grade the students.
 
     Exit codes: 0 PASS, 1 FAIL, 2 bad usage or input, 3 could not evaluate, 130 interrupted.
     """
@@ -86,7 +86,7 @@ def run_command(
     with Terminal() as terminal:
         finished = run(config, terminal, AUTO if resume == AUTO else folder)
         terminal.finished(finished)
-    if finished.owed:
+    if finished.pending:
         sys.exit(INTERRUPTED)
     sys.exit(PASS if finished.passed else FAIL)
 
@@ -125,7 +125,7 @@ def score_command(
     as_json: bool,
     **given: object,
 ) -> None:
-    """Judge stored answers again, without an engine.
+    """Grade stored answers again, without an engine.
 
     ANSWERS are result files, ours or {"results": [...]}, journals (attempts.jsonl) or run folders.
 

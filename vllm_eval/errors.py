@@ -37,4 +37,4 @@ class EngineError(EvalError):
 
 
 class EngineDiedError(EngineError):
-    """The engine ended in the middle of its work; it may be started again with what is owed."""
+    """The engine ended in the middle of its work; it may be started again with what is pending."""

@@ -29,7 +29,7 @@ CONSTRAINED = "+constrained"
 """Ends the name of an arm's constrained variant; the names of adapters hold no `+`."""
 
 Status = Literal["success", "format_error", "error"]
-"""`format_error`: the model's answer broke the contract. `error`: there is no answer to judge."""
+"""`format_error`: the model's answer broke the contract. `error`: there is no answer to grade."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class Grade:
     """What the task makes of one answer. It never learns which arm gave it."""
 
     problem: Problem | None
@@ -146,7 +146,7 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One line of the journal: a request, its completion and its judgement."""
+    """One line of the journal: a request, its completion and its grade."""
 
     arm: str
     concept_id: str
@@ -163,7 +163,7 @@ class Attempt:
     line: int | None
     column: int | None
     truncated: bool
-    """The answer was cut at the token limit."""
+    """The answer was truncated at the token limit."""
     score: _Share | None
     parts: Mapping[str, float]
     seed: int
@@ -247,7 +247,7 @@ class Progress:
     """Over all sessions of the run, as are the tokens and seconds."""
     output_tokens: int = 0
     seconds: float = 0.0
-    judging_s: float = 0.0
+    grading_s: float = 0.0
     """Spent on parsing, checking and scoring in this session."""
     stopping: bool = False
     """Set by whoever wants the evaluation to end early; nothing more is then submitted."""

@@ -1,4 +1,4 @@
-"""What the trained models reach: answers to the evaluation cases, judged by the product."""
+"""What the trained models reach: answers to the evaluation cases, graded by the product."""
 
 from __future__ import annotations
 
@@ -66,15 +66,15 @@ def evaluate(
             asked = [case for case in cases if case.id in open_cases]
             prompts = [task.prompt(case, open_cases[case.id]) for case in asked]
             for case, answer in zip(asked, _answers(model, tokenizer, prompts), strict=True):
-                judgement = task.judge(case, answer)
-                if judgement.problem is None and judgement.score is not None:
+                grade = task.grade(case, answer)
+                if grade.problem is None and grade.score is not None:
                     del open_cases[case.id]
-                    scores.append(judgement.score)
+                    scores.append(grade.score)
                     first += attempt == 0
                 else:
-                    open_cases[case.id] = judgement.problem
-                    if attempt == 0 and judgement.problem is not None:
-                        reasons[judgement.problem.reason] += 1
+                    open_cases[case.id] = grade.problem
+                    if attempt == 0 and grade.problem is not None:
+                        reasons[grade.problem.reason] += 1
     return Reached(
         first=first / len(cases),
         final=len(scores) / len(cases),

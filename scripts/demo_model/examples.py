@@ -50,15 +50,15 @@ def examples(task: Task, pupil: str, rng: Random) -> Iterator[tuple[str, str]]:
 
 def _rejection(task: Task, case: Case, answer: str, rng: Random) -> Problem | None:
     """What the product says of this answer; of a damaged copy if the answer is fine."""
-    problem = task.judge(case, answer).problem
+    problem = task.grade(case, answer).problem
     if problem:
         return problem
     lines = answer.splitlines(keepends=True)
     if rng.random() < 0.4:  # cut off, as at a token limit
-        return task.judge(case, "".join(lines[: rng.randrange(3, len(lines))])).problem
+        return task.grade(case, "".join(lines[: rng.randrange(3, len(lines))])).problem
     if rng.random() < 0.5:
         broken = rng.randrange(1, len(lines) - 1)
         lines[broken] = lines[broken].rstrip() + rng.choice((": and more\n", ' "\n', " ]\n"))
-        return task.judge(case, "".join(lines)).problem
+        return task.grade(case, "".join(lines)).problem
     start = rng.choice(DAMAGED_LINES)
-    return task.judge(case, "".join(x for x in lines if not x.startswith(start))).problem
+    return task.grade(case, "".join(x for x in lines if not x.startswith(start))).problem

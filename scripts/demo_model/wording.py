@@ -138,7 +138,7 @@ DOMAINS = (
         ("Clerks who book interpreters", "Interpreters on call"),
         ("No hearing waits for a language", "Interpreters are paid without paper"),
         ("Hearings moved for lack of an interpreter", "Days until a fee is paid"),
-        "Translating written judgments",
+        "Translating written grades",
     ),
     Domain(
         "Reef Survey",

@@ -32,7 +32,7 @@ _OPTIONS = (
 
 Way = Literal["mixed", "arms", "barrier", "generate", "longest-first", "streamed", "no-text"]
 """`mixed`: our loop, all arms in one batch. `arms`: one arm after the other. `barrier`: no retry
-before its round is over. `generate`: bare `LLM.generate`, nothing judged or kept. `longest-first`:
+before its round is over. `generate`: bare `LLM.generate`, nothing graded or kept. `longest-first`:
 cases by falling prompt length. `streamed`: every step hands out the text so far. `no-text`: tokens
 are not made into text."""
 WAYS: tuple[Way, ...] = get_args(Way)

@@ -39,8 +39,8 @@ class Row:
     """Seconds over those of the reference in the same repeat."""
     cpu_ratio: Spread
     """The same of processor time, which other processes disturb less; idle waiting is not in it."""
-    judging_share: float
-    """Median over repeats of judging as a share of the trial."""
+    grading_share: float
+    """Median over repeats of grading as a share of the trial."""
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -72,7 +72,7 @@ def tabulate(trials: Mapping[str, Sequence[Trial]], reference: str) -> list[Row]
             cpu_ratio=spread(
                 [t.cpu_s / max(b.cpu_s, 1e-9) for t, b in zip(done, against, strict=True)]
             ),
-            judging_share=statistics.median(t.judging_s / t.seconds for t in done),
+            grading_share=statistics.median(t.grading_s / t.seconds for t in done),
         )
         for name, done in trials.items()
     ]

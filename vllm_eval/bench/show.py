@@ -32,7 +32,7 @@ def bench_tables(done: Benched) -> Iterator[Table | Text]:
     title = f"Medians, least and greatest; ratios to {plain(done.reference)} in the same repeat"
     table = Table(title=Text(title), title_justify="left", box=SIMPLE)
     table.add_column("contestant", overflow="fold")
-    columns = ("seconds", "range", "tokens/s", "ratio", "range", "start s", "judging", "of limit")
+    columns = ("seconds", "range", "tokens/s", "ratio", "range", "start s", "grading", "of limit")
     for column in columns:
         table.add_column(column, justify="right")
     for row in done.rows:
@@ -53,7 +53,7 @@ def _cells(done: Benched, row: Row) -> list[Text]:
         f"{row.ratio.median:.3f}",
         _range(row.ratio, ".3f"),
         f"{done.starts[row.name].median:.1f}",
-        f"{row.judging_share:.2%}",
+        f"{row.grading_share:.2%}",
         "-" if limit is None else f"{limit.least_s / row.seconds.median:.1%}",
     ]
     return [Text(word) for word in words]

@@ -39,7 +39,7 @@ class Trial:
     """Wall clock, from the first look at a prompt to the last answer kept."""
     cpu_s: float
     """Processor time of the worker's process; without an engine core in one of its own."""
-    judging_s: float
+    grading_s: float
     requests: int
     retries: int
     prompt_tokens: int
@@ -68,12 +68,12 @@ def run_trial(
         chosen.sort(key=lambda case: -len(plan.task.prompt(case)))
     wall, processor = time.monotonic(), time.process_time()
     if way == "generate":
-        done, judging_s = _bare(plan, engine, chosen, work), 0.0  # type: ignore[arg-type]
+        done, grading_s = _bare(plan, engine, chosen, work), 0.0  # type: ignore[arg-type]
     else:
         path = folder / "journal.jsonl"
         try:
             with Journal(path) as journal:
-                done, judging_s = _ours(plan, engine, way, chosen, work, journal)
+                done, grading_s = _ours(plan, engine, way, chosen, work, journal)
         finally:
             path.unlink(missing_ok=True)
             path.with_name(".lock").unlink(missing_ok=True)
@@ -86,7 +86,7 @@ def run_trial(
     return Trial(
         seconds=seconds,
         cpu_s=cpu_s,
-        judging_s=judging_s,
+        grading_s=grading_s,
         requests=len(answers),
         retries=len(answers) - first,
         prompt_tokens=sum(answer.prompt_tokens for answer in answers),
@@ -98,7 +98,7 @@ def run_trial(
 def _ours(
     plan: Plan, engine: Engine, way: Way, chosen: Sequence[Case], work: Work, journal: Journal
 ) -> tuple[list[tuple[Attempt | Completion, str | None]], float]:
-    """Our loop, with judging and journal, as in a run."""
+    """Our loop, with grading and journal, as in a run."""
     task = ForcedTask(plan.task)
     job = Job(task, plan.arms, lambda: chosen, 1, work.attempts, plan.config.seed)
     kept: list[Attempt] = []
@@ -114,7 +114,7 @@ def _ours(
     pairs: list[tuple[Attempt | Completion, str | None]] = [
         (attempt, attempt.error if attempt.status == "error" else None) for attempt in kept
     ]
-    return pairs, progress.judging_s
+    return pairs, progress.grading_s
 
 
 def _parts(job: Job, way: Way, kept: Sequence[Attempt]) -> Iterable[tuple[Job, Ledger]]:
@@ -143,7 +143,7 @@ def _bare(
 ) -> list[tuple[Attempt | Completion, str | None]]:
     """One bare call a round; what fails is known without looking."""
     done: list[tuple[Attempt | Completion, str | None]] = []
-    owed = [(case, arm.name) for case in chosen for arm in plan.arms]
+    pending = [(case, arm.name) for case in chosen for arm in plan.arms]
     for attempt in range(1, work.attempts + 1):
         asked = [
             Request(
@@ -155,11 +155,11 @@ def _bare(
                 prompt=plan.task.prompt(case, PROBLEM if attempt > 1 else None),
                 seed=derive_seed(plan.config.seed, case.id, 0, attempt),
             )
-            for case, arm in owed
+            for case, arm in pending
         ]
         done += ((answer, answer.error) for answer in engine.generate(asked))
-        owed = [pair for pair, one in zip(owed, asked, strict=True) if work.fails(one)]
-        if not owed:
+        pending = [pair for pair, one in zip(pending, asked, strict=True) if work.fails(one)]
+        if not pending:
             break
     return done
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vllm_eval.engines import Engine
-    from vllm_eval.records import Case, Completion, Judgement, Request
+    from vllm_eval.records import Case, Completion, Grade, Request
     from vllm_eval.tasks import Task
     from vllm_eval.tasks.declaration import Declaration
 
@@ -103,7 +103,7 @@ class ForcedEngine:
 
 @dataclass(frozen=True, slots=True)
 class ForcedTask:
-    """A task that judges in earnest, and then says what the mark says."""
+    """A task that grades in earnest, and then says what the mark says."""
 
     inner: Task
 
@@ -133,18 +133,18 @@ class ForcedTask:
         return self.inner.dataset
 
     @property
-    def judges(self) -> bool:
+    def grades(self) -> bool:
         """As the task's."""
-        return self.inner.judges
+        return self.inner.grades
 
     def prompt(self, case: Case, problem: Problem | None = None) -> str:
         """As the task's."""
         return self.inner.prompt(case, problem)
 
-    def judge(self, case: Case, text: str) -> Judgement:
-        """The judging takes the time it takes; its verdict is replaced by the mark's."""
-        judged = self.inner.judge(case, text.removesuffix(FAILED))
-        return replace(judged, problem=PROBLEM if text.endswith(FAILED) else None)
+    def grade(self, case: Case, text: str) -> Grade:
+        """The grading takes the time it takes; its verdict is replaced by the mark's."""
+        graded = self.inner.grade(case, text.removesuffix(FAILED))
+        return replace(graded, problem=PROBLEM if text.endswith(FAILED) else None)
 
     def blocks(self, text: str) -> Mapping[str, str]:
         """As the task's."""

@@ -21,7 +21,7 @@ TOLERANCE = 1e-9
 """A value on its threshold passes, however its last bit was rounded."""
 NO_NUMBER = "there is no such number in this run"
 NOT_FINISHED = "NOT FINISHED"
-"""In place of a verdict while outcomes are owed: no part of a run passes, or fails."""
+"""In place of a verdict while outcomes are pending: no part of a run passes, or fails."""
 
 
 Kind = Literal[
@@ -82,7 +82,7 @@ class Verdict:
         return "PASS" if self.passed else "FAIL"
 
 
-def judge_student(
+def decide_student(
     comparison: Comparison, arm: str, expected: int, gate: GateConfig, baseline: str = BASELINE
 ) -> Verdict:
     """Hold one student against the baseline, each arm with `expected` outcomes.
@@ -106,17 +106,17 @@ def judge_student(
     return Verdict(arm, passed, rules, chance, settle, unsettled)
 
 
-def to_json(verdicts: Iterable[Verdict], owed: int) -> list[dict[str, Any]]:
-    """Verdicts as JSON values; without a word while outcomes are `owed`."""
+def to_json(verdicts: Iterable[Verdict], pending: int) -> list[dict[str, Any]]:
+    """Verdicts as JSON values; without a word while outcomes are `pending`."""
     return [
-        asdict(verdict) | {"verdict": NOT_FINISHED if owed else verdict.word}
+        asdict(verdict) | {"verdict": NOT_FINISHED if pending else verdict.word}
         for verdict in verdicts
     ]
 
 
 @dataclass(frozen=True, slots=True)
 class _Terms:
-    """What is judged, apart from the numbers."""
+    """What is graded, apart from the numbers."""
 
     baseline: str
     arm: str
@@ -192,7 +192,7 @@ def _answered(arm: str, summary: Summary | None, expected: int) -> Rule:
     rule = _at_least("answered", arm, name, answered / max(expected, 1), 1.0)
     if rule.passed:
         return rule
-    return replace(rule, reason=f"{expected - answered} of {expected} have no answer to judge")
+    return replace(rule, reason=f"{expected - answered} of {expected} have no answer to grade")
 
 
 def _at_least(kind: Kind, arm: str, name: str, value: float | None, threshold: float) -> Rule:

@@ -28,7 +28,7 @@ class FailureGroup:
     outcomes: int
     """Of the attempts, those after which none was left: the answer stayed a failure."""
     truncated: int
-    """Of the attempts, those cut at the token limit."""
+    """Of the attempts, those truncated at the token limit."""
     examples: tuple[Example, ...]
     """The first few, each of another case."""
 

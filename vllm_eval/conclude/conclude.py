@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from vllm_eval.records import Outcome
     from vllm_eval.tasks import Task
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Of `comparison.json`; 2 added cases, distributions, environment and the timing's details, 3 tells
 how many cases there are and whether those listed are a sample, 4 what repairs would recover and why
 answers failed."""
@@ -58,8 +58,8 @@ class Evaluated:
     order: Mapping[str, int]
     """Place of each case drawn."""
     task: Task
-    owed: int = 0
-    """Outcomes that a run that did not end still owes; 0 for a whole one."""
+    pending: int = 0
+    """Outcomes an interrupted run has not reached; 0 for a complete one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ class Finished:
     account: Account
     """Failures and costs."""
     timing: Mapping[str, Any]
-    owed: int
-    """Outcomes an interrupted run still owes; 0 for a whole one."""
+    pending: int
+    """Outcomes an interrupted run has not reached; 0 for a complete one."""
     repair: Mapping[str, Any]
     """With repaired answers counted as valid, as `repairs.to_json` has it."""
     diagnosis: Diagnosis
@@ -86,7 +86,7 @@ class Finished:
     @property
     def passed(self) -> bool:
         """Whether the run is whole and every student passed the gate."""
-        return self.owed == 0 and all(verdict.passed for verdict in self.verdicts)
+        return self.pending == 0 and all(verdict.passed for verdict in self.verdicts)
 
 
 def reopen(path: Path) -> Evaluated:
@@ -111,12 +111,12 @@ def reopen(path: Path) -> Evaluated:
         adapters={name: paths.get(name) for name in names},
         order=order,
         task=open_stored(path, config.task),
-        owed=len(order) * len(names) * config.samples_per_case - done,
+        pending=len(order) * len(names) * config.samples_per_case - done,
     )
 
 
 def conclude(run: Evaluated) -> Finished:
-    """Judge what the journal holds and write the result files; with outcomes owed they are partial.
+    """Summarise the journal and write the result files, partial while outcomes are pending.
 
     Raises:
         EvalError: the journal does not hold exactly one outcome per arm and case.
@@ -124,39 +124,39 @@ def conclude(run: Evaluated) -> Finished:
     names, samples = list(run.adapters), run.config.samples_per_case
     outcomes = read_outcomes(run.folder.journal)
     expected = ((a, c, s) for a in names for c in run.order for s in range(samples))
-    check_complete(outcomes, expected, partial=run.owed > 0)
-    free = free_arms(names)  # what is constrained beside them is compared, never judged
+    check_complete(outcomes, expected, partial=run.pending > 0)
+    free = free_arms(names)  # what is constrained beside them is compared, never graded
     rules = run.config.gate
     bootstrap = Bootstrap(rules.confidence or CONFIDENCE, seed=run.config.seed)
     each = len(run.order) * samples
 
-    def judge(comparison: Comparison) -> tuple[Verdict, ...]:
-        return tuple(gate.judge_student(comparison, name, each, rules) for name in free[1:])
+    def grade(comparison: Comparison) -> tuple[Verdict, ...]:
+        return tuple(gate.decide_student(comparison, name, each, rules) for name in free[1:])
 
     comparison = compare_arms(outcomes, free, bootstrap=bootstrap)
-    strict = Standing(comparison, judge(comparison))
+    strict = Standing(comparison, grade(comparison))
     recorded = manifest.read(run.folder.path)
     with CaseFile(run.folder.path, run.order, run.task.declaration) as case_file:
         mending = Mending(run.task, case_file)
         attempts = (attempt for _, attempt in read_journal(run.folder.journal))
-        found = mending.found if run.task.judges else None
+        found = mending.found if run.task.grades else None
         survey = Survey(run.task.blocks, run.task.declaration, found)
         tally = Tally()
         account = take_account(survey.watch(mending.watch(tally.watch(attempts))), run.task.blocks)
         outcomes = mending.attach(outcomes)
-        mended = stand_repaired(outcomes, strict, judge, bootstrap)
+        mended = stand_repaired(outcomes, strict, grade, bootstrap)
         spent = take_timing(attempt for _, attempt in read_journal(run.folder.journal))
         mode = run.config.constrain
         held = compare_constrained(mode, outcomes, comparison, tally, bootstrap)
         limits = Limits(run.config.max_new_tokens, run.config.retries, mode)
-        then = () if run.owed else mended.verdicts
+        then = () if run.pending else mended.verdicts
         finished = Finished(
             run.folder.path,
             comparison,
             strict.verdicts,
             account,
             _timing(spent, recorded.get("sessions", ())),
-            run.owed,
+            run.pending,
             _repair(run, outcomes, mended),
             diagnose(survey, comparison.arms, limits, then, held.arms),
             held,
@@ -174,23 +174,23 @@ def refuse_unanswered(finished: Finished) -> None:
     """
     comparison = finished.comparison
     for name, summary in comparison.arms.items():
-        if not finished.owed and summary.errors == summary.total:
+        if not finished.pending and summary.errors == summary.total:
             reason = next(iter(comparison.reasons[name]), "no reason")
             msg = f"no case of {name} has an answer ({reason}); see {finished.folder}"
             raise EvalError(msg)
 
 
 def _repair(run: Evaluated, outcomes: Sequence[Outcome], mended: Standing) -> dict[str, Any]:
-    asked, measured = run.config.repair, run.task.judges
-    return repair_to_json(outcomes, mended, asked=asked, measured=measured, owed=run.owed)
+    asked, measured = run.config.repair, run.task.grades
+    return repair_to_json(outcomes, mended, asked=asked, measured=measured, pending=run.pending)
 
 
 def _timing(spent: Timing, sessions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the journal tells, and what only the processes knew that came to their end.
 
-    Starts, judging and wall time are sums over these, memory is the most of any.
+    Starts, grading and wall time are sums over these, memory is the most of any.
     """
-    sums = ("engine_load_s", "judging_s", "total_s")
+    sums = ("engine_load_s", "grading_s", "total_s")
     peaks = ("peak_host_mib", "peak_device_mib")
     known = {key: [s[key] for s in sessions if s.get(key) is not None] for key in sums + peaks}
     tokens, seconds = spent.all.output_tokens, spent.generation_s
@@ -228,7 +228,7 @@ def _write_files(
             "arm": name,
             "adapter": adapter,
             "timestamp": folder.timestamp,
-            "partial": run.owed > 0,
+            "partial": run.pending > 0,
             "config": run.config.model_dump(mode="json"),
             "timing": dict(finished.timing),
         }
@@ -239,17 +239,17 @@ def _write_files(
         held = finished.constrained.arms[free].constrained.summary if free != name else None
         summary = held or comparison.arms[name]
         write_results(path, folder.journal, run.order, head, summary, about)
-    judged = [outcome for outcome in outcomes if outcome.arm in comparison.arms]
-    rows = case_rows(judged, comparison, run.order, BASELINE)
+    graded = [outcome for outcome in outcomes if outcome.arm in comparison.arms]
+    rows = case_rows(graded, comparison, run.order, BASELINE)
     groups = finished.account.failures
     shown = sample_rows(rows, {e.concept_id for group in groups for e in group.examples})
     whole = {
         "schema_version": SCHEMA_VERSION,
-        "partial": run.owed > 0,
-        "owed": run.owed,
+        "partial": run.pending > 0,
+        "pending": run.pending,
         "passed": finished.passed,
         "quantization": finished.quantization,
-        "verdicts": gate.to_json(finished.verdicts, run.owed),
+        "verdicts": gate.to_json(finished.verdicts, run.pending),
         **comparison_to_json(comparison),
         **asdict(finished.account),
         "repair": dict(finished.repair),

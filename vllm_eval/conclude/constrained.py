@@ -32,7 +32,7 @@ class Side:
     arm: str
     summary: Summary
     truncated: int
-    """Answers of which the last attempt was cut at the token limit."""
+    """Answers of which the last attempt was truncated at the token limit."""
     attempts: int
     output_tokens: int
     """Of all attempts."""

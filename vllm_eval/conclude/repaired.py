@@ -1,7 +1,7 @@
 """What failed answers would be worth after a repair of their text: measured beside the strict run.
 
-Nothing here changes what an answer was judged to be. The last attempt of a case that broke the
-contract is repaired and judged again; counts, means and the gate's word with such answers stand
+Nothing here changes what an answer was graded to be. The last attempt of a case that broke the
+contract is repaired and graded again; counts, means and the gate's word with such answers stand
 next to the strict ones, which alone decide.
 """
 
@@ -59,7 +59,7 @@ class Mending:
         Nothing is, where the task's code is only named by the stored run, and so is not run.
         """
         for attempt in attempts:
-            if attempt.final and attempt.status == "format_error" and self.task.judges:
+            if attempt.final and attempt.status == "format_error" and self.task.grades:
                 mended = self.mend(attempt.concept_id, attempt.raw_response, attempt.truncated)
                 if mended is not None:
                     key = (attempt.arm, attempt.concept_id, attempt.sample)
@@ -99,7 +99,7 @@ class Mending:
 def stand_repaired(
     outcomes: Sequence[Outcome],
     strict: Standing,
-    judge: Callable[[Comparison], tuple[Verdict, ...]],
+    grade: Callable[[Comparison], tuple[Verdict, ...]],
     bootstrap: Bootstrap,
 ) -> Standing:
     """The run as it would be if repaired answers were valid; the strict one where none is.
@@ -107,14 +107,14 @@ def stand_repaired(
     Args:
         outcomes: with their repairs.
         strict: what the run comes to as it is.
-        judge: the gate.
+        grade: the gate.
         bootstrap: of the intervals.
     """
     if not any(outcome.repair for outcome in outcomes):
         return strict
     arms = list(strict.comparison.arms)
     comparison = compare_arms([as_repaired(o) for o in outcomes], arms, bootstrap=bootstrap)
-    return Standing(comparison, judge(comparison))
+    return Standing(comparison, grade(comparison))
 
 
 def as_repaired(outcome: Outcome) -> Outcome:
@@ -125,7 +125,7 @@ def as_repaired(outcome: Outcome) -> Outcome:
 
 
 def repair_to_json(
-    outcomes: Sequence[Outcome], found: Standing, *, asked: bool, measured: bool, owed: int
+    outcomes: Sequence[Outcome], found: Standing, *, asked: bool, measured: bool, pending: int
 ) -> dict[str, Any]:
     """What `comparison.json` says of repairs, apart from single cases; no figure if unmeasured.
 
@@ -133,20 +133,20 @@ def repair_to_json(
         outcomes: with their repairs.
         found: what the run comes to with them.
         asked: whether the configuration asks for repairs.
-        measured: whether repaired answers could be judged.
-        owed: outcomes that an interrupted run still owes: without a verdict, then.
+        measured: whether repaired answers could be graded.
+        pending: outcomes an interrupted run has not reached; there is no verdict then.
     """
     told = {"asked": asked, "measured": measured}
     if not measured:
         return told | {"passed": None, "arms": {}, "verdicts": []}
     repaired = [outcome for outcome in outcomes if outcome.repair]
     return told | {
-        "passed": owed == 0 and all(verdict.passed for verdict in found.verdicts),
+        "passed": pending == 0 and all(verdict.passed for verdict in found.verdicts),
         "arms": {
             arm: _count([o for o in repaired if o.arm == arm]) | {"summary": asdict(summary)}
             for arm, summary in found.comparison.arms.items()
         },
-        "verdicts": gate.to_json(found.verdicts, owed),
+        "verdicts": gate.to_json(found.verdicts, pending),
     }
 
 

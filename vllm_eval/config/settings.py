@@ -109,7 +109,7 @@ class Config(_Record):
     load_4bit: bool = False
     bnb_compute_dtype: Literal["float16", "bfloat16", "float32"] | None = None
     max_engine_restarts: Annotated[int, Field(ge=0)] = 2
-    """How often an engine that died is started again with what is owed."""
+    """How often an engine that died is started again with what is pending."""
     engine_args: dict[str, Any] = {}
     """Options of vLLM's `EngineArgs`, by their own names."""
     engine_env: dict[Annotated[str, Field(pattern=ENGINE_ENV)], str] = {}

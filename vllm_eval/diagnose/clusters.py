@@ -52,8 +52,8 @@ KINDS: Mapping[str, Kind] = {
     "missing_block": Kind("a block is left out", _FENCES),
     "prose": Kind("prose in place of the blocks", _FENCES),
     "empty": Kind("an empty answer or block", _FENCES),
-    "cut": Kind(
-        "cut at the token limit",
+    "truncated": Kind(
+        "truncated at the token limit",
         "Where more tokens do not help, ask for shorter texts, and train on such.",
     ),
     "not_a_mapping": Kind("a list or a text in place of keys", _CHECK),
@@ -74,20 +74,20 @@ KINDS: Mapping[str, Kind] = {
     ),
     "other_rule": Kind("a rule of the task's own", _CHECK),
     "no_answer": Kind(
-        "no answer to judge",
+        "no answer to grade",
         "See `engine.log`; the model is not to blame.",
     ),
 }
 """Every cluster there is."""
 
 MENDABLE = frozenset(KINDS) - {
-    *("cut", "empty", "missing_block", "prose", "no_answer", "other_rule"),
+    *("truncated", "empty", "missing_block", "prose", "no_answer", "other_rule"),
     *("not_a_mapping", "missing_key", "wrong_type", "wrong_choice"),
     *("too_few", "too_long", "no_ids"),
 }
 """Clusters of texts that do not parse, where a repair of the text could help."""
 
-BEYOND_GRAMMAR = frozenset(("cut", "other_rule", "no_answer"))
+BEYOND_GRAMMAR = frozenset(("truncated", "other_rule", "no_answer"))
 """Clusters that an answer of the declared grammar can still fall into."""
 
 
@@ -135,7 +135,7 @@ def _missing(attempt: Attempt, label: str, *, partly: bool) -> str:
     if not text.strip():
         return "empty"
     if attempt.truncated:
-        return "cut"
+        return "truncated"
     opening = re.search(rf"```yaml\s*{re.escape(label)}\s*\n", text)
     if opening is not None:
         return "empty" if "```" in text[opening.end() :] else "unclosed_fence"

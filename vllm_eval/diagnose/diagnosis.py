@@ -130,7 +130,7 @@ def _patterns(
         )
 
 
-_OURS = ("cut", "no_answer")
+_OURS = ("truncated", "no_answer")
 """Clusters that have nothing to do with what a model was trained on."""
 
 

@@ -27,7 +27,7 @@ class ClusterGroup:
     outcomes: int
     """Of the attempts, those after which none was left: the answer stayed a failure."""
     truncated: int
-    """Of the attempts, those cut at the token limit."""
+    """Of the attempts, those truncated at the token limit."""
     repaired: int | None
     """Of the outcomes, those that a repair of their text makes valid; None if not measured."""
     retried: int

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vllm_eval.compare.summary import Summary
     from vllm_eval.diagnose.survey import ArmTally, Tally
 
-NO_ANSWER, CUT, TOO_LONG = "no_answer", "cut", "prompt_too_long"
+NO_ANSWER, TRUNCATED, TOO_LONG = "no_answer", "truncated", "prompt_too_long"
 UNMEASURED = (
     "not measured, as the code of a task that a stored run names is not run; "
     "`score RUN --repair --task FILE` measures it"
@@ -51,7 +51,7 @@ class Patient:
     constrained: Summary | None = None
     """Of the same arm held to the task's grammar, where the run has that as well."""
     mending: bool = True
-    """Whether repaired answers could be judged."""
+    """Whether repaired answers could be graded."""
 
     def outcomes(self, *clusters: str) -> int:
         """Failures that stayed in some clusters."""
@@ -111,26 +111,27 @@ def _repair(patient: Patient) -> Iterator[Remedy]:
             low=None,
             high=None,
             kind="counted",
-            basis="the repairs were applied to the stored answers and their results judged",
+            basis="the repairs were applied to the stored answers and their results graded",
             valid_rate=None,
             passes=patient.passes,
         )
 
 
 def _longer_answers(patient: Patient) -> Iterator[Remedy]:
-    """Cut answers that were not repeating themselves end as often validly as those that ended."""
-    cut = patient.outcomes(CUT)
-    if not cut:
+    """Truncated answers that were not repeating themselves end as often validly as those that ended."""
+    truncated = patient.outcomes(TRUNCATED)
+    if not truncated:
         return
     tally, limit = patient.tally, patient.limits.max_new_tokens
-    looping = sum(one.looping for one in patient.clusters[CUT])
+    looping = sum(one.looping for one in patient.clusters[TRUNCATED])
     wanted = ROUND_TO * math.ceil(2 * limit / ROUND_TO)
-    parts = [f"{cut - looping} of {cut} cut answers do not repeat themselves at their end"]
+    worth = truncated - looping
+    parts = [f"{worth} of {truncated} truncated answers do not repeat themselves at their end"]
     recovered = low = high = None
     if tally.uncut:
         share = tally.uncut_valid / tally.uncut
         ends = share_interval(tally.uncut_valid, tally.uncut)
-        recovered, (low, high) = share * (cut - looping), ((cut - looping) * end for end in ends)
+        recovered, (low, high) = share * worth, (worth * end for end in ends)
         parts.append(
             f"{share:.0%} of the {tally.uncut} attempts that ended by themselves are valid"
         )
@@ -143,8 +144,8 @@ def _longer_answers(patient: Patient) -> Iterator[Remedy]:
         name="max_new_tokens",
         arm=patient.arm,
         setting=f"--max-new-tokens {wanted}",
-        clusters=(CUT,),
-        addressed=cut,
+        clusters=(TRUNCATED,),
+        addressed=truncated,
         recovered=recovered,
         low=low,
         high=high,

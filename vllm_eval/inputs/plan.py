@@ -41,7 +41,7 @@ def prepare(config: Config) -> Plan:
     task = open_task(config.task, template)
     data = data_path(config, task)
     return Plan(
-        # What the task brings is stored like what was asked for: the run is judged again by it.
+        # What the task brings is stored like what was asked for: the run is graded again by it.
         config=config.model_copy(update={"dataset_path": str(data)})
         if data == task.dataset
         else config,

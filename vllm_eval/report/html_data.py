@@ -66,7 +66,7 @@ def page_data(run: StoredRun) -> PageData:
 
 
 def _cell(cell: Mapping[str, Any], samples: int) -> Mapping[str, Any]:
-    """As `comparison.json` has it; not finished where answers of the case are still owed."""
+    """As `comparison.json` has it; not finished where answers of the case are still pending."""
     return cell if cell["samples"] >= samples else {**cell, "status": "unfinished"}
 
 

@@ -45,7 +45,7 @@ def _gates(comparison: Mapping[str, Any]) -> Iterator[ET.Element]:
     for verdict in comparison["verdicts"]:
         name = f"gate.{verdict['arm']}"
         if comparison["partial"]:
-            why = f"{verdict['verdict']}: answers are still owed"
+            why = f"{verdict['verdict']}: answers are still pending"
             tests = [_test(name, rule["name"], "skipped", None, why) for rule in verdict["rules"]]
         else:
             tests = [_rule(name, rule) for rule in verdict["rules"]]

@@ -27,9 +27,12 @@ MOST_REMEDIES = 3
 def next_steps(run: StoredRun) -> list[Md]:
     """One paragraph of Markdown per thing to do, the most pressing first."""
     if run.comparison["partial"]:
-        owed = count(run.comparison["owed"])
+        pending = count(run.comparison["pending"])
         command = code(f"python -m vllm_eval --resume {shlex.quote(run.folder.name)}")
-        return [Md(f"Go on with the run: {command}. It owes {owed} answers; no part of it passes.")]
+        return [
+            Md(f"Resume the run: {command}."),
+            Md(f"{pending} answers are pending; a partial run has no verdict."),
+        ]
     steps: dict[Md, None] = {}  # two students may ask for the same
     for verdict in run.comparison["verdicts"]:
         found = _integrate(run, verdict) if verdict["passed"] else _repair(run.comparison, verdict)
@@ -118,7 +121,7 @@ def _main_cause(comparison: Mapping[str, Any], arm: str) -> str:
     for group in _groups(comparison, arm, KINDS.keys() - {NO_ANSWER}):
         final[group["cluster"]] = final.get(group["cluster"], 0) + group["outcomes"]
     if not any(final.values()):
-        return "No answer to judge failed."
+        return "No answer to grade failed."
     cluster = max(final, key=lambda name: final[name])
     of = sum(final.values())
     (reason, *_) = _groups(comparison, arm, {cluster})[0]["reasons"]

@@ -34,7 +34,7 @@ MAX_FAILURES = 5
 
 
 UNMEASURED = "repairs: not measured, as the task's own code is not run on a stored run's word\n"
-"""What a run says that was asked for repairs and could not judge them."""
+"""What a run says that was asked for repairs and could not grade them."""
 
 
 def run_tables(finished: Finished) -> Iterator[Table | Text]:
@@ -63,7 +63,7 @@ def run_tables(finished: Finished) -> Iterator[Table | Text]:
 def _arms_table(comparison: Comparison) -> Table:
     several = any(summary.total > summary.cases for summary in comparison.arms.values())
     columns = ["cases", "valid", "first try", "mean", "std"]
-    columns += [*(["within", "between"] if several else ()), "min", "max", "failed as 0"]
+    columns += [*(["within", "between"] if several else ()), "min", "max", "mean (failures = 0)"]
     title = "Scores, several answers a case" if several else "Scores"
     table = new_table(title, "arm", "tier", right=columns)
     for arm, summary in comparison.arms.items():
@@ -106,7 +106,7 @@ def gate_table(verdict: Verdict) -> Table:
 
 def repair_table(repair: Mapping[str, Any]) -> Table:
     """What each arm would be with repaired answers counted as valid."""
-    columns = ("repaired", "valid", "mean", "failed as 0")
+    columns = ("repaired", "valid", "mean", "mean (failures = 0)")
     table = new_table("With repairs, which count nowhere above", "arm", right=columns)
     table.add_column("by")
     table.add_column("gate")
@@ -127,8 +127,16 @@ def repair_table(repair: Mapping[str, Any]) -> Table:
 
 def constrained_table(constrained: Constrained) -> Table:
     """Each arm answering freely, and held to the task's grammar."""
-    columns = ("valid", "first try", "mean", "failed as 0", "cut", "tokens", "difference")
-    table = new_table("Held to the task's grammar, not judged", "arm", "answers", right=columns)
+    columns = (
+        "valid",
+        "first try",
+        "mean",
+        "mean (failures = 0)",
+        "truncated",
+        "tokens",
+        "difference",
+    )
+    table = new_table("Held to the task's grammar, not graded", "arm", "answers", right=columns)
     for arm, variant in constrained.arms.items():
         apart = variant.paired.difference.value
         for way, side in (("free", variant.free), ("constrained", variant.constrained)):
@@ -167,7 +175,7 @@ def doubt_lines(verdict: Verdict, paired: Paired) -> Iterator[Text]:
 def timing_lines(timing: Mapping[str, Any]) -> Iterator[str]:
     """Where the time of a run went that has just ended; memory and latencies where known."""
     memory = (("host memory", "peak_host_mib"), ("device memory, all processes", "peak_device_mib"))
-    times = (("engine start", "engine_load_s"), ("judging", "judging_s"), ("all", "total_s"))
+    times = (("engine start", "engine_load_s"), ("grading", "grading_s"), ("all", "total_s"))
     spent = [f"{name} {timing[key]:.1f} s" for name, key in times if timing[key] is not None]
     most = [f"{timing[key] / 1024:.1f} GiB of {where}" for where, key in memory if timing[key]]
     rate = f"{timing['output_tokens_per_s']:.0f} output tokens/s"
@@ -181,7 +189,7 @@ def timing_lines(timing: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _failures(account: Account) -> Iterator[Table | Text]:
-    table = new_table("Failures", "reason", "arm", "tier", right=("attempts", "final", "cut"))
+    table = new_table("Failures", "reason", "arm", "tier", right=("attempts", "final", "truncated"))
     table.add_column("first example")
     for group in account.failures[:MAX_FAILURES]:
         table.add_row(
@@ -283,7 +291,7 @@ def diagnosis_tables(diagnosis: Mapping[str, Any]) -> Iterator[Table | Text]:
 
 
 def _clusters(groups: Sequence[Mapping[str, Any]]) -> Table:
-    numbers = ("attempts", "final", "cut", "asked again")
+    numbers = ("attempts", "final", "truncated", "after a retry")
     table = new_table("Why answers failed", "what", "arm", "tier", right=numbers)
     table.add_column("first example")
     for group in groups[:MOST_CLUSTERS]:

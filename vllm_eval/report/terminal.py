@@ -102,8 +102,8 @@ class Terminal:
         for line in timing_lines(finished.timing):
             self.console.print(Text(line), soft_wrap=True)
         self.console.print(Text(f"files in {plain(str(finished.folder))}"), soft_wrap=True)
-        if finished.owed:
-            text = f"interrupted, {finished.owed} outcomes owed; --resume {finished.folder}"
+        if finished.pending:
+            text = f"interrupted, {finished.pending} outcomes pending; --resume {finished.folder}"
             self.console.print(Text(plain(text), style="bold yellow"), soft_wrap=True)
             return
         for verdict in finished.verdicts:
@@ -196,7 +196,7 @@ def _detail(progress: Progress) -> str:
     parts = [
         f"{progress.valid} valid",
         f"{progress.failed} failed",
-        f"{progress.in_flight} in flight, {progress.retrying} of them again",
+        f"{progress.in_flight} running, {progress.retrying} of them retries",
         f"{speed:.0f} tokens/s",
     ]
     if 0 < progress.done < progress.total:

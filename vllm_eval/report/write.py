@@ -88,9 +88,9 @@ def render(
             bad[f"{error.filename2 or error.filename or name}: {error.strerror or error}"] = None
     runs = [run for run, _ in written.values()]
     for run, files in written.values():
-        folder, owed = run.folder, run.comparison["owed"]
+        folder, pending = run.folder, run.comparison["pending"]
         if run.comparison["partial"]:
-            teller.stage(f"{folder}: partial, {owed:,} answers are owed: --resume {folder}")
+            teller.stage(f"{folder}: partial, {pending:,} answers are pending: --resume {folder}")
         teller.stage(f"{folder / HTML}")
         if mlflow:
             teller.stage(f"logged to {mlflow} as {log_run(run, mlflow, files)}")

@@ -1,1 +1,1 @@
-"""Stored answers, judged again or held against each other: everything right of the engine."""
+"""Stored answers, graded again or held against each other: everything right of the engine."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from vllm_eval.records import Status
     from vllm_eval.rescore.recorded import Answer
-    from vllm_eval.rescore.rejudge import Judged
+    from vllm_eval.rescore.regrade import Graded
 
 TOLERANCE = 1e-9
 """A recorded score that differs by no more is reproduced."""
@@ -22,7 +22,7 @@ MAX_CHANGES = 20
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One answer that is judged otherwise than recorded."""
+    """One answer that is graded otherwise than recorded."""
 
     concept_id: str
     was: str
@@ -41,7 +41,7 @@ class FileReport:
     """Answers that came with a status we know."""
     incomplete: int = 0
     """Answers without a status we know, or recorded as success without a score."""
-    not_judgeable: int = 0
+    not_gradable: int = 0
     """Answers whose raw response is not stored."""
     lost: int = 0
     """Of those, the ones recorded as something else than `error`."""
@@ -70,16 +70,16 @@ class FileReport:
         return not (changed or self.unusable_scores or self.lost)
 
 
-def count(report: FileReport, answer: Answer, judged: Judged) -> None:
+def count(report: FileReport, answer: Answer, graded: Graded) -> None:
     """Take one more answer into its report."""
-    problem = judged.problem
+    problem = graded.problem
     reason = problem.reason if problem else None
     report.answers += 1
     report.recorded_statuses += answer.status is not None
     unscored = answer.status == "success" and answer.score is None
     report.incomplete += answer.status is None or unscored
     if answer.text is None:
-        report.not_judgeable += 1
+        report.not_gradable += 1
         report.lost += answer.status != "error"
     if reason:
         _add(report.reasons, reason)
@@ -95,20 +95,20 @@ def count(report: FileReport, answer: Answer, judged: Judged) -> None:
         _note(report, answer, was, now, problem.message)
     if answer.unusable_score:
         report.unusable_scores += 1
-        is_now = "none" if judged.score is None else f"{judged.score:.6f}"
+        is_now = "none" if graded.score is None else f"{graded.score:.6f}"
         _note(report, answer, f"score {answer.unusable_score}", f"score {is_now}", "")
     elif answer.score is not None and answer.text is not None:
-        _compare_scores(report, answer, judged)
+        _compare_scores(report, answer, graded)
     if answer.final:
         before = recorded_outcome(answer)
         report.recorded.append(before)
-        report.now.append(_outcome(answer, judged, before))
+        report.now.append(_outcome(answer, graded, before))
 
 
-def _compare_scores(report: FileReport, answer: Answer, judged: Judged) -> None:
+def _compare_scores(report: FileReport, answer: Answer, graded: Graded) -> None:
     """A failed answer recorded with 0 is reproduced by failing: that is what its 0 says."""
-    was, now = answer.score or 0.0, judged.score or 0.0
-    counted_as_0 = was == 0 and answer.status != "success" and judged.problem is not None
+    was, now = answer.score or 0.0, graded.score or 0.0
+    counted_as_0 = was == 0 and answer.status != "success" and graded.problem is not None
     difference = 0.0 if counted_as_0 else abs(now - was)
     report.scores_compared += 1
     report.max_difference = max(report.max_difference, difference)
@@ -126,18 +126,18 @@ def _add(counts: dict[str, int], name: str) -> None:
     counts[name] = counts.get(name, 0) + 1
 
 
-def _outcome(answer: Answer, judged: Judged, before: Outcome) -> Outcome:
-    valid = judged.problem is None
+def _outcome(answer: Answer, graded: Graded, before: Outcome) -> Outcome:
+    valid = graded.problem is None
     failed: Status = "error" if answer.text is None else "format_error"
     return Outcome(
         arm=before.arm,
         concept_id=before.concept_id,
-        tier=before.tier or judged.tier,
+        tier=before.tier or graded.tier,
         sample=before.sample,
         status="success" if valid else failed,
-        reason=judged.problem.reason if judged.problem else None,
-        score=judged.score,
+        reason=graded.problem.reason if graded.problem else None,
+        score=graded.score,
         attempts=before.attempts,
         first_valid=valid and before.attempts == 1,
-        repair=judged.repair,
+        repair=graded.repair,
     )

@@ -10,7 +10,7 @@ from vllm_eval.config.identity import NOT_IDENTITY
 from vllm_eval.errors import InputError
 from vllm_eval.records import BASELINE
 from vllm_eval.rescore import stored
-from vllm_eval.rescore.owed import find_files, is_whole
+from vllm_eval.rescore.pending import find_files, is_whole
 from vllm_eval.rescore.recorded import recorded_outcome
 from vllm_eval.rescore.settings import config_of, identity_of
 from vllm_eval.store import manifest
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vllm_eval.rescore.stored import Source
 
 REFUSED = {
-    "task": "the task, or its rules, are others; judge both again with `score`",
+    "task": "the task, or its rules, are others; grade both again with `score`",
     "dataset": "the data sets are not the same",
 }
 """Parts of a run's identity that must be the same, with what is wrong where they are not."""
@@ -136,7 +136,7 @@ def _read_outcomes(source: Source, outcomes: dict[str, list[Outcome]]) -> list[s
         if answer.status is None:
             what = f"has the unknown status {answer.unknown_status}"
             what = what if answer.unknown_status else "lacks `status`"
-            msg = f"{source.path}, {answer.place}: {what}; judge it with `score` instead"
+            msg = f"{source.path}, {answer.place}: {what}; grade it with `score` instead"
             raise InputError(msg)
         if answer.final:
             outcomes.setdefault(answer.arm, []).append(recorded_outcome(answer))

@@ -118,8 +118,8 @@ class Answer:
     unusable_score: str
     """What was recorded instead of such a number; empty where nothing was."""
     text: str | None
-    """The raw response; None where there is none to judge."""
+    """The raw response; None where there is none to grade."""
     ended: bool
-    """Whether the file says that the answer was not cut at the token limit."""
+    """Whether the file says that the answer was not truncated at the token limit."""
     counted_sample: bool
     """Whether `sample` is not the file's but counted by us."""

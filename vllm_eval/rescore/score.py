@@ -1,4 +1,4 @@
-"""Stored answers judged again: what changed in each file, and the gate's word on the whole."""
+"""Stored answers graded again: what changed in each file, and the gate's word on the whole."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from vllm_eval.compare import gate
 from vllm_eval.compare.summary import compare_arms
 from vllm_eval.conclude.repaired import as_repaired
 from vllm_eval.records import BASELINE
-from vllm_eval.rescore import rejudge, stored
+from vllm_eval.rescore import regrade, stored
 from vllm_eval.rescore.changes import FileReport, count
-from vllm_eval.rescore.owed import find_files, find_owed
+from vllm_eval.rescore.pending import find_files, find_pending
 from vllm_eval.rescore.settings import bootstrap_of, index_all, other_data, task_of, thresholds_of
 from vllm_eval.tasks import open_task
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from vllm_eval.config.settings import Config, GateConfig
     from vllm_eval.inputs.index import CaseIndex, Place
     from vllm_eval.records import Outcome
-    from vllm_eval.rescore.owed import Owed
+    from vllm_eval.rescore.pending import Owed
     from vllm_eval.rescore.recorded import Answer
-    from vllm_eval.rescore.rejudge import Judged
+    from vllm_eval.rescore.regrade import Graded
     from vllm_eval.rescore.stored import Source
 from vllm_eval.records import free_arms
 
@@ -36,7 +36,7 @@ class Watcher(Protocol):
     """Whoever wants to see the scoring happen."""
 
     def scored(self, done: int, total: int) -> None:
-        """`done` of `total` answers have been judged."""
+        """`done` of `total` answers have been graded."""
 
     def note(self, text: str) -> None:
         """Something about the files that their reader should know; also in the result."""
@@ -73,7 +73,7 @@ def score(
     watcher: Watcher,
     show: Callable[[dict[str, Any]], None] | None = None,
 ) -> Scored:
-    """Judge the answers of all files again, after all of them were checked.
+    """Grade the answers of all files again, after all of them were checked.
 
     Args:
         paths: files of answers, or run folders.
@@ -87,9 +87,9 @@ def score(
     sources = [stored.open_source(path) for path in find_files(paths)]
     task = task_of(sources, config)
     indexes = index_all(sources, config, open_task(task))
-    owes = find_owed(sources, indexes)
+    owes = find_pending(sources, indexes)
     why = _no_verdict(sources, owes)
-    thresholds = thresholds_of(sources, config, judged=not why)
+    thresholds = thresholds_of(sources, config, graded=not why)
     notes = [note for source in sources for note in source.notes]
     notes += [*other_data(sources, indexes), *owes.gaps]
     notes += [f"no verdict: {why}"] if why else []
@@ -98,29 +98,29 @@ def score(
     bootstrap = None if why else bootstrap_of(sources, config, thresholds)
     reports: dict[tuple[Path, str], FileReport] = {}
     total = sum(source.count for source in sources)
-    every = rejudge.judge_all(task, _pairs(sources, indexes), total, repair=config.repair)
-    for done, (answer, judged) in enumerate(every, start=1):
+    every = regrade.grade_all(task, _pairs(sources, indexes), total, repair=config.repair)
+    for done, (answer, graded) in enumerate(every, start=1):
         key = (answer.path, answer.arm)
         if key not in reports:
             reports[key] = FileReport(*key)
-        count(reports[key], answer, judged)
+        count(reports[key], answer, graded)
         if show is not None:
-            show(_row(answer, judged) | (_repair_row(judged) if config.repair else {}))
+            show(_row(answer, graded) | (_repair_row(graded) if config.repair else {}))
         watcher.scored(done, total)
     found = tuple(reports.values())
     if bootstrap is None:
         return Scored(found, (), (), tuple(notes), repair=config.repair)
-    comparison, verdicts = _judge_arms([r.now for r in found], owes, thresholds, bootstrap)
+    comparison, verdicts = _grade_arms([r.now for r in found], owes, thresholds, bootstrap)
     before: tuple[Verdict, ...] = ()
     if all(_is_as_recorded(report) for report in found):
         before = verdicts
     elif not any(report.incomplete for report in found):
         recorded = [report.recorded for report in found]
-        _, before = _judge_arms(recorded, owes, thresholds, bootstrap)
+        _, before = _grade_arms(recorded, owes, thresholds, bootstrap)
     after: tuple[Verdict, ...] = ()
     if config.repair:
         repaired = [[as_repaired(outcome) for outcome in report.now] for report in found]
-        _, after = _judge_arms(repaired, owes, thresholds, bootstrap)
+        _, after = _grade_arms(repaired, owes, thresholds, bootstrap)
     return Scored(found, verdicts, before, tuple(notes), comparison, config.repair, after)
 
 
@@ -133,22 +133,22 @@ def _pairs(
             yield answer, places[answer.concept_id]
 
 
-def _row(answer: Answer, judged: Judged) -> dict[str, Any]:
+def _row(answer: Answer, graded: Graded) -> dict[str, Any]:
     return {
         "file": str(answer.path),
         "arm": answer.arm,
         "concept_id": answer.concept_id,
-        "tier": answer.tier or judged.tier,
-        "valid": judged.problem is None,
-        "reason": judged.problem.reason if judged.problem else None,
-        "score": judged.score,
+        "tier": answer.tier or graded.tier,
+        "valid": graded.problem is None,
+        "reason": graded.problem.reason if graded.problem else None,
+        "score": graded.score,
         "recorded_status": answer.recorded_status,
         "recorded_score": answer.score,
     }
 
 
-def _repair_row(judged: Judged) -> dict[str, Any]:
-    found = judged.repair
+def _repair_row(graded: Graded) -> dict[str, Any]:
+    found = graded.repair
     return {"repairs": found.names if found else (), "repaired_score": found and found.score}
 
 
@@ -167,7 +167,7 @@ def _is_as_recorded(report: FileReport) -> bool:
     return not report.incomplete and was == now
 
 
-def _judge_arms(
+def _grade_arms(
     arms: Sequence[Sequence[Outcome]], owes: Owed, thresholds: GateConfig, bootstrap: Bootstrap
 ) -> tuple[Comparison, tuple[Verdict, ...]]:
     """The gate on each student, also on one without any outcome yet."""
@@ -176,6 +176,6 @@ def _judge_arms(
     comparison = compare_arms(outcomes, free, bootstrap=bootstrap)
     students = [name for name in free if name != BASELINE]
     return comparison, tuple(
-        owes.refuse(gate.judge_student(comparison, student, owes.outcomes, thresholds))
+        owes.refuse(gate.decide_student(comparison, student, owes.outcomes, thresholds))
         for student in students
     )

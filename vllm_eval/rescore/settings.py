@@ -85,11 +85,11 @@ def task_of(sources: Sequence[Source], config: Config) -> str:
     return next(iter(named), config.task)
 
 
-def thresholds_of(sources: Sequence[Source], config: Config, *, judged: bool) -> GateConfig:
+def thresholds_of(sources: Sequence[Source], config: Config, *, graded: bool) -> GateConfig:
     """The thresholds stored with the files, those that `config` sets laid over them.
 
     Raises:
-        InputError: stored thresholds that cannot be used, or, where a verdict is `judged` by
+        InputError: stored thresholds that cannot be used, or, where a verdict is `graded` by
             them, that differ between files.
     """
     given = config.gate.model_dump(exclude_unset=True) if "gate" in config.model_fields_set else {}
@@ -97,7 +97,7 @@ def thresholds_of(sources: Sequence[Source], config: Config, *, judged: bool) ->
     taken: dict[str, Path] = {}
     for source in sources:
         for key, value in _thresholds(source).items():
-            if judged and key not in given and merged.get(key, value) != value:
+            if graded and key not in given and merged.get(key, value) != value:
                 places = f"{taken[key]}: {merged[key]!r}, {source.path}: {value!r}"
                 raise _differ(f"gate.{key}", places)
             merged[key] = value

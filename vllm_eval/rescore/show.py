@@ -66,13 +66,13 @@ class ScoreProgress:
             _say(self._console, f"note: {text}", style="yellow")
 
     def scored(self, done: int, total: int) -> None:
-        """`done` of `total` answers have been judged."""
+        """`done` of `total` answers have been graded."""
         wait = BAR_INTERVAL_S if self._console.is_terminal else PLAIN_INTERVAL_S
         if done < total and time.monotonic() - self._last < wait:
             return
         self._last = time.monotonic()
         if not self._console.is_terminal:
-            self._console.print(f"  {done}/{total} answers judged", soft_wrap=True)
+            self._console.print(f"  {done}/{total} answers graded", soft_wrap=True)
             return
         if self._bar is None:
             words = TextColumn("{task.description}")
@@ -144,9 +144,9 @@ def _show_report(console: UnbreakableConsole, report: FileReport) -> None:
     if valid:
         _say(console, f"  {valid} recorded as failed now keep the contract, recorded was: ")
         _say(console, f"    {_counts(report.newly_valid)}")
-    if report.not_judgeable:
-        words = "without a raw response, not judgeable, counted as no answer"
-        _say(console, f"  {report.not_judgeable} {words}", style="red" if report.lost else "")
+    if report.not_gradable:
+        words = "without a raw response, not gradable, counted as no answer"
+        _say(console, f"  {report.not_gradable} {words}", style="red" if report.lost else "")
     if report.new_reasons:
         _say(console, f"  fail for another reason than recorded: {_counts(report.new_reasons)}")
     if report.reasons:
@@ -185,7 +185,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 def _numbers(scored: Scored) -> Table:
     table = _table("Recorded and now", ("arm", ""))
-    for column in ("outcomes", "valid", "mean", "std", "min", "max", "failed as 0"):
+    for column in ("outcomes", "valid", "mean", "std", "min", "max", "mean (failures = 0)"):
         table.add_column(column, justify="right")
     for report in scored.reports:
         sides = [("recorded", report.recorded), ("now", report.now)]
@@ -219,7 +219,16 @@ def _show_verdict(console: UnbreakableConsole, scored: Scored, verdict: Verdict)
 
 def _pair_table(pair: ArmPair) -> Table:
     table = _table("", ("arm",))
-    for column in ("outcomes", "valid", "first try", "mean", "std", "min", "max", "failed as 0"):
+    for column in (
+        "outcomes",
+        "valid",
+        "first try",
+        "mean",
+        "std",
+        "min",
+        "max",
+        "mean (failures = 0)",
+    ):
         table.add_column(column, justify="right")
     for name, summary in pair.comparison.arms.items():
         numbers = (summary.mean, summary.std, summary.min, summary.max, summary.mean_all)
@@ -238,7 +247,7 @@ def _pair_lines(pair: ArmPair) -> list[str]:
         ),
         f"  difference of means B - A   {_interval(found.difference)}",
         f"  ratio of means B / A        {_interval(found.ratio)}",
-        f"  the same, failed as 0       {_interval(found.ratio_all)}",
+        f"  the same, mean (failures = 0)       {_interval(found.ratio_all)}",
         f"  {found.scores.name}: p = {found.scores.p:.4f}",
         (
             f"  validity: {found.gained} cases gained, {found.lost} lost; "

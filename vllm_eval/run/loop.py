@@ -1,4 +1,4 @@
-"""The loop: submit, poll, judge, re-queue, record. One batch, no barrier between rounds."""
+"""The loop: submit, poll, grade, re-queue, record. One batch, no barrier between rounds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vllm_eval.errors import EngineError
-from vllm_eval.records import TOO_LONG, Attempt, Completion, Judgement, Problem, Request
+from vllm_eval.records import TOO_LONG, Attempt, Completion, Grade, Problem, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vllm_eval.records import Arm, Case, Ledger, Progress, Status
     from vllm_eval.tasks import Task
 
-UNANSWERED = Judgement(None, None, {})
+UNANSWERED = Grade(None, None, {})
 
 
 POLL_S = 0.5
@@ -48,7 +48,7 @@ def evaluate(
     progress: Progress,
     on_progress: Callable[[Progress], None],
 ) -> None:
-    """Answer and judge what is owed; every attempt is recorded before the next poll.
+    """Answer and grade what is pending; every attempt is recorded before the next poll.
 
     A prompt the engine can never answer becomes an outcome instead of a request. Prompts are
     made and measured as their turn comes, while the engine works on those before them. Memory
@@ -66,7 +66,7 @@ def evaluate(
         EngineError: the engine died, or lost requests.
     """
     start = time.monotonic() - progress.seconds
-    fresh = _owed(job, ledger)
+    fresh = _pending(job, ledger)
     in_flight: dict[str, tuple[Case, Request]] = {}
     retries: deque[tuple[Case, Request]] = deque()
     while not progress.stopping:
@@ -92,7 +92,7 @@ def evaluate(
             attempts.append(attempt)
             if retry is not None:
                 retries.append((case, retry))
-        progress.judging_s += time.monotonic() - start - progress.seconds
+        progress.grading_s += time.monotonic() - start - progress.seconds
         record(attempts)
         _count(progress, attempts)
         progress.in_flight = len(in_flight) + len(retries)
@@ -130,7 +130,7 @@ def derive_seed(seed: int, case_id: str, sample: int, attempt: int) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest()) & 0x7FFF_FFFF
 
 
-def _owed(job: Job, ledger: Ledger) -> Iterator[tuple[Case, Request]]:
+def _pending(job: Job, ledger: Ledger) -> Iterator[tuple[Case, Request]]:
     return ((case, request) for case in job.cases() for request in _first(job, case, ledger))
 
 
@@ -165,12 +165,12 @@ def _request(job: Job, case: Case, arm: str, sample: int, attempt: int, prompt: 
 def _conclude(
     job: Job, engine: Engine, case: Case, request: Request, done: Completion, now: float
 ) -> tuple[Attempt, Request | None]:
-    """Judge a completion; the request of the next attempt where one is due."""
-    judgement = UNANSWERED if done.error is not None else job.task.judge(case, done.text)
-    attempt = _attempt(case, request, done, judgement, "engine_error", now)
+    """Grade a completion; the request of the next attempt where one is due."""
+    grade = UNANSWERED if done.error is not None else job.task.grade(case, done.text)
+    attempt = _attempt(case, request, done, grade, "engine_error", now)
     if attempt.status == "success" or request.attempt >= job.attempts:
         return attempt, None
-    prompt = job.task.prompt(case, judgement.problem)
+    prompt = job.task.prompt(case, grade.problem)
     if engine.refusal(prompt) is not None:  # the reminder made it too long: this answer counts
         return attempt, None
     retry = _request(job, case, request.arm, request.sample, request.attempt + 1, prompt)
@@ -183,10 +183,10 @@ def _refused(request: Request, case: Case, why: str, now: float) -> Attempt:
 
 
 def _attempt(
-    case: Case, request: Request, done: Completion, judgement: Judgement, failure: str, now: float
+    case: Case, request: Request, done: Completion, grade: Grade, failure: str, now: float
 ) -> Attempt:
     """The journal's line; `failure` is the reason where there is no answer."""
-    problem = judgement.problem
+    problem = grade.problem
     status: Status = "format_error" if problem else "success"
     if done.error is not None:
         problem, status = Problem(failure, done.error), "error"
@@ -204,8 +204,8 @@ def _attempt(
         line=problem.line if problem else None,
         column=problem.column if problem else None,
         truncated=done.finish_reason == "length",
-        score=judgement.score,
-        parts=judgement.parts,
+        score=grade.score,
+        parts=grade.parts,
         seed=request.seed,
         prompt_tokens=done.prompt_tokens,
         output_tokens=done.output_tokens,

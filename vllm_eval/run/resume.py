@@ -1,4 +1,4 @@
-"""Whether an earlier session's run can be gone on with here, and which of it is owed again."""
+"""Whether an earlier session's run can be gone on with here, and which of it is pending again."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def refuse_other_engine(plan: Plan, folder: Path) -> None:
         raise InputError(msg)
 
 
-def owe_refused(plan: Plan, folder: Path, journal: Journal) -> int:
+def requeue_refused(plan: Plan, folder: Path, journal: Journal) -> int:
     """Owe again the prompts refused as too long, where the run is resumed with a longer limit.
 
     No engine has seen them, and raising the limit is our own advice; without this they would stay
     what they are. The files of a finished run, which count them, are no longer valid.
 
     Returns:
-        How many are owed again.
+        How many are pending again.
     """
     before = manifest.read(folder).get("engine", {}).get("max_model_len")
     if plan.config.engine == "openai" or not isinstance(before, int):

@@ -22,7 +22,7 @@ from vllm_eval.records import Progress
 from vllm_eval.report.write import write_reports
 from vllm_eval.run.loop import Job, evaluate
 from vllm_eval.run.peak_memory import PeakMemory
-from vllm_eval.run.resume import other_engine, owe_refused, refuse_other_engine
+from vllm_eval.run.resume import other_engine, refuse_other_engine, requeue_refused
 from vllm_eval.store import manifest
 from vllm_eval.store.folder import (
     CONFIG,
@@ -67,7 +67,7 @@ AUTO: Final = "auto"
 
 
 def run(config: Config, watcher: Watcher, resume: Path | Literal["auto"] | None = None) -> Finished:
-    """Evaluate base and students over the cases and judge the students.
+    """Evaluate base and students over the cases and grade the students.
 
     Args:
         config: the resolved configuration.
@@ -92,8 +92,8 @@ def run(config: Config, watcher: Watcher, resume: Path | Literal["auto"] | None 
     with Journal(folder.journal, config.journal_part_mib * 2**20) as journal:
         if changed := note_config(folder.path, dump_config(config)):
             watcher.stage(f"resumed with another {', '.join(changed)}")
-        if owed_again := owe_refused(plan, folder.path, journal):
-            watcher.stage(f"{owed_again} prompts were too long for the limit before; asked again")
+        if requeued := requeue_refused(plan, folder.path, journal):
+            watcher.stage(f"{requeued} prompts were too long for the limit before; asked again")
         ledger = read_ledger(folder.journal)
         progress = Progress(
             total=len(plan.dataset.drawn) * len(plan.arms) * config.samples_per_case,
@@ -110,17 +110,17 @@ def run(config: Config, watcher: Watcher, resume: Path | Literal["auto"] | None 
                 engine_load_s = _generate(plan, folder, journal, progress, watcher)
             session = {
                 "engine_load_s": engine_load_s,
-                "judging_s": progress.judging_s,
+                "grading_s": progress.grading_s,
                 "peak_host_mib": memory.host_mib,
                 "peak_device_mib": memory.device_mib,
                 "total_s": time.monotonic() - start,
             }
             sessions = [*manifest.read(folder.path).get("sessions", ()), session]
             add_to_json(folder.path / manifest.FILE, {"sessions": sessions})
-        # Without a stop nothing may be owed: `conclude` then finds what was lost.
-        owed = progress.total - progress.done if progress.stopping else 0
+        # Without a stop nothing may be pending: `conclude` then finds what was lost.
+        pending = progress.total - progress.done if progress.stopping else 0
         watcher.stage("scoring and writing results")
-        finished = conclude(_evaluated(plan, folder, owed))
+        finished = conclude(_evaluated(plan, folder, pending))
     write_zip(folder)
     if config.report:
         watcher.stage("writing the report")
@@ -133,10 +133,10 @@ def run(config: Config, watcher: Watcher, resume: Path | Literal["auto"] | None 
     return finished
 
 
-def _evaluated(plan: Plan, folder: RunFolder, owed: int) -> Evaluated:
+def _evaluated(plan: Plan, folder: RunFolder, pending: int) -> Evaluated:
     paths = {arm.name: str(arm.adapter.path) if arm.adapter else None for arm in plan.arms}
     order = {intern(case.id): place for place, case in enumerate(cases.read_cases(plan.dataset))}
-    return Evaluated(folder, plan.config, paths, order, plan.task, owed)
+    return Evaluated(folder, plan.config, paths, order, plan.task, pending)
 
 
 def _open_folder(plan: Plan, resume: Path | Literal["auto"] | None, watcher: Watcher) -> RunFolder:
@@ -181,7 +181,7 @@ def _note_cases(plan: Plan, folder: RunFolder) -> None:
 def _generate(
     plan: Plan, folder: RunFolder, journal: Journal, progress: Progress, watcher: Watcher
 ) -> float:
-    """Have all that is owed answered; an engine that dies is started again with what it owed.
+    """Have everything pending answered; an engine that dies is started again with what is left.
 
     Returns the seconds the first engine took to start.
     """

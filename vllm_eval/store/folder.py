@@ -184,7 +184,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 def write_cases(folder: RunFolder, rows: Iterable[tuple[Case, str]]) -> Path:
     """The drawn cases, as a data set of their own, each with the prompt of its first attempt.
 
-    With it the folder alone is enough to judge the answers again, and to show what was asked.
+    With it the folder alone is enough to grade the answers again, and to show what was asked.
     """
     path = folder.path / CASES
     with written_whole(path) as out:
@@ -201,7 +201,7 @@ def write_cases(folder: RunFolder, rows: Iterable[tuple[Case, str]]) -> Path:
 
 
 def write_zip(folder: RunFolder) -> Path:
-    """Everything needed to read and judge the run again, in one archive: all but engine logs."""
+    """Everything needed to read and grade the run again, in one archive: all but engine logs."""
     path = folder.path / f"eval_results_{folder.timestamp}.zip"
     files = [file for file in sorted(folder.path.rglob("*")) if file.is_file()]
     with written_whole(path) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:

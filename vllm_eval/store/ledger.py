@@ -57,9 +57,9 @@ def read_ledger(path: Path) -> Ledger:
             done.add(key)
             begun.pop(key, None)
         else:
-            judged = attempt.status == "format_error"
+            graded = attempt.status == "format_error"
             place = (attempt.block, attempt.line, attempt.column)
-            problem = Problem(attempt.reason or "", attempt.error or "", *place) if judged else None
+            problem = Problem(attempt.reason or "", attempt.error or "", *place) if graded else None
             begun[key] = Begun(attempt.attempt, problem)
     return Ledger(done, begun, valid, attempts, tokens, seconds)
 
@@ -74,18 +74,18 @@ def check_complete(
 ) -> None:
     """Exactly one outcome for each expected arm, case and sample, and no other.
 
-    With `partial` some may still be owed, but none may be there twice.
+    With `partial` some may still be pending, but none may be there twice.
 
     Raises:
         EvalError: one is missing, twice there or foreign; no verdict can stand on that.
     """
-    owed = set(expected)
+    pending = set(expected)
     for outcome in outcomes:
         key = (outcome.arm, outcome.concept_id, outcome.sample)
-        if key not in owed:
+        if key not in pending:
             msg = f"the journal holds an outcome twice, or one nobody asked for: {key}"
             raise EvalError(msg)
-        owed.remove(key)
-    if owed and not partial:
-        msg = f"the journal lacks {len(owed)} outcomes, for example {min(owed)}"
+        pending.remove(key)
+    if pending and not partial:
+        msg = f"the journal lacks {len(pending)} outcomes, for example {min(pending)}"
         raise EvalError(msg)

@@ -1,11 +1,11 @@
-"""What is asked and how an answer is judged: the Task protocol and the tasks by name."""
+"""What is asked and how an answer is graded: the Task protocol and the tasks by name."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
 from vllm_eval.errors import InputError
-from vllm_eval.records import Case, Judgement, Problem
+from vllm_eval.records import Case, Grade, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from vllm_eval.tasks.declaration import Declaration
 
-__all__ = ["Case", "Judgement", "Problem", "Task", "open_stored", "open_task"]
+__all__ = ["Case", "Grade", "Problem", "Task", "open_stored", "open_task"]
 """What a task's own module and tests may rely on."""
 TASK_FILE = "task.yaml"
 """The declaration in a task's folder, and its copy in a run folder."""
@@ -28,7 +28,7 @@ class Task(Protocol):
 
     @property
     def version(self) -> str:
-        """Changes whenever the same answer could be judged differently."""
+        """Changes whenever the same answer could be graded differently."""
 
     @property
     def prompt_sha256(self) -> str:
@@ -43,13 +43,13 @@ class Task(Protocol):
         """Its own cases, used where none are given."""
 
     @property
-    def judges(self) -> bool:
-        """Whether answers can be judged: not where that would run code only a stored run names."""
+    def grades(self) -> bool:
+        """Whether answers can be graded: not where that would run code only a stored run names."""
 
     def prompt(self, case: Case, problem: Problem | None = None) -> str:
         """The text put to the model; with `problem`, a retry that names what was wrong."""
 
-    def judge(self, case: Case, text: str) -> Judgement:
+    def grade(self, case: Case, text: str) -> Grade:
         """Parse, check and score one answer. No answer makes it raise."""
 
     def blocks(self, text: str) -> Mapping[str, str]:
@@ -90,7 +90,7 @@ def open_stored(folder: Path, name: str) -> Task:
     """The task of a stored run, without running any code that only the run names.
 
     A shipped or installed task is opened as such, as long as the run's copy of the declaration is
-    the same. Of any other there is the copy: answers can be shown, and judged where that takes no
+    the same. Of any other there is the copy: answers can be shown, and graded where that takes no
     module.
 
     Args:

@@ -180,7 +180,7 @@ class Declaration(_Record):
 
     name: _Name
     version: str
-    """To be raised whenever the same answer could be judged differently."""
+    """To be raised whenever the same answer could be graded differently."""
     prompt: _File
     """Jinja2 template, a path relative to the declaration."""
     id_keys: tuple[_Name, ...] = ("id", "case_id")

@@ -105,8 +105,8 @@ def _installed(name: str, load: Callable[[], Any]) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Judging:
-    """What a task judges by, beyond its contract."""
+class Grading:
+    """What a task grades by, beyond its contract."""
 
     measures: Mapping[str, Measure]
     """By part of the metric."""
@@ -116,13 +116,13 @@ class Judging:
     """Of a task that is not shipped, it tells one state of its files from another."""
 
 
-def judge_by(declaration: Declaration) -> Judging:
+def grade_by(declaration: Declaration) -> Grading:
     """The measures of a declaration that needs no module."""
     measures = {name: built_in(part, declaration) for name, part in declaration.metric.items()}
-    return Judging(measures, None, declaration.version)
+    return Grading(measures, None, declaration.version)
 
 
-def open_judging(source: Source) -> Judging:
+def open_grading(source: Source) -> Grading:
     """The measures that a declaration names, its module's among them.
 
     Raises:
@@ -148,7 +148,7 @@ def open_judging(source: Source) -> Judging:
     if source.kind != "shipped":
         text = declaration.model_dump_json(exclude_defaults=True).encode()
         version += f"+{hashlib.sha256(text + digest).hexdigest()[:12]}"
-    return Judging(measures, rule, version)
+    return Grading(measures, rule, version)
 
 
 def _read(source: Source, path: Path) -> bytes:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm_eval.errors import ConfigError, EvalError
-from vllm_eval.records import Judgement, Problem
+from vllm_eval.records import Grade, Problem
 from vllm_eval.tasks.check import compile_contract
 from vllm_eval.tasks.parse import extract_block, parse_block
 from vllm_eval.tasks.prompt import read_prompt
 from vllm_eval.tasks.score import BUILT_IN
-from vllm_eval.tasks.sources import Judging, judge_by, open_judging
+from vllm_eval.tasks.sources import Grading, grade_by, open_grading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +33,7 @@ class DeclaredTask:
     declaration: Declaration
     contract: Contract
     template: Prompt | None = None
-    judging: Judging | None = None
+    grading: Grading | None = None
     dataset: Path | None = None
     """Its own cases, used where none are given."""
 
@@ -44,8 +44,8 @@ class DeclaredTask:
 
     @property
     def version(self) -> str:
-        """Changes whenever the same answer could be judged differently."""
-        return self.judging.version if self.judging else self.declaration.version
+        """Changes whenever the same answer could be graded differently."""
+        return self.grading.version if self.grading else self.declaration.version
 
     @property
     def prompt_sha256(self) -> str:
@@ -53,9 +53,9 @@ class DeclaredTask:
         return self.template.sha256 if self.template else ""
 
     @property
-    def judges(self) -> bool:
-        """Whether answers can be judged: not where that would run code only a stored run names."""
-        return self.judging is not None
+    def grades(self) -> bool:
+        """Whether answers can be graded: not where that would run code only a stored run names."""
+        return self.grading is not None
 
     def prompt(self, case: Case, problem: Problem | None = None) -> str:
         """The text put to the model; with `problem`, a retry that names what was wrong."""
@@ -63,27 +63,27 @@ class DeclaredTask:
             raise _only_stored(self.name)
         return self.template.fill(case, problem)
 
-    def judge(self, case: Case, text: str) -> Judgement:
+    def grade(self, case: Case, text: str) -> Grade:
         """Parse, check and score one answer. No answer makes it raise.
 
         Raises:
             EvalError: the task's own module failed.
         """
-        if self.judging is None:
+        if self.grading is None:
             raise _only_stored(self.name)
         found = self.blocks(text)
         if missing := self.contract.missing(found):
-            return Judgement(missing, None, {})
+            return Grade(missing, None, {})
         parsed = {label: parse_block(found[label.lower()]) for label in self.declaration.blocks}
         blocks = {
             label: block.data if isinstance(block.data, dict) else {}
             for label, block in parsed.items()
         }
-        score, parts = _score(self.declaration, self.judging, blocks, case)
+        score, parts = _score(self.declaration, self.grading, blocks, case)
         problem = self.contract.check(parsed)
-        if problem is None and self.judging.rule is not None:
-            problem = _problem_of(self.judging.rule(blocks, case), self.name)
-        return Judgement(problem, score, parts)
+        if problem is None and self.grading.rule is not None:
+            problem = _problem_of(self.grading.rule(blocks, case), self.name)
+        return Grade(problem, score, parts)
 
     def blocks(self, text: str) -> dict[str, str]:
         """The raw text of each block that is there, by its label in lower case."""
@@ -92,7 +92,7 @@ class DeclaredTask:
 
 
 def open_declared(source: Source, template: Path | None = None) -> DeclaredTask:
-    """The task of a declaration, ready to ask and to judge; its module is run.
+    """The task of a declaration, ready to ask and to grade; its module is run.
 
     Raises:
         ConfigError: template, module or data set cannot be used.
@@ -104,26 +104,26 @@ def open_declared(source: Source, template: Path | None = None) -> DeclaredTask:
         path = source.beside("prompt", declared.prompt)
         prompt = read_prompt(path, declared, f"{source.path}: prompt")
     dataset = source.beside("dataset", declared.dataset) if declared.dataset else None
-    judging = open_judging(source)
-    return DeclaredTask(declared, compile_contract(declared), prompt, judging, dataset)
+    grading = open_grading(source)
+    return DeclaredTask(declared, compile_contract(declared), prompt, grading, dataset)
 
 
 def outline(declaration: Declaration) -> DeclaredTask:
     """What a declaration alone says: no template is read and no module run.
 
-    Answers can be shown, and judged where that takes no module.
+    Answers can be shown, and graded where that takes no module.
     """
     whole = all(part.measure in BUILT_IN for part in declaration.metric.values())
-    judging = judge_by(declaration) if whole and not declaration.module else None
-    return DeclaredTask(declaration, compile_contract(declaration), judging=judging)
+    grading = grade_by(declaration) if whole and not declaration.module else None
+    return DeclaredTask(declaration, compile_contract(declaration), grading=grading)
 
 
 def _score(
-    declaration: Declaration, judging: Judging, blocks: Blocks, case: Case
+    declaration: Declaration, grading: Grading, blocks: Blocks, case: Case
 ) -> tuple[float, Mapping[str, float]]:
     """The metric in [0, 1], and the points of each of its parts."""
     parts = {
-        name: _points(name, part, judging.measures[name](blocks, case))
+        name: _points(name, part, grading.measures[name](blocks, case))
         for name, part in declaration.metric.items()
     }
     most = sum(part.points for part in declaration.metric.values())

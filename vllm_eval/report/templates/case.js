@@ -153,7 +153,7 @@ function attemptCard(attempt, arm) {
   const where = place === null ? null : el('p', {}, el('button', { type: 'button', class: 'quiet jump', 'aria-label': `Go to the error of ${name}`, onclick: jump }, `${placeWords(attempt)} – go to line ${place.line + 1}`));
   return el('article', { class: 'attempt' },
     el('p', { class: 'attempt-head' }, el('strong', {}, `Attempt ${attempt.attempt}`), statusLabel(attempt.status), attempt.reason ? el('code', {}, visible(attempt.reason)) : null,
-      attempt.truncated ? el('span', { class: 'tag' }, 'cut at the token limit') : null, el('span', { class: 'muted' }, `score ${decimals(attempt.score)}`)),
+      attempt.truncated ? el('span', { class: 'tag' }, 'truncated at the token limit') : null, el('span', { class: 'muted' }, `score ${decimals(attempt.score)}`)),
     attempt.error ? el('p', {}, visible(attempt.error)) : null, where, figures(attempt), text);
 }
 

@@ -1,7 +1,7 @@
 """Repairs of an answer's text: few, named, and only where the answer cannot be read without them.
 
 A repair changes fences, white space and quotes, never a word. It is measured beside the strict
-judgement and replaces it nowhere; what breaks a rule of the contract stays broken.
+grade and replaces it nowhere; what breaks a rule of the contract stays broken.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def repair(
         text: the whole answer.
         labels: of the blocks, in the order asked for.
         keys: names known to be keys; a line that begins with one is taken for no continuation.
-        ended: whether the answer ended by itself. Where it was cut at the token limit, or that is
-            not known, its last fence stays open: words of the block may be missing.
+        ended: whether the answer ended by itself. Where it was truncated, or that
+            is not known, its last fence stays open: words of the block may be missing.
     """
     unchanged = Repaired(text, ())
     if len(text) > MAX_CHARACTERS or _parses(text, labels):

@@ -29,21 +29,21 @@ def mend(task: Task, case: Callable[[], Case], text: str, *, ended: bool) -> Men
     """An answer that failed, after a repair; None where none makes it keep the contract.
 
     Args:
-        task: by which it is judged, as strictly as before.
-        case: reads the case that was asked about, where there is something to judge.
+        task: by which it is graded, as strictly as before.
+        case: reads the case that was asked about, where there is something to grade.
         text: the answer.
         ended: whether it ended by itself; false where it was cut, or that is not known.
     """
     declaration = task.declaration
-    if not task.judges:  # a stored run's own module is not run
+    if not task.grades:  # a stored run's own module is not run
         return None
     found = repair(text, tuple(declaration.blocks), keys_of(declaration), ended=ended)
     if not found.names:
         return None
-    judged = task.judge(case(), found.text)
-    if judged.problem is not None:
+    graded = task.grade(case(), found.text)
+    if graded.problem is not None:
         return None
-    return Mended(found.names, found.text, judged.score, judged.parts)
+    return Mended(found.names, found.text, graded.score, graded.parts)
 
 
 def keys_of(declaration: Declaration) -> frozenset[str]:

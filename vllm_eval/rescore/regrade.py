@@ -1,4 +1,4 @@
-"""Judge many answers again, on all cores, with a bounded number of them in memory."""
+"""Grade many answers again, on all cores, with a bounded number of them in memory."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from vllm_eval.tasks import Task
 
 NO_TEXT = "no_raw_response"
-"""Reason of an answer whose text was not stored: there is nothing to judge, so it is not valid."""
+"""Reason of an answer whose text was not stored: there is nothing to grade, so it is not valid."""
 POOL_FROM = 600
-"""Fewer answers are judged in this process, sooner than others would have started."""
+"""Fewer answers are graded in this process, sooner than others would have started."""
 CHUNK_ANSWERS = 64
 CHUNK_CHARACTERS = 2**20
 
@@ -40,7 +40,7 @@ _Text = tuple[Place, str | None, bool | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Graded:
     """What an answer is worth now."""
 
     problem: Problem | None
@@ -51,18 +51,18 @@ class Judged:
     """Of a final one that broke the contract, where repairs are asked for and one mends it."""
 
 
-def judge_all(
+def grade_all(
     task: str,
     answers: Iterable[tuple[Answer, Place]],
     total: int,
     workers: int | None = None,
     *,
     repair: bool = False,
-) -> Iterator[tuple[Answer, Judged]]:
-    """Every answer with its judgement, in the order given.
+) -> Iterator[tuple[Answer, Graded]]:
+    """Every answer with its grade, in the order given.
 
     Args:
-        task: by which it is judged.
+        task: by which it is graded.
         answers: each with the place of its case.
         total: how many there are.
         workers: processes for many answers; None for one per core.
@@ -77,15 +77,15 @@ def judge_all(
     _read_case.cache_clear()
     if total < POOL_FROM or workers == 1:
         for chunk in _chunks(answers):
-            judged = _judge_chunk(task, _texts(chunk, repair=repair))
-            yield from zip((answer for answer, _ in chunk), judged, strict=True)
+            graded = _grade_chunk(task, _texts(chunk, repair=repair))
+            yield from zip((answer for answer, _ in chunk), graded, strict=True)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy threads and open files
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_interrupt_alone)
     waiting: deque[tuple[list[Answer], Any]] = deque()
     try:
         for chunk in _chunks(answers):
-            future = pool.submit(_judge_chunk, task, _texts(chunk, repair=repair))
+            future = pool.submit(_grade_chunk, task, _texts(chunk, repair=repair))
             waiting.append(([answer for answer, _ in chunk], future))
             if len(waiting) > 3 * workers:
                 yield from _next(waiting)
@@ -98,7 +98,7 @@ def judge_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _next(waiting: deque[tuple[list[Answer], Any]]) -> Iterator[tuple[Answer, Judged]]:
+def _next(waiting: deque[tuple[list[Answer], Any]]) -> Iterator[tuple[Answer, Graded]]:
     answers, future = waiting.popleft()
     yield from zip(answers, future.result(), strict=True)
 
@@ -123,23 +123,23 @@ def _texts(chunk: list[tuple[Answer, Place]], *, repair: bool) -> list[_Text]:
     ]
 
 
-def _judge_chunk(task_name: str, texts: list[_Text]) -> list[Judged]:
+def _grade_chunk(task_name: str, texts: list[_Text]) -> list[Graded]:
     """Runs in a worker process."""
     task = _open_task(task_name)
-    judged = []
+    graded = []
     for place, text, ended in texts:
         case = _read_case(task_name, *place)
         if text is None:
             problem = Problem(NO_TEXT, "the file does not hold the answer's text")
-            judged.append(Judged(problem, None, case.tier))
+            graded.append(Graded(problem, None, case.tier))
         else:
-            judgement = task.judge(case, text)
+            grade = task.grade(case, text)
             found = None
-            if judgement.problem is not None and ended is not None:
+            if grade.problem is not None and ended is not None:
                 mended = mend(task, partial(_read_case, task_name, *place), text, ended=ended)
                 found = Repair(mended.names, mended.score) if mended else None
-            judged.append(Judged(judgement.problem, judgement.score, case.tier, found))
-    return judged
+            graded.append(Graded(grade.problem, grade.score, case.tier, found))
+    return graded
 
 
 @lru_cache(maxsize=1)

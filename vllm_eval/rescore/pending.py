@@ -46,8 +46,8 @@ class Owed:
         return replace(verdict, passed=False, rules=rules, pass_chance=chance)
 
 
-def find_owed(sources: Sequence[Source], indexes: Mapping[Path, CaseIndex]) -> Owed:
-    """What is owed, from what is stored in the files and beside them.
+def find_pending(sources: Sequence[Source], indexes: Mapping[Path, CaseIndex]) -> Owed:
+    """What is pending, from what is stored in the files and beside them.
 
     Where a run says nothing of its size, an arm owes every case and sample that another one has.
     """
