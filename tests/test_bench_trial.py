@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tests.conftest import Answers, Bench
     from vllm_eval.bench.contestants import Way
     from vllm_eval.config.settings import Config
-    from vllm_eval.engines import Engine
+    from vllm_eval.engines.protocol import Engine
     from vllm_eval.records import Request
 
 WORK = Work(8, 8, fail_rate=0.4, attempts=3)

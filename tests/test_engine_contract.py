@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from vllm_eval.engines import Engine
+    from vllm_eval.engines.protocol import Engine
     from vllm_eval.records import Completion
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own, not ours

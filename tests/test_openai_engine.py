@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import Answers, Bench, Run
-    from vllm_eval.engines import Engine
+    from vllm_eval.engines.protocol import Engine
 
 ARMS = (BASELINE, STUDENT)
 START = dict[str, Any]

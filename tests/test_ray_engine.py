@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import Answers, Bench
-    from vllm_eval.engines import Engine
+    from vllm_eval.engines.protocol import Engine
 
 # Ray's own files and sockets are still open when it is shut down.
 pytestmark = pytest.mark.filterwarnings("ignore")

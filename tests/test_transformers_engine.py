@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.conftest import Bench
-    from vllm_eval.engines import Engine
+    from vllm_eval.engines.protocol import Engine
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, not ours
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from vllm_eval.bench.contestants import Way
     from vllm_eval.bench.work import Work
-    from vllm_eval.engines import Engine
+    from vllm_eval.engines.protocol import Engine
     from vllm_eval.inputs.plan import Plan
     from vllm_eval.records import Attempt, Case, Completion
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from vllm_eval.engines import Engine
+    from vllm_eval.engines.protocol import Engine
     from vllm_eval.records import Case, Completion, Grade, Request
     from vllm_eval.tasks import Task
     from vllm_eval.tasks.declaration import Declaration

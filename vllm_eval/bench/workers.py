@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from vllm_eval.bench.work import Work
     from vllm_eval.config.settings import Config
-    from vllm_eval.engines import Engine
+    from vllm_eval.engines.protocol import Engine
 
 LEAVE_S = 30.0
 """How long a worker may take to close its engine."""

@@ -148,6 +148,7 @@ def conclude(run: Evaluated) -> Finished:
         spent = take_timing(attempt for _, attempt in read_journal(run.folder.journal))
         mode = run.config.constrain
         held = compare_constrained(mode, outcomes, comparison, tally, bootstrap)
+        constrained = {arm: both.constrained.summary for arm, both in held.arms.items()}
         limits = Limits(run.config.max_new_tokens, run.config.retries, mode)
         then = () if run.pending else mended.verdicts
         finished = Finished(
@@ -158,7 +159,7 @@ def conclude(run: Evaluated) -> Finished:
             _timing(spent, recorded.get("sessions", ())),
             run.pending,
             _repair(run, outcomes, mended),
-            diagnose(survey, comparison.arms, limits, then, held.arms),
+            diagnose(survey, comparison.arms, limits, then, constrained),
             held,
             recorded.get("engine", {}).get("quantization", "none"),
         )

@@ -300,6 +300,12 @@ def _nearest(location: Iterable[int | str]) -> str:
     return f"; did you mean {'.'.join((*parents, near[0]))!r}?" if near else ""
 
 
+def gpus_of(config: Config) -> int:
+    """GPUs that one engine takes: tensor times pipeline parallelism."""
+    args = config.engine_args
+    return whole(args.get("tensor_parallel_size")) * whole(args.get("pipeline_parallel_size"))
+
+
 def quantization_of(config: Config) -> str | None:
     """The method asked for at load time."""
     given = config.engine_args.get("quantization")

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from vllm_eval.compare.gate import Verdict
     from vllm_eval.compare.summary import Summary
-    from vllm_eval.conclude.constrained import Variant
     from vllm_eval.diagnose.records import Remedy
     from vllm_eval.diagnose.remedies import Limits
     from vllm_eval.diagnose.survey import Survey, Tally
@@ -35,7 +34,7 @@ def diagnose(
     arms: Mapping[str, Summary],
     limits: Limits,
     repaired: Sequence[Verdict] = (),
-    constrained: Mapping[str, Variant] | None = None,
+    constrained: Mapping[str, Summary] | None = None,
 ) -> Diagnosis:
     """Put together what a survey has counted.
 
@@ -44,7 +43,7 @@ def diagnose(
         arms: summaries of the outcomes, by arm.
         limits: settings of the run.
         repaired: the gate's verdicts with repaired answers; none where the run has not finished.
-        constrained: each arm also under the task's grammar, where the run has that beside it.
+        constrained: by arm, its summary under the task's grammar, where the run has both.
     """
     groups = [
         ClusterGroup(
@@ -71,7 +70,6 @@ def diagnose(
     remedies: list[Remedy] = []
     for arm, summary in arms.items():
         if any(tally.outcomes for tallies in by_arm[arm].values() for tally in tallies):
-            held = (constrained or {}).get(arm)
             patient = Patient(
                 arm,
                 summary,
@@ -79,7 +77,7 @@ def diagnose(
                 by_arm[arm],
                 limits,
                 passes.get(arm),
-                held.constrained.summary if held else None,
+                (constrained or {}).get(arm),
                 mending=survey.repaired is not None,
             )
             remedies += find_remedies(patient)

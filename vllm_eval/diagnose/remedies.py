@@ -118,7 +118,7 @@ def _repair(patient: Patient) -> Iterator[Remedy]:
 
 
 def _longer_answers(patient: Patient) -> Iterator[Remedy]:
-    """Truncated answers that were not repeating themselves end as often validly as those that ended."""
+    """Truncated answers that do not repeat themselves would be valid as often as complete ones."""
     truncated = patient.outcomes(TRUNCATED)
     if not truncated:
         return

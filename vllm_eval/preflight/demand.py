@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vllm_eval.config.settings import quantization_of, whole
+from vllm_eval.config.settings import gpus_of, quantization_of, whole
 from vllm_eval.inputs.adapters import loaded_adapters, slot_rank
 from vllm_eval.preflight import memory
 from vllm_eval.preflight.libraries import Needs
@@ -21,7 +21,7 @@ def needs_of(config: Config) -> Needs:
     """GPUs, type and backend, as far as the installed software must go with them."""
     args = config.engine_args
     return Needs(
-        gpus=whole(args.get("tensor_parallel_size")) * whole(args.get("pipeline_parallel_size")),
+        gpus=gpus_of(config),
         dtype=config.dtype,
         quantization=quantization_of(config),
         ray="ray" in (config.engine, args.get("distributed_executor_backend")),

@@ -14,7 +14,7 @@ from vllm_eval.records import TOO_LONG, Attempt, Completion, Grade, Problem, Req
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from vllm_eval.engines import Engine
+    from vllm_eval.engines.protocol import Engine
     from vllm_eval.records import Arm, Case, Ledger, Progress, Status
     from vllm_eval.tasks import Task
 

@@ -39,8 +39,7 @@ from vllm_eval.store.folder import (
 )
 from vllm_eval.store.journal import Journal
 from vllm_eval.store.ledger import read_ledger
-from vllm_eval.tasks import TASK_FILE
-from vllm_eval.tasks.declaration import dump_declaration
+from vllm_eval.tasks.declaration import TASK_FILE, dump_declaration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Case", "Grade", "Problem", "Task", "open_stored", "open_task"]
 """What a task's own module and tests may rely on."""
-TASK_FILE = "task.yaml"
-"""The declaration in a task's folder, and its copy in a run folder."""
 
 
 class Task(Protocol):
@@ -100,7 +98,7 @@ def open_stored(folder: Path, name: str) -> Task:
     Raises:
         InputError: the task is neither known by name nor declared in the folder.
     """
-    from vllm_eval.tasks.declaration import read_declaration
+    from vllm_eval.tasks.declaration import TASK_FILE, read_declaration
     from vllm_eval.tasks.sources import is_named
     from vllm_eval.tasks.task import outline
 

@@ -27,6 +27,8 @@ from vllm_eval.tasks.parse import parse_yaml
 if TYPE_CHECKING:
     from pathlib import Path
 
+TASK_FILE = "task.yaml"
+"""The declaration in a task's folder, and its copy in a run folder."""
 _PATTERNS = {
     "name": r"^[A-Za-z_][A-Za-z0-9_]*$",
     "reason": r"^[a-z][a-z0-9_]*$",

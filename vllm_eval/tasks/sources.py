@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vllm_eval.config.settings import resolve_path
 from vllm_eval.errors import ConfigError, EvalError
-from vllm_eval.tasks import TASK_FILE
-from vllm_eval.tasks.declaration import read_declaration
+from vllm_eval.tasks.declaration import TASK_FILE, read_declaration
 from vllm_eval.tasks.score import BUILT_IN, built_in
 
 if TYPE_CHECKING:

@@ -18,14 +18,12 @@ from vllm_eval.engines.ray.replica import Order, Replica, Started
 from vllm_eval.engines.ray.seats import Seat, counter, environment, room, share_out, unlike
 from vllm_eval.engines.tokens import too_long
 from vllm_eval.errors import EngineDiedError, EngineError, EvalError
-from vllm_eval.preflight.demand import needs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
-    from vllm_eval.config.settings import Config
-    from vllm_eval.records import Arm, Completion, Request
+    from vllm_eval.config.settings import Config, gpus_of
+    from vllm_eval.records import Completion, Request
 
 WORK_S = 0.1
 """Longest call of a replica; requests handed to it meanwhile wait for its end."""
@@ -54,9 +52,7 @@ class RayEngine:
         self._open = True
 
     @classmethod
-    def open(
-        cls, config: Config, arms: Sequence[Arm], base_model: str | None, log: Path, life: int = 0
-    ) -> RayEngine:
+    def open(cls, order: Order) -> RayEngine:
         """Connect, place the replicas and wait for the first of them; others join when ready.
 
         Raises:
@@ -67,11 +63,10 @@ class RayEngine:
         """
         for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
             os.environ.setdefault(name, "0")
-        output = OutputToFile(log)
+        output = OutputToFile(order.log)
         engine = None
         try:
-            order = Order(config, tuple(arms), base_model, log.absolute(), life)
-            engine = cls(order, output, ours=_connect(config))
+            engine = cls(order, output, ours=_connect(order.config))
             engine._place()
             engine._await_first()
         except BaseException:
@@ -151,7 +146,7 @@ class RayEngine:
         """Ask Ray for the actors, and have each open its engine as soon as it is somewhere."""
         import ray
 
-        gpus, fit = room(ray.nodes(), needs_of(self._config).gpus)
+        gpus, fit = room(ray.nodes(), gpus_of(self._config))
         if not (self._config.replicas or fit):
             msg = f"ray: no node of the cluster has {gpus} GPUs and a CPU for a replica"
             raise EngineError(f"{msg}; see ray status")

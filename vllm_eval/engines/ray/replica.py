@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_eval.engines import open_engine
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from vllm_eval.config.settings import Config
-    from vllm_eval.engines import Engine
+    from vllm_eval.engines.protocol import Engine
     from vllm_eval.records import Arm, Completion, Request
 
 
@@ -29,6 +27,8 @@ class Order:
     log: Path
     life: int
     """Starts of this replica before this one, as a script counts them."""
+    opener: Callable[..., Engine]
+    """`engines.open_engine`, handed in since it opens this engine too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Replica:
         log = order.log
         if not log.parent.is_dir():  # a node that does not share the driver's disk
             log = Path(tempfile.mkdtemp(prefix="vllm_eval-")) / log.name
-        self._engine = open_engine(config, order.arms, order.base_model, log, order.life)
+        self._engine = order.opener(config, order.arms, order.base_model, log, order.life)
         return Started(self._engine.capacity, dict(self._engine.about), socket.gethostname())
 
     def work(self, requests: Sequence[Request], seconds: float) -> list[Completion] | None:

@@ -1,0 +1,45 @@
+"""What every engine promises the loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vllm_eval.records import Completion, Request
+
+
+class Engine(Protocol):
+    """Answers requests of all arms in one running batch.
+
+    One bad request never costs another one: it comes back as a completion with an error.
+    The order of completions is nobody's assumption; they carry their request's id.
+    """
+
+    @property
+    def capacity(self) -> int:
+        """How many requests are worth holding in flight."""
+
+    @property
+    def about(self) -> Mapping[str, str | int]:
+        """Name, versions and settings, for the manifest."""
+
+    def refusal(self, prompt: str) -> str | None:
+        """Why this prompt can never be answered, or None. Nothing is submitted."""
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests; they join the running batch."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is in flight."""
+
+    def poll(self, timeout: float | None = None) -> list[Completion]:
+        """Block until at least one request has finished, or `timeout` seconds have passed.
+
+        Empty when none finished in time, and at once when none is in flight.
+        """
+
+    def close(self) -> None:
+        """Release everything, also after a failure."""
