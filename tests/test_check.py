@@ -160,7 +160,7 @@ COUNT = """
 import sys
 from pathlib import Path
 from vllm_eval.errors import InputError
-from vllm_eval.preflight.lengths import open_counter
+from vllm_eval.engines.tokens import open_counter
 for folder in sys.argv[1:]:
     try:
         print(open_counter(Path(folder), "chat", {"OMP_NUM_THREADS": "1"})("one two"))

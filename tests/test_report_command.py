@@ -25,7 +25,7 @@ RENDERED = {"report.html", "report.md", "summary.md", "junit.xml", "plots/tiers.
 HOLD_LOCK = """
 import sys
 from pathlib import Path
-from vllm_eval.journal import Journal
+from vllm_eval.store.journal import Journal
 with Journal(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

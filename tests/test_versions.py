@@ -138,7 +138,7 @@ def test_a_need_that_is_met_is_no_finding(software: Software, needs: Needs) -> N
 
 
 def test_the_installed_packages_are_asked_without_importing_them() -> None:
-    code = "import sys, vllm_eval.machine as m; m.installed(); print('vllm' in sys.modules)"
+    code = "import sys, vllm_eval.config.machine as m; m.installed(); print('vllm' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     assert not installed().has("nothing of this name")

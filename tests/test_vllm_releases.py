@@ -29,7 +29,7 @@ OURS = {
     *("enable_lora", "disable_log_stats", "seed", "max_loras", "max_lora_rank", "quantization"),
     "structured_outputs_config",
 }
-"""Options that `engines/vllm_options.py` derives."""
+"""Options that `engines/vllm/options.py` derives."""
 LLM_ENGINE = "vllm.v1.engine.llm_engine.LLMEngine"
 METHODS = {
     "add_request": f"{LLM_ENGINE}.add_request",
@@ -38,7 +38,7 @@ METHODS = {
     "step": f"{LLM_ENGINE}.step",
     "shutdown": "vllm.v1.engine.core_client.EngineCoreClient.shutdown",
 }
-"""Calls on vLLM's objects in `engines/vllm.py`."""
+"""Calls on vLLM's objects in `engines/vllm/engine.py`."""
 CLASSES = {
     "LLM": "vllm.LLM.__init__",
     "SamplingParams": "vllm.SamplingParams",
@@ -61,7 +61,7 @@ READ = {
     "vllm.sampling_params.RequestOutputKind": "FINAL_ONLY",
     "vllm.v1.attention.backends.registry.AttentionBackendEnum": "TRITON_ATTN",
 }
-"""Attributes that `engines/vllm.py` reads."""
+"""Attributes that `engines/vllm/engine.py` reads."""
 
 
 def names(release: str, symbol: str) -> list[str]:
@@ -107,7 +107,7 @@ def test_the_options_we_derive_exist(release: str) -> None:
 def test_what_we_call_takes_what_we_give(release: str) -> None:
     seen = set()
     for path in SOURCES:
-        if path.parent.name != "engines" or not path.name.startswith("vllm"):
+        if path.parent.name != "vllm":
             continue
         for name, positional, keywords in calls(path):
             symbol = (METHODS | CLASSES).get(name)

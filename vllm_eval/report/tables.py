@@ -190,6 +190,7 @@ def timing_lines(timing: Mapping[str, Any]) -> Iterator[str]:
 
 def _failures(account: Account) -> Iterator[Table | Text]:
     table = new_table("Failures", "reason", "arm", "tier", right=("attempts", "final", "truncated"))
+    table.columns[0].no_wrap = True
     table.add_column("first example")
     for group in account.failures[:MAX_FAILURES]:
         table.add_row(

@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from vllm_eval.config.settings import gpus_of
 from vllm_eval.engines.log import OutputToFile
 from vllm_eval.engines.ray.replica import Order, Replica, Started
 from vllm_eval.engines.ray.seats import Seat, counter, environment, room, share_out, unlike
@@ -22,7 +23,7 @@ from vllm_eval.errors import EngineDiedError, EngineError, EvalError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from vllm_eval.config.settings import Config, gpus_of
+    from vllm_eval.config.settings import Config
     from vllm_eval.records import Completion, Request
 
 WORK_S = 0.1
