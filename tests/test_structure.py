@@ -42,7 +42,11 @@ def house(tmp_path: Path) -> Path:
 
 
 def lint_imports(house: Path) -> subprocess.CompletedProcess[str]:
-    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache", "--no-logo"]
+    command: list[str | Path] = [
+        Path(sys.executable).with_name("lint-imports"),
+        "--no-cache",
+        "--no-logo",
+    ]
     return subprocess.run(
         command,
         cwd=house,
@@ -54,7 +58,7 @@ def lint_imports(house: Path) -> subprocess.CompletedProcess[str]:
 
 
 def measure(package: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / "scripts" / "structure.py", package]
+    command: list[str | Path] = [sys.executable, ROOT / "scripts" / "structure.py", package]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
