@@ -23,8 +23,7 @@ from tests.conftest import po_inputs
 from tests.malformed_repairs import CORPUS
 from vllm_eval.records import Case
 from vllm_eval.tasks.parse import extract_block, parse_block
-from vllm_eval.tasks.repair import MAX_CHARACTERS, NAMES, Repaired, repair
-from vllm_eval.tasks.repair.mend import keys_of
+from vllm_eval.tasks.repair import MAX_CHARACTERS, NAMES, Repaired, keys_of, repair
 
 if TYPE_CHECKING:
     from vllm_eval.tasks import Task

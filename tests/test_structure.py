@@ -25,7 +25,7 @@ WRONG = {
     ),
     "two modules that import each other": (
         "vllm_eval/tasks/parse.py",
-        "\nfrom vllm_eval.tasks.task import DeclaredTask\n",
+        "\nfrom vllm_eval.tasks.task import Task\n",
     ),
     "a wing without a place on the line": ("vllm_eval/attic.py", '"""Nobody\'s."""\n'),
 }

@@ -5,7 +5,11 @@ A model's bad answer is never one of these: it is a `records.Problem`.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 
 class EvalError(Exception):
@@ -38,3 +42,19 @@ class EngineError(EvalError):
 
 class EngineDiedError(EngineError):
     """The engine ended in the middle of its work; it may be started again with what is pending."""
+
+
+@contextmanager
+def foreign(ours: Callable[[Exception], EvalError]) -> Iterator[None]:
+    """Turn whatever other people's code raises into an error of ours, which `ours` makes of it."""
+    try:
+        yield
+    except EvalError:
+        raise
+    except Exception as error:  # libraries and users' modules have no common error
+        raise ours(error) from error
+
+
+def one_line(error: BaseException, most: int = 400) -> str:
+    """The message of another library's error on one line, or its kind where it has none."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

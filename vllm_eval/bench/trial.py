@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from vllm_eval.bench.work import PROBLEM, ForcedEngine, ForcedTask
+from vllm_eval.bench.work import PROBLEM, ForcedEngine, force
 from vllm_eval.engines.vllm.engine import VllmEngine, _complete
 from vllm_eval.errors import EngineError
 from vllm_eval.inputs import cases
@@ -99,7 +99,7 @@ def _ours(
     plan: Plan, engine: Engine, way: Way, chosen: Sequence[Case], work: Work, journal: Journal
 ) -> tuple[list[tuple[Attempt | Completion, str | None]], float]:
     """Our loop, with grading and journal, as in a run."""
-    task = ForcedTask(plan.task)
+    task = force(plan.task)
     job = Job(task, plan.arms, lambda: chosen, 1, work.attempts, plan.config.seed)
     kept: list[Attempt] = []
 

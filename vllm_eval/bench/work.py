@@ -7,19 +7,17 @@ order, batch or engine changes it.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from vllm_eval.records import Problem
+from vllm_eval.tasks import Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from vllm_eval.engines.protocol import Engine
     from vllm_eval.records import Case, Completion, Grade, Request
-    from vllm_eval.tasks import Task
-    from vllm_eval.tasks.declaration import Declaration
 
 FAILED = "\n[bench: counts as failed]"
 PROBLEM = Problem("bench_forced", "the answer breaks the contract, as the benchmark wants it")
@@ -101,54 +99,20 @@ class ForcedEngine:
         self._engine.close()
 
 
-@dataclass(frozen=True, slots=True)
-class ForcedTask:
+class ForcedTask(Task):
     """A task that grades in earnest, and then says what the mark says."""
 
-    inner: Task
-
-    @property
-    def name(self) -> str:
-        """As the task's."""
-        return self.inner.name
-
-    @property
-    def version(self) -> str:
-        """As the task's."""
-        return self.inner.version
-
-    @property
-    def prompt_sha256(self) -> str:
-        """As the task's."""
-        return self.inner.prompt_sha256
-
-    @property
-    def declaration(self) -> Declaration:
-        """As the task's."""
-        return self.inner.declaration
-
-    @property
-    def dataset(self) -> Path | None:
-        """As the task's."""
-        return self.inner.dataset
-
-    @property
-    def grades(self) -> bool:
-        """As the task's."""
-        return self.inner.grades
-
-    def prompt(self, case: Case, problem: Problem | None = None) -> str:
-        """As the task's."""
-        return self.inner.prompt(case, problem)
+    __slots__ = ()
 
     def grade(self, case: Case, text: str) -> Grade:
         """The grading takes the time it takes; its verdict is replaced by the mark's."""
-        graded = self.inner.grade(case, text.removesuffix(FAILED))
+        graded = Task.grade(self, case, text.removesuffix(FAILED))
         return replace(graded, problem=PROBLEM if text.endswith(FAILED) else None)
 
-    def blocks(self, text: str) -> Mapping[str, str]:
-        """As the task's."""
-        return self.inner.blocks(text)
+
+def force(task: Task) -> ForcedTask:
+    """The same task, its verdicts by the marks."""
+    return ForcedTask(**{field.name: getattr(task, field.name) for field in fields(task)})
 
 
 def _chance(what: str, request: Request) -> float:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_eval.compare import gate
 from vllm_eval.compare.summary import compare_arms
 from vllm_eval.records import Repair
-from vllm_eval.tasks.repair import NAMES
-from vllm_eval.tasks.repair.mend import mend
+from vllm_eval.tasks.repair import NAMES, mend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from vllm_eval.inputs.index import CaseFile
     from vllm_eval.records import Attempt, Key, Outcome
     from vllm_eval.tasks import Task
-    from vllm_eval.tasks.repair.mend import Mended
+    from vllm_eval.tasks.repair import Repaired
 
 REPAIRED = "repaired"
 """Status, in a result file, of an answer that broke the contract and keeps it after a repair."""
@@ -66,7 +65,7 @@ class Mending:
                     self.found[key] = Repair(mended.names, mended.score)
             yield attempt
 
-    def mend(self, concept_id: str, text: str, truncated: bool) -> Mended | None:
+    def mend(self, concept_id: str, text: str, truncated: bool) -> Repaired | None:
         """An answer to a case of the run, repaired."""
         case = partial(self.cases.case, concept_id)
         return mend(self.task, case, text, ended=not truncated)

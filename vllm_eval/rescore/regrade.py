@@ -18,7 +18,7 @@ from vllm_eval.inputs.formats import Lines
 from vllm_eval.inputs.index import Place
 from vllm_eval.records import Problem, Repair
 from vllm_eval.tasks import open_task
-from vllm_eval.tasks.repair.mend import mend
+from vllm_eval.tasks.repair import mend
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

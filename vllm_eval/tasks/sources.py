@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from vllm_eval.config.settings import resolve_path
-from vllm_eval.errors import ConfigError, EvalError
+from vllm_eval.errors import ConfigError, EvalError, foreign
 from vllm_eval.tasks.declaration import TASK_FILE, read_declaration
 from vllm_eval.tasks.score import BUILT_IN, built_in
 
@@ -92,11 +92,10 @@ def find_source(name: str) -> Source:
 
 
 def _installed(name: str, load: Callable[[], Any]) -> Path:
-    try:
+    with foreign(
+        lambda error: ConfigError(f"task: the installed task {name!r} cannot be loaded: {error!r}")
+    ):
         found = load()
-    except Exception as error:  # code of another package
-        msg = f"task: the installed task {name!r} cannot be loaded: {error!r}"
-        raise ConfigError(msg) from error
     if not isinstance(found, str | Path):
         msg = f"task: the entry point {name!r} of {GROUP} must name a path, not {found!r}"
         raise ConfigError(msg)
@@ -115,7 +114,7 @@ class Grading:
     """Of a task that is not shipped, it tells one state of its files from another."""
 
 
-def grade_by(declaration: Declaration) -> Grading:
+def built_in_grading(declaration: Declaration) -> Grading:
     """The measures of a declaration that needs no module."""
     measures = {name: built_in(part, declaration) for name, part in declaration.metric.items()}
     return Grading(measures, None, declaration.version)
@@ -127,13 +126,17 @@ def open_grading(source: Source) -> Grading:
     Raises:
         ConfigError: the module cannot be run, or lacks a measure; names file and key.
     """
-    declaration, module, digest = source.declaration, None, b""
-    if source.kind == "shipped" and declaration.module is not None:
-        stem = Path(declaration.module).stem
-        module = importlib.import_module(f"{__package__}.{stem}")
+    declaration, module, code = source.declaration, None, b""
+    if declaration.module is not None and source.kind == "shipped":
+        module = importlib.import_module(f"{__package__}.{Path(declaration.module).stem}")
     elif declaration.module is not None:
-        digest = _read(source, source.beside("module", declaration.module))
-        module = _run(source.beside("module", declaration.module), digest)
+        path = source.beside("module", declaration.module)
+        try:
+            code = path.read_bytes()
+        except OSError as error:
+            msg = f"{source.path}: module: cannot read {path}: {error.strerror}"
+            raise ConfigError(msg) from error
+        module = _run(path, code)
     measures = {
         name: built_in(part, declaration)
         if part.measure in BUILT_IN
@@ -146,16 +149,8 @@ def open_grading(source: Source) -> Grading:
     version = declaration.version
     if source.kind != "shipped":
         text = declaration.model_dump_json(exclude_defaults=True).encode()
-        version += f"+{hashlib.sha256(text + digest).hexdigest()[:12]}"
+        version += f"+{hashlib.sha256(text + code).hexdigest()[:12]}"
     return Grading(measures, rule, version)
-
-
-def _read(source: Source, path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        msg = f"{source.path}: module: cannot read {path}: {error.strerror}"
-        raise ConfigError(msg) from error
 
 
 def _run(path: Path, code: bytes) -> ModuleType:
@@ -163,11 +158,10 @@ def _run(path: Path, code: bytes) -> ModuleType:
     module = ModuleType(f"vllm_eval_task_{hashlib.sha256(code).hexdigest()[:16]}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # its dataclasses look themselves up there
-    try:
+    with foreign(
+        lambda error: ConfigError(f"{path}: cannot be run as the task's module: {error!r}")
+    ):
         exec(compile(code, path, "exec"), module.__dict__)  # noqa: S102  the user named it
-    except Exception as error:
-        msg = f"{path}: cannot be run as the task's module: {error!r}"
-        raise ConfigError(msg) from error
     return module
 
 
@@ -182,10 +176,8 @@ def _function(source: Source, module: ModuleType | None, name: str, key: str) ->
         return function  # type: ignore[no-any-return]
 
     def called(blocks: Blocks, case: Case) -> object:
-        try:
+        failed = f"{source.path}: {name} fails on an answer to case {case.id!r}"
+        with foreign(lambda error: EvalError(f"{failed}: {error!r}; mend the task's module")):
             return function(blocks, case)
-        except Exception as error:
-            msg = f"{source.path}: {name} fails on an answer to case {case.id!r}: {error!r}"
-            raise EvalError(f"{msg}; mend the task's module") from error
 
     return called

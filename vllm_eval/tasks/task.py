@@ -1,4 +1,4 @@
-"""A task made of its declaration: the one implementation of the Task protocol."""
+"""A task: a declaration's contract, prompt and metric, and the ways to open one."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vllm_eval.errors import ConfigError, EvalError
+from vllm_eval.errors import ConfigError, EvalError, InputError
 from vllm_eval.records import Grade, Problem
 from vllm_eval.tasks.check import compile_contract
+from vllm_eval.tasks.declaration import TASK_FILE, read_declaration
 from vllm_eval.tasks.parse import extract_block, parse_block
 from vllm_eval.tasks.prompt import read_prompt
 from vllm_eval.tasks.score import BUILT_IN
-from vllm_eval.tasks.sources import Grading, grade_by, open_grading
+from vllm_eval.tasks.sources import Grading, built_in_grading, find_source, is_named, open_grading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
     from vllm_eval.tasks.declaration import Declaration, Part
     from vllm_eval.tasks.prompt import Prompt
     from vllm_eval.tasks.score import Blocks
-    from vllm_eval.tasks.sources import Source
 
 
 @dataclass(frozen=True, slots=True)
-class DeclaredTask:
-    """A declaration with its contract, and with prompt and metric where they may be used."""
+class Task:
+    """A contract, with prompt and metric where they may be used.
+
+    No method learns the arm, so none can favour one.
+    """
 
     declaration: Declaration
     contract: Contract
@@ -39,7 +42,7 @@ class DeclaredTask:
 
     @property
     def name(self) -> str:
-        """As declared."""
+        """The name it is configured by."""
         return self.declaration.name
 
     @property
@@ -91,31 +94,66 @@ class DeclaredTask:
         return {label: block for label, block in found.items() if block is not None}
 
 
-def open_declared(source: Source, template: Path | None = None) -> DeclaredTask:
-    """The task of a declaration, ready to ask and to grade; its module is run.
+def open_task(name: str, template: Path | None = None) -> Task:
+    """A task that the user names, with its prompt from `template` where one is given.
+
+    Args:
+        name: a shipped task, one that is installed (entry points of `vllm_eval.tasks`), or the
+            path of a declaration or of a folder with a `task.yaml`. Its module is run.
+        template: Jinja2 file that replaces the task's prompt.
 
     Raises:
-        ConfigError: template, module or data set cannot be used.
+        ConfigError: there is no such task, or its template, module or data set cannot be used.
     """
-    declared = source.declaration
-    if template is not None:
-        prompt = read_prompt(template, declared, "prompt_template")
-    else:
-        path = source.beside("prompt", declared.prompt)
-        prompt = read_prompt(path, declared, f"{source.path}: prompt")
-    dataset = source.beside("dataset", declared.dataset) if declared.dataset else None
-    grading = open_grading(source)
-    return DeclaredTask(declared, compile_contract(declared), prompt, grading, dataset)
+    source = find_source(name)
+    declared, key = source.declaration, "prompt_template"
+    if template is None:
+        template, key = source.beside("prompt", declared.prompt), f"{source.path}: prompt"
+    return Task(
+        declared,
+        compile_contract(declared),
+        read_prompt(template, declared, key),
+        open_grading(source),
+        source.beside("dataset", declared.dataset) if declared.dataset else None,
+    )
 
 
-def outline(declaration: Declaration) -> DeclaredTask:
-    """What a declaration alone says: no template is read and no module run.
+def open_stored(folder: Path, name: str) -> Task:
+    """The task of a stored run, without running any code that only the run names.
 
-    Answers can be shown, and graded where that takes no module.
+    A shipped or installed task is opened as such, as long as the run's copy of the declaration is
+    the same. Of any other there is the copy: answers can be shown, and graded where that takes no
+    module.
+
+    Args:
+        folder: of the run.
+        name: of the task, as the run was configured with it.
+
+    Raises:
+        InputError: the task is neither known by name nor declared in the folder.
     """
-    whole = all(part.measure in BUILT_IN for part in declaration.metric.values())
-    grading = grade_by(declaration) if whole and not declaration.module else None
-    return DeclaredTask(declaration, compile_contract(declaration), grading=grading)
+    path = folder / TASK_FILE
+    copy = read_declaration(path) if path.is_file() else None
+    if is_named(name):
+        task = open_task(name)
+        if copy is None or copy == task.declaration:
+            return task
+    if copy is None:
+        msg = f"{folder}: its task {name!r} is not known by name here, and the run lacks"
+        raise InputError(f"{msg} {TASK_FILE}; put the file back")
+    whole = all(part.measure in BUILT_IN for part in copy.metric.values()) and not copy.module
+    return Task(copy, compile_contract(copy), grading=built_in_grading(copy) if whole else None)
+
+
+def refuse_file(name: str, where: Path) -> None:
+    """Do nothing where a task is known by its name.
+
+    Raises:
+        InputError: `where` is stored with a file as its task, or one that is not installed here.
+    """
+    if not is_named(name):
+        msg = f"{where}: its task {name!r} is not known by name here, and a file that only a stored"
+        raise InputError(f"{msg} run names is not run; if you trust it, give --task {name}")
 
 
 def _score(

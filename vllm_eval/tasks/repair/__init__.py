@@ -6,14 +6,18 @@ grade and replaces it nowhere; what breaks a rule of the contract stays broken.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from vllm_eval.tasks.parse import extract_block, find_block, parse_block
 from vllm_eval.tasks.repair import fences, values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from vllm_eval.records import Case
+    from vllm_eval.tasks.declaration import Declaration, Value
+    from vllm_eval.tasks.task import Task
 
     _Mend = Callable[[str, Collection[str]], str]
 
@@ -41,6 +45,39 @@ class Repaired:
     text: str
     names: tuple[str, ...]
     """The repairs that were needed, in the order of `NAMES`; empty where the text is as it was."""
+    score: float | None = None
+    """As graded after the repair, as are the parts; only `mend` grades."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+def mend(task: Task, case: Callable[[], Case], text: str, *, ended: bool) -> Repaired | None:
+    """A failed answer repaired and graded again; None where no repair makes it keep the contract.
+
+    Args:
+        task: by which it is graded, as strictly as before.
+        case: reads the case that was asked about, where there is something to grade.
+        text: the answer.
+        ended: whether it ended by itself; false where it was truncated, or that is not known.
+    """
+    if not task.grades:  # a stored run's own module is not run
+        return None
+    keys = keys_of(task.declaration)
+    found = repair(text, tuple(task.declaration.blocks), keys, ended=ended)
+    if not found.names:
+        return None
+    graded = task.grade(case(), found.text)
+    if graded.problem is not None:
+        return None
+    return replace(found, score=graded.score, parts=graded.parts)
+
+
+def keys_of(declaration: Declaration) -> frozenset[str]:
+    """Every key that a task declares, at any depth."""
+
+    def inside(keys: Mapping[str, Value]) -> frozenset[str]:
+        return frozenset(keys).union(*(inside(value.keys) for value in keys.values()))
+
+    return frozenset[str]().union(*(inside(block.keys) for block in declaration.blocks.values()))
 
 
 def repair(
@@ -90,10 +127,9 @@ def _mend(block: str, keys: Collection[str], without: set[str]) -> tuple[str, se
         return block, set()
     if values.is_unsure(block, keys):
         return None
-    names = [name for name in IN_BLOCKS if name not in without]
     used: list[str] = []
     mended = block
-    for name in names:
+    for name in (name for name in IN_BLOCKS if name not in without):
         changed = IN_BLOCKS[name](mended, keys)
         if changed != mended:
             used.append(name)

@@ -39,7 +39,7 @@ _MARKERS = ("---", "...")
 
 
 @dataclass(slots=True)
-class Value:
+class Span:
     """One value that is not known to be sound, with the lines it takes; both counted from 0."""
 
     kind: Kind
@@ -60,7 +60,7 @@ class Value:
 class Reading:
     """What is in a block."""
 
-    values: list[Value]
+    values: list[Span]
     literal: set[int]
     """Lines of block scalars, in which every character counts."""
     unsure: bool = False
@@ -105,7 +105,7 @@ class _Reader:
     def __init__(self, lines: Sequence[str], keys: frozenset[str]) -> None:
         self._lines = lines
         self._keys = keys
-        self._open: Value | None = None
+        self._open: Span | None = None
         self._awaiting: int | None = None  # floor of a key or dash whose value is still to come
         self._broken = 0
         self.found = Reading([], set())
@@ -169,9 +169,9 @@ class _Reader:
             if awaited is None or indent <= awaited:
                 return number + 1
             floor = awaited
-        return self._value(Value("plain", number, place, floor, number))
+        return self._value(Span("plain", number, place, floor, number))
 
-    def _value(self, value: Value) -> int:
+    def _value(self, value: Span) -> int:
         """Pass over a sound quoted, bracketed or block value; leave any other one open."""
         number = value.first
         start = self._lines[number][value.column :]
@@ -188,7 +188,7 @@ class _Reader:
         self._open = value
         return number + 1
 
-    def _block(self, value: Value) -> int:
+    def _block(self, value: Span) -> int:
         """The lines of a block scalar; as a value of its own where none of them is indented."""
         number = value.first + 1
         while number < len(self._lines):

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from vllm_eval.tasks.parse import parse_yaml
-from vllm_eval.tasks.repair.lines import SPECIAL, Value, closes_early, indent_of, join, read, split
+from vllm_eval.tasks.repair.lines import SPECIAL, Span, closes_early, indent_of, join, read, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -80,7 +80,7 @@ def quote_quotes(block: str, keys: Collection[str] = ()) -> str:
     where nothing but it is there, it is closed at the end.
     """
 
-    def quoted(text: str, value: Value) -> str | None:
+    def quoted(text: str, value: Span) -> str | None:
         return None if _swallows(text, keys) else _requoted(text, value)
 
     return _rewrite(block, keys, quoted)
@@ -94,7 +94,7 @@ def quote_specials(block: str, keys: Collection[str] = ()) -> str:
     """
     left = MAX_SPECIALS
 
-    def quoted(text: str, value: Value) -> str | None:
+    def quoted(text: str, value: Span) -> str | None:
         nonlocal left
         if text[0] not in SPECIAL or value.kind not in ("plain", "flow") or value.structured:
             return None
@@ -117,7 +117,7 @@ def quote_colons(block: str, keys: Collection[str] = ()) -> str:
     An item's first colon makes it a mapping of one key, as in YAML; its value is what is quoted.
     """
 
-    def quoted(text: str, value: Value) -> str | None:
+    def quoted(text: str, value: Span) -> str | None:
         plain = value.kind == "plain" and text[0] not in SPECIAL and not value.structured
         if not plain or not _INNER_COLON.search(text) or _COMMENT.search(text):
             return None
@@ -128,7 +128,7 @@ def quote_colons(block: str, keys: Collection[str] = ()) -> str:
     return _rewrite(block, keys, quoted)
 
 
-def _rewrite(block: str, keys: Collection[str], change: Callable[[str, Value], str | None]) -> str:
+def _rewrite(block: str, keys: Collection[str], change: Callable[[str, Span], str | None]) -> str:
     """Each value's text, its lines as they are, replaced by what `change` makes of it."""
     lines, ends = split(block)
     for value in read(lines, keys).values:
@@ -154,7 +154,7 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _requoted(text: str, value: Value) -> str | None:
+def _requoted(text: str, value: Span) -> str | None:
     mark = text[0]
     if value.kind != "quotes" or value.structured or "\\" in text or _COMMENT.search(text):
         return None
