@@ -163,17 +163,22 @@ class Prover:
 
 
 async def _together(asked: Sequence[Callable[[], Coroutine[Any, Any, _T]]]) -> list[_T]:
-    """All at a time, or one after the other where that is too much for the server."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(ask()) for ask in asked]
-    except BaseExceptionGroup as failed:
-        fault = failed.exceptions[0]
-        if not isinstance(fault, FaultError) or fault.kind != "busy":
-            raise fault from None
-    else:
-        return [task.result() for task in tasks]
-    return [await ask() for ask in asked]
+    """All at a time; then, one after the other, those that were too many for the server.
+
+    None is cancelled when another is refused: its place would stay taken until the server notices.
+    """
+    found = await asyncio.gather(*(ask() for ask in asked), return_exceptions=True)
+    for one in found:
+        if isinstance(one, BaseException) and not _is_busy(one):
+            raise one
+    return [
+        await ask() if isinstance(one, BaseException) else one
+        for ask, one in zip(asked, found, strict=True)
+    ]
+
+
+def _is_busy(error: BaseException) -> bool:
+    return isinstance(error, FaultError) and error.kind == "busy"
 
 
 def _read_rows(answer: object) -> Rows:
