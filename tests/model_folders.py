@@ -1,4 +1,7 @@
-"""Tiny model and adapter folders, written by hand: real files without a library or a weight."""
+"""Tiny model and adapter folders: real files whose weights are zeros.
+
+Safetensors files are written by hand: the library's writer for NumPy has no bfloat16.
+"""
 
 from __future__ import annotations
 

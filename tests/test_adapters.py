@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from vllm_eval.config.settings import Config
 from vllm_eval.errors import AdapterError
@@ -27,10 +28,9 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def safetensors(values: tuple[float, ...] = (1.0, 2.0)) -> bytes:
-    """A file with one tensor: length of the header, header, data."""
-    header = {"lora_A": {"dtype": "F32", "shape": [len(values)], "data_offsets": [0, 8]}}
-    raw = json.dumps(header).encode()
-    return struct.pack("<Q", len(raw)) + raw + struct.pack(f"<{len(values)}f", *values)
+    """A file with one tensor."""
+    file: bytes = save({"lora_A": np.array(values, "float32")})
+    return file
 
 
 @pytest.fixture

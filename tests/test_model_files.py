@@ -7,7 +7,9 @@ import struct
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.model_folders import base_shapes, write_adapter, write_base, write_json
 from tests.model_folders import write_safetensors as write_weights
@@ -48,10 +50,7 @@ def test_a_header_names_tensors_with_type_and_shape(write: Write) -> None:
 
 
 def test_a_file_the_safetensors_library_wrote_is_read(tmp_path: Path) -> None:
-    numpy = pytest.importorskip("safetensors.numpy")
-    import numpy as np
-
-    numpy.save_file({"a": np.zeros((3, 4), "float16"), "b": np.zeros((0,))}, tmp_path / "x")
+    save_file({"a": np.zeros((3, 4), "float16"), "b": np.zeros((0,))}, tmp_path / "x")
     assert read_header(tmp_path / "x") == {"a": Tensor("F16", (3, 4)), "b": Tensor("F64", (0,))}
 
 

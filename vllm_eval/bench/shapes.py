@@ -1,17 +1,15 @@
 """A model made of its `config.json` alone, and an adapter that fits it: shapes without a meaning.
 
-The adapter's values are random and small. They are written straight into the safetensors format
-(a length, a JSON header, the bytes), which needs no library and no copy in memory.
+The adapter's values are random and small.
 """
 
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm_eval.config.settings import resolve_path
 from vllm_eval.errors import ConfigError
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
-SIGNS = bytes(0x3C | (number & 0x80) for number in range(256))
-"""Upper bytes of bfloat16 numbers from 2**-7 to 2**-5, either sign."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +64,9 @@ def make_up(base_model: str | None, rank: int, folder: Path) -> MadeUp:
 
 
 def _write_adapter(folder: Path, modules: dict[str, tuple[int, int]], rank: int, base: str) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
     folder.mkdir()
     settings = {
         "peft_type": "LORA",
@@ -79,19 +78,11 @@ def _write_adapter(folder: Path, modules: dict[str, tuple[int, int]], rank: int,
         "bias": "none",
     }
     (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    header, at = {}, 0
-    shapes = list(_tensors(modules, rank))
-    for name, rows, columns in shapes:
-        end = at + 2 * rows * columns
-        header[name] = {"dtype": "BF16", "shape": [rows, columns], "data_offsets": [at, end]}
-        at = end
-    raw = json.dumps(header).encode()
-    raw += b" " * (-len(raw) % 8)
-    source = random.Random(rank)
-    with (folder / WEIGHTS_FILE).open("wb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
-        for _, rows, columns in shapes:
-            file.write(_numbers(source, rows * columns))
+    source = np.random.default_rng(rank)
+    tensors = {
+        name: _numbers(source, rows, columns) for name, rows, columns in _tensors(modules, rank)
+    }
+    save_file(tensors, folder / WEIGHTS_FILE)
 
 
 def _tensors(modules: dict[str, tuple[int, int]], rank: int) -> Iterator[tuple[str, int, int]]:
@@ -100,9 +91,7 @@ def _tensors(modules: dict[str, tuple[int, int]], rank: int) -> Iterator[tuple[s
         yield f"base_model.model.{name}.lora_B.weight", outputs, rank
 
 
-def _numbers(source: random.Random, count: int) -> bytes:
-    """So many small bfloat16 numbers, the lower byte of each first."""
-    data = bytearray(2 * count)
-    data[0::2] = source.randbytes(count)
-    data[1::2] = source.randbytes(count).translate(SIGNS)
-    return bytes(data)
+def _numbers(source: Any, rows: int, columns: int) -> Any:
+    """Float16 from 2**-7 to 2**-5, either sign."""
+    numbers = source.uniform(2**-7, 2**-5, (rows, columns))
+    return (numbers * source.choice((-1, 1), (rows, columns))).astype("float16")
