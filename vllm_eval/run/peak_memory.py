@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pynvml
 
+from vllm_eval.config.machine import MIB, nvml_devices
+
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
 INTERVAL_S = 1.0
-MIB = 2**20
 
 
 class PeakMemory:
@@ -45,8 +46,7 @@ class PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        with contextlib.ExitStack() as stack:
-            devices = _open_devices(stack)
+        with nvml_devices(pynvml) as devices:
             while True:
                 self.host_mib = max(self.host_mib, _resident() // MIB)
                 if devices and (taken := _taken(devices)) is not None:
@@ -63,17 +63,6 @@ def _resident() -> int:
         with contextlib.suppress(psutil.Error):  # ended meanwhile
             total += process.memory_info().rss
     return total
-
-
-def _open_devices(stack: contextlib.ExitStack) -> list[Any]:
-    """The NVIDIA devices of this machine; none without a driver."""
-    try:
-        pynvml.nvmlInit()
-        stack.callback(pynvml.nvmlShutdown)
-        count = pynvml.nvmlDeviceGetCount()
-        return [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(count)]
-    except pynvml.NVMLError:
-        return []
 
 
 def _taken(devices: list[Any]) -> int | None:
