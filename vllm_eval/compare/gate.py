@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from vllm_eval.compare.paired import cases_to_settle, pair_scores
@@ -10,19 +10,16 @@ from vllm_eval.compare.resample import resample
 from vllm_eval.records import BASELINE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from vllm_eval.compare.summary import Comparison, Summary
     from vllm_eval.config.settings import GateConfig
-
-    _Make = Callable[["Kind", str, str, float | None, float], "Rule"]
 
 TOLERANCE = 1e-9
 """A value on its threshold passes, however its last bit was rounded."""
 NO_NUMBER = "there is no such number in this run"
 NOT_FINISHED = "NOT FINISHED"
 """In place of a verdict while outcomes are pending: no part of a run passes, or fails."""
-
 
 Kind = Literal[
     "answered",
@@ -36,6 +33,8 @@ Kind = Literal[
     "distance",
     "whole_files",
 ]
+AT_MOST = ("student_std", "distance")
+"""Rules whose threshold is an upper bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,44 +126,43 @@ class _Terms:
 def _rules(
     terms: _Terms, base: Summary | None, student: Summary | None, low: float | None, why: str = ""
 ) -> tuple[Rule, ...]:
-    """Every rule that is in force; `low` is the lower end of the ratio's interval."""
+    """Every rule that is in force.
+
+    `low` is the lower end of the ratio's interval; where there is none, `why` says why.
+    """
     gate, arm, baseline = terms.gate, terms.arm, terms.baseline
-    ratio, mean = f"mean of {arm} / mean of {baseline}", base.mean if base else None
-    least = gate.min_valid_rate
-    rules = [
-        _answered(baseline, base, terms.expected),
-        _answered(arm, student, terms.expected),
-        _at_least(
-            "valid_rate", baseline, f"valid rate of {baseline}", _rate(base), gate.min_valid_rate
-        ),
-        _at_least("valid_rate", arm, f"valid rate of {arm}", _rate(student), least),
-        _at_least("baseline_mean", baseline, f"mean of {baseline}", mean, gate.min_baseline_mean),
-        _at_least("ratio", arm, ratio, _ratio(base, student), gate.min_ratio),
+    sides = ((baseline, base), (arm, student))
+    mean, std, lowest = (student.mean, student.std, student.min) if student else (None,) * 3
+    base_mean = base.mean if base else None
+    ratio = mean / base_mean if mean is not None and base_mean else None
+    rules = [_answered(name, summary, terms.expected) for name, summary in sides]
+    for name, summary in sides:
+        rate = summary.valid_rate if summary and summary.total else None
+        rules.append(_rule("valid_rate", name, f"valid rate of {name}", rate, gate.min_valid_rate))
+    least = gate.min_baseline_mean
+    rules += [
+        _rule("baseline_mean", baseline, f"mean of {baseline}", base_mean, least),
+        _rule("ratio", arm, f"mean of {arm} / mean of {baseline}", ratio, gate.min_ratio),
     ]
     if gate.confidence is not None:
         name = f"ratio of means of {arm}, lower end at {gate.confidence:g}"
-        rule = _at_least("ratio_low", arm, name, low, gate.min_ratio)
-        rules.append(replace(rule, reason=why) if why else rule)
-    return (*rules, *_extra_rules(terms, base, student))
-
-
-def _extra_rules(terms: _Terms, base: Summary | None, student: Summary | None) -> list[Rule]:
-    """The rules that are off unless the configuration sets them."""
-    gate, arm = terms.gate, terms.arm
-    mean, std, least = (student.mean, student.std, student.min) if student else (None, None, None)
-    apart = _distance(base, student)
-    far = f"mean of {arm} apart from {terms.baseline}"
-    rules: tuple[tuple[_Make, Kind, str, float | None, float | None], ...] = (
-        (_at_least, "student_mean", f"mean of {arm}", mean, gate.min_student_mean),
-        (_at_most, "student_std", f"std of {arm}", std, gate.max_student_std),
-        (_at_least, "lowest_case", f"lowest valid case of {arm}", least, gate.min_case_score),
-        (_at_most, "distance", far, apart, gate.max_abs_difference),
+        rules.append(_rule("ratio_low", arm, name, low, gate.min_ratio, why))
+    apart = None if mean is None or base_mean is None else abs(mean - base_mean)
+    extra: tuple[tuple[Kind, str, float | None, float | None], ...] = (
+        ("student_mean", f"mean of {arm}", mean, gate.min_student_mean),
+        ("student_std", f"std of {arm}", std, gate.max_student_std),
+        (
+            "lowest_case",
+            f"lowest valid case of {arm}",
+            lowest,
+            gate.min_case_score,
+        ),
+        ("distance", f"mean of {arm} apart from {baseline}", apart, gate.max_abs_difference),
     )
-    return [
-        make(kind, arm, name, value, threshold)
-        for make, kind, name, value, threshold in rules
-        if threshold is not None
-    ]
+    for kind, name, value, bound in extra:
+        if bound is not None:
+            rules.append(_rule(kind, arm, name, value, bound))
+    return tuple(rules)
 
 
 def _lower_end(comparison: Comparison, arm: str, gate: GateConfig) -> tuple[float | None, str]:
@@ -188,40 +186,20 @@ def _pass_chance(terms: _Terms, comparison: Comparison, confidence: float) -> fl
 def _answered(arm: str, summary: Summary | None, expected: int) -> Rule:
     """Every case must have an answer: a gap in the data is no reason to pass."""
     answered = summary.total - summary.errors if summary else 0
-    name = f"cases of {arm} with an answer"
-    rule = _at_least("answered", arm, name, answered / max(expected, 1), 1.0)
-    if rule.passed:
-        return rule
-    return replace(rule, reason=f"{expected - answered} of {expected} have no answer to grade")
+    why = f"{expected - answered} of {expected} have no answer to grade"
+    share = answered / max(expected, 1)
+    return _rule("answered", arm, f"cases of {arm} with an answer", share, 1.0, why)
 
 
-def _at_least(kind: Kind, arm: str, name: str, value: float | None, threshold: float) -> Rule:
+def _rule(
+    kind: Kind, arm: str, name: str, value: float | None, threshold: float, why: str = ""
+) -> Rule:
+    """One rule held against its number; `why` it fails, where the number alone does not say it."""
+    bound: Literal["at least", "at most"] = "at most" if kind in AT_MOST else "at least"
     if value is None:
-        return Rule(kind, arm, name, None, threshold, None, False, NO_NUMBER)
-    passed = value >= threshold - TOLERANCE
-    reason = "" if passed else f"{value:.6g} is below {threshold:.6g}"
-    return Rule(kind, arm, name, value, threshold, value - threshold, passed, reason)
-
-
-def _at_most(kind: Kind, arm: str, name: str, value: float | None, threshold: float) -> Rule:
-    if value is None:
-        return Rule(kind, arm, name, None, threshold, None, False, NO_NUMBER, "at most")
-    passed = value <= threshold + TOLERANCE
-    reason = "" if passed else f"{value:.6g} is above {threshold:.6g}"
-    return Rule(kind, arm, name, value, threshold, threshold - value, passed, reason, "at most")
-
-
-def _rate(summary: Summary | None) -> float | None:
-    return summary.valid_rate if summary and summary.total else None
-
-
-def _ratio(base: Summary | None, student: Summary | None) -> float | None:
-    if base is None or student is None or student.mean is None or not base.mean:
-        return None
-    return student.mean / base.mean
-
-
-def _distance(base: Summary | None, student: Summary | None) -> float | None:
-    if base is None or student is None or student.mean is None or base.mean is None:
-        return None
-    return abs(student.mean - base.mean)
+        return Rule(kind, arm, name, None, threshold, None, False, why or NO_NUMBER, bound)
+    margin = threshold - value if bound == "at most" else value - threshold
+    passed = margin >= -TOLERANCE
+    if not passed and not why:
+        why = f"{value:.6g} is {'above' if bound == 'at most' else 'below'} {threshold:.6g}"
+    return Rule(kind, arm, name, value, threshold, margin, passed, "" if passed else why, bound)

@@ -14,6 +14,8 @@ CONFIDENCE = 0.95
 
 Statistic = Literal["difference", "ratio"]
 Method = Literal["BCa", "percentile", "t", "normal", "exact", "none"]
+Ends = tuple[float | None, float | None]
+NO_ENDS = (None, None)
 
 FEW_PAIRS = 10
 """Below it a bootstrap interval is far too short: of 3 cases it covers 75 % where it says 95 %."""
@@ -59,7 +61,7 @@ def share_interval(count: int, trials: int) -> tuple[float, float]:
     return float(ends.low), float(ends.high)
 
 
-def make_interval(
+def make_interval(  # noqa: PLR0911  a kind of interval each
     student: Sequence[float], base: Sequence[float], statistic: Statistic, bootstrap: Bootstrap
 ) -> Interval:
     """Difference or ratio of two means over the same cases, with a bootstrap interval.
@@ -75,30 +77,32 @@ def make_interval(
     import numpy as np
 
     one, two = np.asarray(student, float), np.asarray(base, float)
-    lacking = _lacking(one, two, statistic)
-    if lacking:
-        return Interval(None, None, None, bootstrap.confidence, "none", lacking)
+
+    def made(value: float | None, ends: Ends, method: Method, reason: str) -> Interval:
+        return Interval(value, *ends, bootstrap.confidence, method, reason)
+
+    if not len(one):
+        return made(None, NO_ENDS, "none", "there is no pair of cases")
+    if statistic == "ratio" and two.mean() == 0:
+        return made(None, NO_ENDS, "none", "the baseline's mean is 0")
     compute = _STATISTICS[statistic]
     value = float(compute(one, two))
     if len(one) == 1:
-        reason = "one pair of cases has no spread"
-        return Interval(value, None, None, bootstrap.confidence, "none", reason)
+        return made(value, NO_ENDS, "none", "one pair of cases has no spread")
     spread = one - two if statistic == "difference" else one - value * two
     few = len(one) < FEW_PAIRS
     if np.ptp(spread) < 1e-12:
         reason = f"every pair of cases has the same {statistic}"
-        if few:
-            reason = f"{reason}, and {len(one)} pairs are too few for that to mean much"
-            return Interval(value, None, None, bootstrap.confidence, "none", reason)
-        return Interval(value, value, value, bootstrap.confidence, "exact", reason)
+        if not few:
+            return made(value, (value, value), "exact", reason)
+        reason = f"{reason}, and {len(one)} pairs are too few for that to mean much"
+        return made(value, NO_ENDS, "none", reason)
     if few or len(one) > MAX_PAIRS:
         scale = 1.0 if statistic == "difference" else abs(float(two.mean()))
         ends = _linear_ends(value, spread / scale, bootstrap.confidence)
         reason = f"fewer than {FEW_PAIRS} pairs" if few else f"more than {MAX_PAIRS} pairs"
-        method: Method = "t" if few else "normal"
-        return Interval(value, *ends, bootstrap.confidence, method, reason)
-    low, high, method, reason = _ends(one, two, compute, bootstrap)
-    return Interval(value, low, high, bootstrap.confidence, method, reason)
+        return made(value, ends, "t" if few else "normal", reason)
+    return made(value, *_ends(one, two, compute, bootstrap))
 
 
 def widened(confidence: float, cases: int) -> float:
@@ -112,18 +116,9 @@ def widened(confidence: float, cases: int) -> float:
     return min(float(2 * norm.cdf(z) - 1), 0.9999)
 
 
-def _lacking(one: Any, two: Any, statistic: Statistic) -> str:
-    """Why the statistic does not exist; empty where it does."""
-    if not len(one):
-        return "there is no pair of cases"
-    if statistic == "ratio" and two.mean() == 0:
-        return "the baseline's mean is 0"
-    return ""
-
-
 def _ends(
     one: Any, two: Any, compute: Callable[..., Any], bootstrap: Bootstrap
-) -> tuple[float | None, float | None, Method, str]:
+) -> tuple[Ends, Method, str]:
     """Lower and upper end, the method, and why it is not BCa."""
     import numpy as np
     from scipy import stats
@@ -136,27 +131,22 @@ def _ends(
         "confidence_level": widened(bootstrap.confidence, count),
         "batch": max(1, BATCH_DRAWS // count),
     }
-    generator = np.random.default_rng(bootstrap.seed)
+    rng = np.random.default_rng(bootstrap.seed)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of degenerate data, which show in the numbers below
         first = stats.bootstrap(
-            (one, two),
-            compute,
-            n_resamples=resamples,
-            method="percentile",
-            rng=generator,
-            **options,
+            (one, two), compute, n_resamples=resamples, method="percentile", rng=rng, **options
         )
         if not np.isfinite(first.bootstrap_distribution).all():
-            return None, None, "none", "the baseline's mean is 0 in some resamples"
+            return NO_ENDS, "none", "the baseline's mean is 0 in some resamples"
         again = stats.bootstrap(
             (one, two), compute, n_resamples=0, method="BCa", bootstrap_result=first, **options
         )
         ends = again.confidence_interval
         if np.isfinite([ends.low, ends.high]).all():
-            return float(ends.low), float(ends.high), "BCa", ""
+            return (float(ends.low), float(ends.high)), "BCa", ""
     ends = first.confidence_interval
-    return float(ends.low), float(ends.high), "percentile", "BCa is not defined for these cases"
+    return (float(ends.low), float(ends.high)), "percentile", "BCa is not defined for these cases"
 
 
 def _linear_ends(value: float, influence: Any, confidence: float) -> tuple[float, float]:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vllm_eval.compare.intervals import BATCH_DRAWS, MAX_DRAWS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from vllm_eval.compare.paired import CaseScore
     from vllm_eval.compare.summary import Comparison, Summary
 
-MAX_DRAWS = 10_000_000
-"""Cases drawn in all resamples together; many cases get fewer resamples."""
 RESAMPLES = 2000
-BATCH_DRAWS = 200_000
 
 
 def resample(
@@ -45,11 +44,7 @@ def resample(
         rows = [_summaries(table, draws) for table in tables]
         bounds = _bounds(tables, draws, confidence)
         for base, student, bound in zip(*rows, bounds, strict=True):
-            yield (
-                replace(summaries[0], **base),
-                replace(summaries[1], **student),
-                bound,
-            )
+            yield replace(summaries[0], **base), replace(summaries[1], **student), bound
 
 
 def _table(cases: Mapping[str, CaseScore], ids: Sequence[str]) -> dict[str, Any]:

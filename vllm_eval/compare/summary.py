@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vllm_eval.compare.intervals import Bootstrap
 from vllm_eval.compare.paired import CaseScore, Paired, compare_cases, holm
@@ -102,7 +103,10 @@ def compare_arms(
     bootstrap = bootstrap or Bootstrap()
     by_arm = {arm: [o for o in outcomes if o.arm == arm] for arm in arms}
     summaries = {arm: summarise(rows) for arm, rows in by_arm.items()}
-    by_case = {arm: _by_case(rows) for arm, rows in by_arm.items()}
+    by_case = {
+        arm: {case: _aggregate(samples) for case, samples in _grouped(rows, "concept_id").items()}
+        for arm, rows in by_arm.items()
+    }
     students = {
         arm: compare_cases(by_case[arm], by_case[baseline], baseline, bootstrap)
         for arm in arms
@@ -111,7 +115,7 @@ def compare_arms(
     return Comparison(
         arms=summaries,
         tiers={
-            arm: {tier: summarise(part) for tier, part in sorted(_by_tier(rows).items())}
+            arm: {tier: summarise(part) for tier, part in sorted(_grouped(rows, "tier").items())}
             for arm, rows in by_arm.items()
         },
         reasons={arm: _reasons(rows) for arm, rows in by_arm.items()},
@@ -127,26 +131,25 @@ def summarise(outcomes: Sequence[Outcome]) -> Summary:
 
     Source: `product_owner.md`, "Aggregates and gate".
     """
-    cases = _by_case(outcomes)
-    scores = [case.score for case in cases.values() if case.score is not None]
-    first: dict[str, list[bool]] = {}
-    for outcome in outcomes:
-        first.setdefault(outcome.concept_id, []).append(outcome.first_valid)
-    total, valid = len(outcomes), sum(case.valid for case in cases.values())
-    within, between = _spreads(list(cases.values()))
+    samples = _grouped(outcomes, "concept_id").values()
+    cases = [_aggregate(rows) for rows in samples]
+    scores = [case.score for case in cases if case.score is not None]
+    first_rates = [sum(o.first_valid for o in rows) / len(rows) for rows in samples]
+    total, valid = len(outcomes), sum(case.valid for case in cases)
+    within, between = _spreads(cases)
     return Summary(
         total=total,
         valid=valid,
         failed=total - valid,
-        errors=sum(case.errors for case in cases.values()),
+        errors=sum(case.errors for case in cases),
         first_valid=sum(o.first_valid for o in outcomes),
-        valid_rate=_mean([case.share for case in cases.values()]) or 0.0,
-        first_valid_rate=_mean([sum(row) / len(row) for row in first.values()]) or 0.0,
+        valid_rate=_mean([case.share for case in cases]) or 0.0,
+        first_valid_rate=_mean(first_rates) or 0.0,
         mean=_mean(scores),
         std=statistics.pstdev(scores) if scores else None,
         min=min(scores, default=None),
         max=max(scores, default=None),
-        mean_all=_mean([case.score_all for case in cases.values() if case.scored]),
+        mean_all=_mean([case.score_all for case in cases if case.scored]),
         attempts=sum(o.attempts for o in outcomes),
         cases=len(cases),
         within_std=within,
@@ -173,12 +176,13 @@ def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _by_case(outcomes: Iterable[Outcome]) -> dict[str, CaseScore]:
-    """Each case's samples become one score and one share."""
-    samples: dict[str, list[Outcome]] = {}
+def _grouped(
+    outcomes: Iterable[Outcome], by: Literal["concept_id", "tier"]
+) -> dict[str, list[Outcome]]:
+    groups: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
-        samples.setdefault(outcome.concept_id, []).append(outcome)
-    return {case: _aggregate(rows) for case, rows in samples.items()}
+        groups.setdefault(getattr(outcome, by) or NO_TIER, []).append(outcome)
+    return groups
 
 
 def _aggregate(rows: Sequence[Outcome]) -> CaseScore:
@@ -230,18 +234,8 @@ def _rank(summaries: Mapping[str, Summary], students: Mapping[str, Paired]) -> t
     )
 
 
-def _by_tier(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
-    tiers: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        tiers.setdefault(outcome.tier or NO_TIER, []).append(outcome)
-    return tiers
-
-
 def _reasons(outcomes: Iterable[Outcome]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for outcome in outcomes:
-        if outcome.reason is not None:
-            counts[outcome.reason] = counts.get(outcome.reason, 0) + 1
+    counts = Counter(outcome.reason for outcome in outcomes if outcome.reason is not None)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
