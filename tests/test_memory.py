@@ -14,7 +14,8 @@ import pytest
 from tests.model_folders import base_shapes, write_base, write_json, write_safetensors
 from vllm_eval.config.machine import Gpu, Machine
 from vllm_eval.inputs.base_model import Base, read_base
-from vllm_eval.preflight.memory import GIB, MIB, Demand, check_memory, estimate, weight_bytes
+from vllm_eval.preflight.demand import Demand
+from vllm_eval.preflight.memory import GIB, MIB, check_memory, estimate, weight_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vllm_eval.config.machine import Gpu, Machine, Software, installed, visible
-from vllm_eval.preflight.libraries import LAST_FOR_CUDA_12, Needs, check_versions
+from vllm_eval.preflight.needs import LAST_FOR_CUDA_12, Needs, check_versions
 
 if TYPE_CHECKING:
     from vllm_eval.preflight.finding import Finding

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vllm_eval.inputs.adapters import WEIGHTS_FILE
 from vllm_eval.inputs.base_model import read_base
-from vllm_eval.preflight.memory import Demand, weight_bytes
+from vllm_eval.preflight.demand import Demand
+from vllm_eval.preflight.memory import weight_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -20,17 +20,16 @@ from vllm_eval.inputs.base_model import missing_modules, read_base
 from vllm_eval.inputs.plan import data_path
 from vllm_eval.preflight import memory
 from vllm_eval.preflight.adapter import LARGEST_RANK, check_adapter
-from vllm_eval.preflight.demand import demand_of, needs_of
+from vllm_eval.preflight.demand import as_loaded, demand_of
 from vllm_eval.preflight.finding import Finding, error, from_error, ok, warning
-from vllm_eval.preflight.libraries import (
+from vllm_eval.preflight.needs import (
     PEFT_RELEASE,
-    as_loaded,
     check_libraries,
-    check_memory,
     check_ray,
+    check_servers,
     check_versions,
+    needs_of,
 )
-from vllm_eval.preflight.server import check_servers
 from vllm_eval.records import BASELINE, Arm
 from vllm_eval.tasks import open_task
 from vllm_eval.tasks.grammar import make_grammar
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from vllm_eval.config.settings import Config
     from vllm_eval.inputs.base_model import Base
     from vllm_eval.inputs.plan import Plan
+    from vllm_eval.preflight.demand import Demand
     from vllm_eval.tasks import Task
 
 SHOWN_IDS = 3
@@ -164,7 +164,7 @@ def _check_memory(parts: Parts, base: Base, hardware: Machine, software: Softwar
     if parts.config.engine == "transformers":
         demand = demand_of(parts.config, parts.arms, base, on_gpu=bool(hardware.gpus))
         demand = as_loaded(base, demand, len(parts.arms) - 1)
-        return check_memory(base, demand, parts.config.batch_size, hardware)
+        return memory.check_batch(base, demand, parts.config.batch_size, hardware)
     on_gpu = not software.for_cpu if software.vllm else bool(hardware.gpus)
     if (on_gpu and not hardware.gpus) or parts.config.ray_address:  # another machine's memory
         return []
@@ -189,7 +189,7 @@ def _check_profile(config: Config, hardware: Machine, software: Software) -> lis
     return findings
 
 
-def _check_base(base: Base, demand: memory.Demand) -> list[Finding]:
+def _check_base(base: Base, demand: Demand) -> list[Finding]:
     where = f"base {base.name}"
     if base.folder is None:
         what = (

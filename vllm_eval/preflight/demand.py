@@ -1,13 +1,12 @@
-"""What a configuration asks of the machine, of vLLM and of the memory."""
+"""What a configuration asks of the memory."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vllm_eval.config.settings import gpus_of, quantization_of, whole
+from vllm_eval.config.settings import quantization_of, whole
 from vllm_eval.inputs.adapters import loaded_adapters, slot_rank
-from vllm_eval.preflight import memory
-from vllm_eval.preflight.libraries import Needs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,21 +16,35 @@ if TYPE_CHECKING:
     from vllm_eval.records import Arm
 
 
-def needs_of(config: Config) -> Needs:
-    """GPUs, type and backend, as far as the installed software must go with them."""
-    args = config.engine_args
-    return Needs(
-        gpus=gpus_of(config),
-        dtype=config.dtype,
-        quantization=quantization_of(config),
-        ray="ray" in (config.engine, args.get("distributed_executor_backend")),
-        attention_backend=args.get("attention_backend"),
-        half="--bnb-compute-dtype float16" if config.bnb_compute_dtype else "--dtype half",
-    )
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What the configuration makes of a base model."""
+
+    max_len: int
+    dtype: str = "auto"
+    quantization: str | None = None
+    """Asked for at load time; a checkpoint that is stored quantised says so itself."""
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    slots: int = 1
+    """Places for adapters."""
+    rank: int = 16
+    """Rank every slot has room for."""
+    cache_bytes: int | None = None
+    """A fixed size of the cache; None leaves it what the budget leaves."""
+    fp8_cache: bool = False
+    utilization: float = 0.92
+    block: int = 16
+    """Tokens that the cache gives out at once."""
+
+    @property
+    def gpus(self) -> int:
+        """How many it is split over."""
+        return self.tensor_parallel * self.pipeline_parallel
 
 
-def demand_of(config: Config, arms: Sequence[Arm], base: Base, *, on_gpu: bool) -> memory.Demand:
-    """As `engines.vllm_options.engine_options` derives the engine's options."""
+def demand_of(config: Config, arms: Sequence[Arm], base: Base, *, on_gpu: bool) -> Demand:
+    """As `engines.vllm.options.engine_options` derives the engine's options."""
     args = config.engine_args
     ranks = [adapter.rank for adapter in loaded_adapters(arms)]
     longest = base.architecture.max_len if base.architecture else None
@@ -39,8 +52,8 @@ def demand_of(config: Config, arms: Sequence[Arm], base: Base, *, on_gpu: bool) 
     cache = whole(args.get("kv_cache_memory_bytes"), 0)
     space = config.engine_env.get("VLLM_CPU_KVCACHE_SPACE", "")
     if not cache and not on_gpu and space.isdigit():
-        cache = int(space) * memory.GIB
-    return memory.Demand(
+        cache = int(space) * 2**30
+    return Demand(
         max_len=whole(args.get("max_model_len"), longest or 4096),
         dtype=config.dtype,
         quantization=quantization_of(config),
@@ -52,4 +65,20 @@ def demand_of(config: Config, arms: Sequence[Arm], base: Base, *, on_gpu: bool) 
         fp8_cache=str(args.get("kv_cache_dtype")).startswith("fp8"),
         utilization=share if isinstance(share, float) and 0 < share <= 1 else 0.92,
         block=16 if on_gpu else 128,
+    )
+
+
+def as_loaded(base: Base, demand: Demand, adapters: int) -> Demand:
+    """What vLLM would be asked, as this engine does it: one device, the checkpoint's own type."""
+    own = base.architecture.dtype if base.architecture else "auto"
+    return replace(
+        demand,
+        dtype=own if demand.dtype == "auto" else demand.dtype,
+        tensor_parallel=1,
+        pipeline_parallel=1,
+        slots=adapters,
+        cache_bytes=None,
+        fp8_cache=False,
+        utilization=1.0,
+        block=1,
     )

@@ -17,6 +17,7 @@ from vllm_eval.preflight.finding import Finding, error, ok, warning
 if TYPE_CHECKING:
     from vllm_eval.config.machine import Machine
     from vllm_eval.inputs.base_model import Architecture, Base
+    from vllm_eval.preflight.demand import Demand
 
 MIB, GIB = 2**20, 2**30
 ALLOWANCE = 3 * GIB // 2
@@ -28,33 +29,6 @@ SHORTEST = 1024
 """A shorter `max_model_len` is not worth proposing."""
 _ROW_PARALLEL = frozenset({"self_attn.o_proj", "mlp.down_proj"})
 """Modules whose inputs are split over the GPUs; of the others the outputs are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What the configuration makes of a base model."""
-
-    max_len: int
-    dtype: str = "auto"
-    quantization: str | None = None
-    """Asked for at load time; a checkpoint that is stored quantised says so itself."""
-    tensor_parallel: int = 1
-    pipeline_parallel: int = 1
-    slots: int = 1
-    """Places for adapters."""
-    rank: int = 16
-    """Rank every slot has room for."""
-    cache_bytes: int | None = None
-    """A fixed size of the cache; None leaves it what the budget leaves."""
-    fp8_cache: bool = False
-    utilization: float = 0.92
-    block: int = 16
-    """Tokens that the cache gives out at once."""
-
-    @property
-    def gpus(self) -> int:
-        """How many it is split over."""
-        return self.tensor_parallel * self.pipeline_parallel
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,20 +79,16 @@ def estimate(base: Base, demand: Demand, memory: int) -> Fit | None:
         return None
     linear, vocabulary = weights
     stages, shards = demand.pipeline_parallel, demand.tensor_parallel
-    if (
-        stages > 1 and not architecture.tied
-    ):  # the first stage has one embedding, the last the other
+    if stages > 1 and not architecture.tied:  # the first stage has one embedding, the last another
         vocabulary //= 2
     layers = math.ceil(architecture.layers / stages)
     values = max(1, architecture.kv_heads // shards) * architecture.head_dim
     token = layers * 2 * values * (1 if demand.fp8_cache else _bytes(demand))
     budget = memory if demand.cache_bytes is not None else int(memory * demand.utilization)
+    slot = demand.rank * _lora_values(architecture, shards, layers) * _bytes(demand)
     return Fit(
         weights=linear // demand.gpus + vocabulary // shards,
-        loras=demand.slots
-        * demand.rank
-        * _lora_values(architecture, shards, layers)
-        * _bytes(demand),
+        loras=demand.slots * slot,
         token=token,
         sequence=math.ceil(demand.max_len / demand.block) * demand.block * token,
         budget=budget,
@@ -146,18 +116,13 @@ def weight_bytes(base: Base, demand: Demand) -> tuple[int, int] | None:
 
 
 def check_memory(base: Base, demand: Demand, machine: Machine, *, on_gpu: bool) -> list[Finding]:
-    """Whether the run fits this machine, with the arithmetic."""
-    if on_gpu:
-        gpu = min(machine.gpus[: demand.gpus], key=lambda gpu: gpu.memory_mib)
-        where, memory, free = f"memory of {gpu.name}", gpu.memory_mib, gpu.free_mib
-    else:
+    """Whether a run with vLLM fits this machine, with the arithmetic."""
+    if not on_gpu:
         demand = replace(demand, tensor_parallel=1, pipeline_parallel=1)
-        where, free = "memory", machine.available_mib
-        memory = min(machine.memory_mib, machine.limit_mib or machine.memory_mib)
+    where, memory, free = _device(machine, demand.gpus, on_gpu=on_gpu)
     fit = estimate(base, demand, memory * MIB)
     if fit is None:
-        what = f"not checked: {_unknown(base, demand)}"
-        return [warning(where, what, "the engine will say so if it is too large")]
+        return [_not_checked(where, base, demand)]
     share = "" if demand.cache_bytes is not None else f"{demand.utilization:.2f} of "
     sums = f"{arithmetic(fit, demand)}, of {share}{memory / 1024:.1f} GiB"
     if not fit.fits:
@@ -176,6 +141,27 @@ def check_memory(base: Base, demand: Demand, machine: Machine, *, on_gpu: bool) 
         what = f"{holds} of {demand.max_len} tokens at a time, which is slow: {sums}"
         findings.append(warning(where, what, "lower --max-model-len, or give the cache more"))
     return findings or [ok(where, f"{sums}; {holds}")]
+
+
+def check_batch(base: Base, demand: Demand, batch: int, machine: Machine) -> list[Finding]:
+    """Whether model, adapters and one batch of so many requests fit the transformers engine."""
+    where, memory, free = _device(machine, 1, on_gpu=bool(machine.gpus))
+    fit = estimate(base, demand, memory * MIB)
+    if fit is None:
+        return [_not_checked(where, base, demand)]
+    needed = fit.fixed + batch * fit.sequence
+    sums = (
+        f"weights {size(fit.weights)} + LoRA {size(fit.loras)} + computing {size(ALLOWANCE)} "
+        f"+ cache {size(batch * fit.sequence)} ({batch} x {demand.max_len} tokens) "
+        f"= {size(needed)}, of {size(memory * MIB)}"
+    )
+    if needed > memory * MIB:
+        todo = "--load-4bit, or a smaller base" if batch == 1 else "lower --batch-size"
+        return [error(where, f"does not fit: {sums}", todo)]
+    if free is not None and needed > free * MIB:
+        what = f"{size(free * MIB)} are free: {sums}"
+        return [warning(where, what, "end other processes")]
+    return [ok(where, sums)]
 
 
 def check_need_to_quantise(base: Base, demand: Demand, machine: Machine) -> list[Finding]:
@@ -263,24 +249,32 @@ def _method(base: Base, demand: Demand) -> str:
     return str(stored.get("quant_method") or demand.quantization or "none")
 
 
-def _unknown(base: Base, demand: Demand) -> str:
+def _device(machine: Machine, gpus: int, *, on_gpu: bool) -> tuple[str, int, int | None]:
+    """What the memory is called, its MiB, and how many are free, where that is known."""
+    if on_gpu:
+        gpu = min(machine.gpus[:gpus], key=lambda gpu: gpu.memory_mib)
+        return f"memory of {gpu.name}", gpu.memory_mib, gpu.free_mib
+    most = min(machine.memory_mib, machine.limit_mib or machine.memory_mib)
+    return "memory", most, machine.available_mib
+
+
+def _not_checked(where: str, base: Base, demand: Demand) -> Finding:
     if base.folder is None:
-        return f"the base {base.name} is not in the cache yet"
-    if base.architecture is None:
-        return f"the base {base.name} is no dense decoder"
-    return f"how large {_method(base, demand)} makes the weights is not known here"
+        why = f"the base {base.name} is not in the cache yet"
+    elif base.architecture is None:
+        why = f"the base {base.name} is no dense decoder"
+    else:
+        why = f"how large {_method(base, demand)} makes the weights is not known here"
+    return warning(where, f"not checked: {why}", "the engine will say so if it is too large")
 
 
 def _stored(base: Base) -> tuple[int, int]:
     """A quantised checkpoint is loaded as it is stored, its other parts in 16 bits."""
-    linear = vocabulary = 0
+    sizes = {False: 0, True: 0}
     for name, tensor in (base.tensors or {}).items():
         count = min(tensor.size, 2 * tensor.count) if tensor.dtype in FLOATS else tensor.size
-        if is_vocabulary(name):
-            vocabulary += count
-        else:
-            linear += count
-    return linear, vocabulary
+        sizes[is_vocabulary(name)] += count
+    return sizes[False], sizes[True]
 
 
 def _lora_values(architecture: Architecture, shards: int, layers: int) -> int:

@@ -1,31 +1,36 @@
-"""Whether Python, the installed vLLM, its packages, the driver and the GPUs go together."""
+"""Whether what an engine needs is there: Python, vLLM, packages, driver, GPUs, cluster, servers."""
 
 from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from vllm_eval.config.settings import gpus_of, quantization_of
+from vllm_eval.engines.openai import wire
+from vllm_eval.engines.openai.start import HINTS, missing_arms, name_models, read_models
+from vllm_eval.errors import EngineError
 from vllm_eval.preflight.finding import Finding, error, ok, warning
-from vllm_eval.preflight.memory import ALLOWANCE, MIB, estimate, size
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vllm_eval.config.machine import Machine, Software
     from vllm_eval.config.settings import Config
-    from vllm_eval.inputs.base_model import Base
-    from vllm_eval.preflight.memory import Demand
+    from vllm_eval.records import Arm
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 PEFT_RELEASE = (sys.maxsize, 0)
 """As a release of vLLM for `check_adapter`: PEFT has always scaled by its own patterns."""
-
-
 _DRIVERS = {11: (450, 80), 12: (525, 60), 13: (580, 65)}
 """Oldest driver for each CUDA major version: NVIDIA, CUDA compatibility, table 1."""
 LAST_FOR_CUDA_12 = "vllm==0.19.1 transformers==5.9.0"
 """With the transformers of its days, as in the notebooks and guides."""
+ANSWER_S = 10.0
+"""Longest wait for a server's list of models."""
+START = "see that it runs and that its address ends in /v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,19 @@ class Needs:
     attention_backend: str | None = None
     half: str = "--dtype half"
     """The flag that asks for float16 instead of `dtype`."""
+
+
+def needs_of(config: Config) -> Needs:
+    """GPUs, type and backend, as far as the installed software must go with them."""
+    args = config.engine_args
+    return Needs(
+        gpus=gpus_of(config),
+        dtype=config.dtype,
+        quantization=quantization_of(config),
+        ray="ray" in (config.engine, args.get("distributed_executor_backend")),
+        attention_backend=args.get("attention_backend"),
+        half="--bnb-compute-dtype float16" if config.bnb_compute_dtype else "--dtype half",
+    )
 
 
 def check_versions(machine: Machine, software: Software, needs: Needs) -> list[Finding]:
@@ -126,11 +144,6 @@ def _check_driver(driver: str, software: Software, *, compat: bool) -> list[Find
     return [error("driver", what, "update the driver" + (older if serves else ""))]
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    """The first two numbers of a version, for comparison; empty where there is none."""
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
-
-
 def check_libraries(hardware: Machine, software: Software, *, four_bit: bool) -> list[Finding]:
     """Whether everything is installed that the engine imports."""
     needed = (*LIBRARIES, "bitsandbytes") if four_bit else LIBRARIES
@@ -142,49 +155,6 @@ def check_libraries(hardware: Machine, software: Software, *, four_bit: bool) ->
     named = ", ".join(f"{name} {versions[name]}" for name in ("transformers", "peft"))
     device = hardware.gpus[0].name if hardware.gpus else f"{hardware.cpus} CPUs"
     return [ok("versions", f"Python {hardware.python}, {named}, {device}")]
-
-
-def as_loaded(base: Base, demand: Demand, adapters: int) -> Demand:
-    """What vLLM would be asked, as this engine does it: one device, the checkpoint's own type."""
-    own = base.architecture.dtype if base.architecture else "auto"
-    return replace(
-        demand,
-        dtype=own if demand.dtype == "auto" else demand.dtype,
-        tensor_parallel=1,
-        pipeline_parallel=1,
-        slots=adapters,
-        cache_bytes=None,
-        fp8_cache=False,
-        utilization=1.0,
-        block=1,
-    )
-
-
-def check_memory(base: Base, demand: Demand, batch: int, hardware: Machine) -> list[Finding]:
-    """Whether model, adapters and one batch of so many requests fit the device."""
-    if hardware.gpus:
-        gpu = hardware.gpus[0]
-        where, memory, free = f"memory of {gpu.name}", gpu.memory_mib, gpu.free_mib
-    else:
-        where, free = "memory", hardware.available_mib
-        memory = min(hardware.memory_mib, hardware.limit_mib or hardware.memory_mib)
-    fit = estimate(base, demand, memory * MIB)
-    if fit is None:
-        what = "not checked: the base's files do not tell its size"
-        return [warning(where, what, "the engine will say so if it is too large")]
-    needed = fit.fixed + batch * fit.sequence
-    sums = (
-        f"weights {size(fit.weights)} + LoRA {size(fit.loras)} + computing {size(ALLOWANCE)} "
-        f"+ cache {size(batch * fit.sequence)} ({batch} x {demand.max_len} tokens) "
-        f"= {size(needed)}, of {size(memory * MIB)}"
-    )
-    if needed > memory * MIB:
-        todo = "--load-4bit, or a smaller base" if batch == 1 else "lower --batch-size"
-        return [error(where, f"does not fit: {sums}", todo)]
-    if free is not None and needed > free * MIB:
-        what = f"{size(free * MIB)} are free: {sums}"
-        return [warning(where, what, "end other processes")]
-    return [ok(where, sums)]
 
 
 def check_ray(config: Config) -> list[Finding]:
@@ -202,3 +172,55 @@ def check_ray(config: Config) -> list[Finding]:
         return [error("engine_args.distributed_executor_backend", what, todo)]
     count = f"{config.replicas} replicas" if config.replicas else "as many replicas as it holds"
     return [ok("ray", f"cluster {config.ray_address or 'of this machine'}, {count}")]
+
+
+def check_servers(config: Config, arms: Sequence[Arm]) -> list[Finding]:
+    """A finding for each server; nothing for an engine that needs none."""
+    where = "base_url"
+    if config.engine != "openai":
+        if config.base_url:
+            what = f"names servers, but the engine is {config.engine}"
+            return [error(where, what, "give --engine openai, or no --base-url")]
+        return []
+    if not config.base_url:
+        what = "the openai engine needs a server"
+        return [error(where, what, "give --base-url http://HOST:8000/v1")]
+    if find_spec("openai") is None:
+        what = "needs openai, not installed"
+        return [error("openai engine", what, "pip install 'vllm_eval[openai]'")]
+    findings = [_check_server(url, config, arms) for url in config.base_url]
+    away = [finding for finding in findings if finding.level == "warning"]
+    if len(away) < len(findings):
+        return findings
+    return [error(finding.where, finding.what, finding.todo or START) for finding in away]
+
+
+def _check_server(url: str, config: Config, arms: Sequence[Arm]) -> Finding:
+    """One that is away is a warning, while another one is there: the run goes on without it."""
+    from openai import OpenAI
+
+    where = f"server {url}"
+    try:
+        key = wire.api_key() or wire.NO_KEY
+        with (
+            OpenAI(base_url=url, api_key=key, max_retries=0, timeout=ANSWER_S) as client,
+            wire.faults(),
+        ):
+            listed = read_models(client.get("/models", cast_to=object))
+        absent = missing_arms(listed, config, arms)
+        there = [arm for arm in arms if arm not in absent or not config.load_adapters]
+        name_models(listed, config, there, url)
+    except wire.FaultError as fault:
+        if fault.kind in ("forbidden", "refused", "missing"):
+            return error(where, fault.words, HINTS.get(fault.kind, START).strip("; "))
+        return warning(where, f"does not answer: {fault.words}", START)
+    except EngineError as failed:
+        what, _, todo = str(failed).removeprefix(f"{url}: ").partition("; ")
+        return error(where, what, todo)
+    more = f", {', '.join(arm.name for arm in absent)} to be loaded" if absent else ""
+    return ok(where, f"lists {', '.join(listed)}{more}")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version, for comparison; empty where there is none."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
