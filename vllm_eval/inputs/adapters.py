@@ -68,10 +68,8 @@ def constrain_arms(arms: Sequence[Arm], config: Config, grammar: str) -> tuple[A
     if config.constrain == "none":
         return tuple(arms)
     if config.answering == "transformers":
-        msg = (
-            "constrain: the transformers engine decodes freely; give --engine vllm, or leave it out"
-        )
-        raise ConfigError(msg)
+        msg = "constrain: the transformers engine decodes freely; give --engine vllm"
+        raise ConfigError(f"{msg}, or leave it out")
     if config.ignore_eos:
         msg = "constrain: an answer of the grammar ends where it is complete; leave ignore_eos out"
         raise ConfigError(msg)

@@ -88,7 +88,7 @@ class Base:
     """Of all its weight files; None where they are not all here, or no safetensors."""
 
 
-SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 """Configuration and tokenizer of a hub model, without its weights."""
 
 
@@ -176,11 +176,10 @@ def _find(name: str, revision: str | None) -> Path | None:
         if isinstance(found, str):
             return Path(found).parent
         # A few megabytes the engine is going to fetch anyway; without the hub nothing is known.
-        return Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=list(SMALL_FILES), etag_timeout=5
-            )
+        found = snapshot_download(
+            name, revision=revision, allow_patterns=SMALL_FILES, etag_timeout=5
         )
+        return Path(found)
     except HFValidationError as error:
         msg = f"{name}: neither a folder nor a hub id; give --base-model FOLDER or a hub id"
         raise InputError(msg) from error

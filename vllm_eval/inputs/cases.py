@@ -139,11 +139,6 @@ def read_case(
     return _checked_case(lines, declaration, number, file.readline())
 
 
-def _version(file: BinaryIO) -> tuple[int, int]:
-    status = os.fstat(file.fileno())
-    return status.st_size, status.st_mtime_ns
-
-
 def holds_record(number: int, line: bytes) -> bool:
     """Whether line `number` of a data set is more than white space."""
     return bool(_without_mark(number, line).strip())
@@ -218,6 +213,11 @@ def _case(lines: Lines, declaration: Declaration, number: int, line: bytes) -> C
         inputs={key: texts.get(key) or "" for key in declaration.inputs},
         prompt=texts.get("prompt") or None,
     )
+
+
+def _version(file: BinaryIO) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def _bad_line(lines: Lines, number: int, what: str) -> DatasetError:

@@ -8,11 +8,11 @@ import tempfile
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, Self
+from typing import IO, TYPE_CHECKING, Any
 
 import orjson
 
-from vllm_eval.errors import DatasetError, EvalError, InputError
+from vllm_eval.errors import DatasetError, EvalError, InputError, foreign
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -75,18 +75,17 @@ def _copy(path: Path, read: Callable[[Path], Iterable[bytes]], unit: str) -> Lin
     with tempfile.NamedTemporaryFile(prefix="vllm_eval-", suffix=".jsonl", delete=False) as out:
         lines = Lines(path, Path(out.name), unit)
         weakref.finalize(lines, lines.file.unlink, missing_ok=True)
-        try:
+
+        def bad(error: Exception) -> DatasetError:
+            if isinstance(error, OSError):
+                msg = f"{path}: cannot read the data set: {error.strerror or error}"
+                return DatasetError(f"{msg}; after {unit} {done}; give --dataset-path")
+            return DatasetError(f"{lines.at(done + 1)}: the data set is damaged here: {error}")
+
+        with foreign(bad):
             for line in read(path):
                 _write(out, line)
                 done += 1
-        except EvalError:
-            raise
-        except OSError as error:
-            msg = f"{path}: cannot read the data set: {error.strerror or error}"
-            raise DatasetError(f"{msg}; after {unit} {done}; give --dataset-path") from error
-        except Exception as error:  # Arrow and `datasets` have no common one
-            msg = f"{lines.at(done + 1)}: the data set is damaged here: {error}"
-            raise DatasetError(msg) from error
     return lines
 
 
@@ -119,23 +118,15 @@ def _parquet_rows(path: Path, fields: Sequence[str]) -> Iterator[bytes]:
 
 
 def _folder_rows(path: Path, fields: Sequence[str]) -> Iterator[bytes]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise _lacking(path, "datasets") from error
+    datasets = _import_datasets(path)
     found = datasets.load_from_disk(path)
     if isinstance(found, datasets.DatasetDict):
-        splits = ", ".join(str(path / name) for name in found)
-        msg = f"{path}: holds several splits; give --dataset-path one of {splits}"
-        raise DatasetError(msg)
+        raise _several(path, [str(path / name) for name in found])
     yield from _rows(found, fields)
 
 
 def _hub_rows(path: Path, fields: Sequence[str]) -> Iterator[bytes]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise _lacking(path, "datasets") from error
+    datasets = _import_datasets(path)
     name, _, split = str(path).removeprefix(HUB).partition(":")
     if not re.fullmatch(HUB_NAME, name):
         msg = f"{path}: {name!r} is no OWNER/NAME of a data set on the hub"
@@ -143,25 +134,25 @@ def _hub_rows(path: Path, fields: Sequence[str]) -> Iterator[bytes]:
     found = datasets.load_dataset(name, split=split or None, streaming=True)
     if isinstance(found, dict):
         if len(found) > 1:
-            splits = ", ".join(f"{HUB}{name}:{one}" for one in found)
-            msg = f"{path}: holds several splits; give --dataset-path one of {splits}"
-            raise DatasetError(msg)
+            raise _several(path, [f"{HUB}{name}:{one}" for one in found])
         (found,) = found.values()
     yield from _rows(found, fields)
 
 
-class _Table(Protocol):
-    """What whole and streamed data sets have in common."""
-
-    @property
-    def column_names(self) -> list[str] | None: ...
-
-    def select_columns(self, column_names: list[str]) -> Self: ...
-
-    def __iter__(self) -> Iterator[dict[str, Any]]: ...
+def _several(path: Path, splits: list[str]) -> DatasetError:
+    listed = ", ".join(splits)
+    return DatasetError(f"{path}: holds several splits; give --dataset-path one of {listed}")
 
 
-def _rows(table: _Table, fields: Sequence[str]) -> Iterator[bytes]:
+def _import_datasets(path: Path) -> Any:  # noqa: ANN401  an untyped module
+    try:
+        import datasets
+    except ImportError as error:
+        raise _lacking(path, "datasets") from error
+    return datasets
+
+
+def _rows(table: Any, fields: Sequence[str]) -> Iterator[bytes]:  # noqa: ANN401  whole or streamed
     columns = table.column_names
     if columns is not None:  # a stream may not know before its first row
         table = table.select_columns([name for name in fields if name in columns])

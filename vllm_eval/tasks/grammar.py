@@ -126,11 +126,8 @@ def _mapping(rules: Rules, path: str, value: Value, indent: int) -> str:
         free.append(rules.add(at, f"{head} {body}"))
         body = _list(rules, child, indent, own, named=True)
         named.append(rules.add(f"{at}-named", f"{head} {body}") if own == value.ids else "")
-    ways = [
-        " ".join((*free[:number], name, *free[number + 1 :]))
-        for number, name in enumerate(named)
-        if name
-    ]
+    rows = ((number, name) for number, name in enumerate(named) if name)
+    ways = [" ".join((*free[:number], name, *free[number + 1 :])) for number, name in rows]
     if not ways:
         keys = ", ".join(value.keys)
         msg = f"task: ids: none of {keys} is a list that could name {value.ids.called}"

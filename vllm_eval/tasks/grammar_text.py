@@ -98,18 +98,17 @@ def add_text(rules: Rules, indent: int, *, block: bool = False) -> str:
 def add_naming(rules: Rules, ids: Ids, indent: int) -> str:
     """A rule for a text that names an identifier; a quoted one begins with it."""
     _plain(rules, indent)
-    punctuation = one_of(_WORDY + ":`", others="")
-    more = f"({punctuation} | {_MARKED} | {_gap(indent)}) plain-tail-{indent}"
+    more = f"({one_of(_WORDY + ':`', others='')} | {_MARKED} | {_gap(indent)}) plain-tail-{indent}"
     after = rules.add(f"after-{indent}", more, f'{_TICK} "\\n"')
     named = f'"("? {_identifier(ids)} {after}'
-    begun = f"{one_of(_INDICATORS + _ODD)} ({_unit(indent)})* {_TICK} {_space(indent)} {named}"
+    unit = f"{one_of(':`')} | {_MARKED} | {_gap(indent)}"  # after the text's first character
+    begun = f"{one_of(_INDICATORS + _ODD)} ({unit})* {_TICK} {_space(indent)} {named}"
     forms = [named, begun]
-    for quote, escape in _ESCAPES.items():
+    for quote in _ESCAPES:
         _quoted(rules, quote, indent)
         inside = one_of(_WORDY + "\\`" + quote, others="", also=" ")
         rest = f"({inside} quoted{ord(quote)}-{indent} | {literal(quote)} " + r'"\n")'
         forms.append(f'{literal(quote)} "("? {_identifier(ids)} {rest}')
-        del escape
     return rules.add(f"naming-{_called(ids)}-{indent}", *forms)
 
 
@@ -173,11 +172,6 @@ def _plain(rules: Rules, indent: int) -> str:
     risky = f"{only(_RESERVED)} {only(_RESERVED_LETTERS)}* {longer} {tail}"
     odd = f"{only(_ODD)} {one_of(':`')}* {_space(indent)} {only(_LETTERS)} {tail}"
     return rules.add(f"plain-{indent}", f"{safe} {tail}", risky, odd)
-
-
-def _unit(indent: int) -> str:
-    """A character of a plain text after its first, with what must stand before it."""
-    return f"{one_of(':`')} | {_MARKED} | {_gap(indent)}"
 
 
 def _gap(indent: int) -> str:

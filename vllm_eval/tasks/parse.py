@@ -31,13 +31,8 @@ MAX_WORDS = 200
 # Constructors of PyYAML raise more than YAMLError: an impossible date is a ValueError,
 # `!!bool x` a KeyError, `!!timestamp x` an AttributeError.
 _PARSE_ERRORS = (
-    yaml.YAMLError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
+    *(yaml.YAMLError, ValueError, TypeError, LookupError),
+    *(AttributeError, ArithmeticError, RecursionError),
 )
 _INLINE_CODE = re.compile(r"`([^`]+)`")
 _ALIAS_OR_ANCHOR = re.compile(r"(?:^|[\s\[{,])[&*]")

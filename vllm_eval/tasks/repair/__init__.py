@@ -7,6 +7,7 @@ grade and replaces it nowhere; what breaks a rule of the contract stays broken.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import TYPE_CHECKING
 
 from vllm_eval.tasks.parse import extract_block, find_block, parse_block
@@ -140,16 +141,10 @@ def _mend(block: str, keys: Collection[str], without: set[str]) -> tuple[str, se
         return None
     for name in used[:-1]:
         fewer = [other for other in used if other != name]
-        shorter = _apply(block, keys, fewer)
+        shorter = reduce(lambda text, name: IN_BLOCKS[name](text, keys), fewer, block)
         if _reads(shorter) and _data(shorter) == _data(mended):
             used, mended = fewer, shorter
     return mended, set(used)
-
-
-def _apply(block: str, keys: Collection[str], names: Sequence[str]) -> str:
-    for name in names:
-        block = IN_BLOCKS[name](block, keys)
-    return block
 
 
 def _reads(block: str) -> bool:

@@ -20,18 +20,18 @@ _CLOSE = "```"
 _HALF_CLOSED = re.compile(r"\n[ \t]*(?:`{1,2}|~{3,})[ \t]*\Z")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Fence:
     """The line that opens a fenced block."""
 
-    start: int
-    end: int
-    """Behind its last character, before the end of the line."""
-    marks: str
-    info: str
-    """What stands behind the marks."""
-    closing: tuple[int, int] | None
+    line: re.Match[str]
+    closing: tuple[int, int] | None = None
     """Where its closing line has its marks."""
+
+    @property
+    def info(self) -> str:
+        """What stands behind the marks."""
+        return self.line[2]
 
 
 def label_fences(text: str, labels: Sequence[str]) -> str:
@@ -75,19 +75,15 @@ def _openings(text: str) -> list[_Fence]:
     for line in _FENCE.finditer(text):
         bare = not line[2].strip()
         if opened is not None and bare and line[1][0] == opened[1][0]:
-            found.append(_fence(opened, line.span(1)))
+            found.append(_Fence(opened, line.span(1)))
             opened = None
         elif opened is None or not bare:
             if opened is not None:
-                found.append(_fence(opened, None))
+                found.append(_Fence(opened))
             opened = line
     if opened is not None:
-        found.append(_fence(opened, None))
+        found.append(_Fence(opened))
     return found
-
-
-def _fence(line: re.Match[str], closing: tuple[int, int] | None) -> _Fence:
-    return _Fence(line.start(), line.end(), line[1], line[2], closing)
 
 
 def _label(info: str) -> str:
@@ -103,8 +99,10 @@ def _is_headed(text: str, fence: _Fence, label: str) -> bool:
     """Whether the label is all that the line above a fence says, or a comment right below it."""
     if fence.info.strip().casefold() not in ("", *_LANGUAGES):
         return False
-    above = text[max(0, fence.start - 200) : fence.start].rstrip().rpartition("\n")[2]
-    below = text[fence.end : fence.end + 200].lstrip("\r\n").partition("\n")[0].strip()
+    above = text[max(0, fence.line.start() - 200) : fence.line.start()].rstrip().rpartition("\n")[2]
+    below = (
+        text[fence.line.end() : fence.line.end() + 200].lstrip("\r\n").partition("\n")[0].strip()
+    )
     lines = [above, *([below] if below.startswith("#") else [])]
     names = (line.strip(_AROUND_HEADING).casefold().removesuffix(" block") for line in lines)
     return any(name.strip(_AROUND_HEADING) == label.casefold() for name in names)
@@ -113,8 +111,8 @@ def _is_headed(text: str, fence: _Fence, label: str) -> bool:
 def _relabelled(text: str, taken: Iterable[tuple[_Fence, str]]) -> str:
     edits = []
     for fence, label in taken:
-        edits.append((fence.start, fence.end, f"```yaml {label}"))
-        if fence.closing and fence.marks[0] == "~":
+        edits.append((*fence.line.span(), f"```yaml {label}"))
+        if fence.closing and fence.line[1][0] == "~":
             edits.append((*fence.closing, _CLOSE))
     for start, end, new in sorted(edits, reverse=True):
         text = text[:start] + new + text[end:]

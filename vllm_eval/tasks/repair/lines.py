@@ -226,17 +226,16 @@ def _key_end(text: str) -> int | None:
 
 def _sound_end(text: str) -> int | None:
     """In which line of a text its quoted or bracketed start ends, with nothing behind it."""
-    end = _closing(text) if text[0] in "[{" else _match_end(text)
+    if text[0] in "[{":
+        end = _closing(text)
+    else:
+        quoted = _QUOTED.match(text)
+        end = quoted.end() if quoted else None
     if end is None:
         return None
     line_end = text.find("\n", end)
     rest = text[end : line_end if line_end >= 0 else len(text)]
     return text.count("\n", 0, end) if _ENDS_CLEAN.match(rest) else None
-
-
-def _match_end(text: str) -> int | None:
-    quoted = _QUOTED.match(text)
-    return quoted.end() if quoted else None
 
 
 def _closing(text: str) -> int | None:
