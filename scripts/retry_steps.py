@@ -12,7 +12,7 @@ import heapq
 from collections import deque
 
 from vllm_eval.bench.figures import spread
-from vllm_eval.bench.work import Work
+from vllm_eval.bench.trial import Work
 from vllm_eval.records import Request
 
 

@@ -1,23 +1,25 @@
 """One trial in this process: what each way of asking does with the same work.
 
 Covered: equal work in every way, forced failures and their retries, order, what is left behind, a
-worker's conversation. Not covered: real engines (test_bench.py).
+worker's process. Not covered: real engines (test_bench.py).
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
-from multiprocessing import Pipe
+from contextlib import closing
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
-from vllm_eval.bench.trial import WARM_CASES, Trial, run_trial
-from vllm_eval.bench.work import Work
-from vllm_eval.bench.workers import Order, Started, serve
+from vllm_eval.bench.rounds import Worker
+from vllm_eval.bench.trial import WARM_CASES, Trial, Work, run_trial
 from vllm_eval.config.settings import load_config
 from vllm_eval.engines import open_engine
-from vllm_eval.errors import ConfigError
+from vllm_eval.errors import ConfigError, EngineError
 from vllm_eval.inputs.plan import prepare
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ def go(
     return trial, overheard.asked
 
 
-@pytest.mark.parametrize("way", ["arms", "barrier", "longest-first"])
+@pytest.mark.parametrize("way", ["arms", "barrier"])
 def test_every_way_asks_for_the_same(
     bench: Bench, answers: Answers, tmp_path: Path, way: Way
 ) -> None:
@@ -100,17 +102,6 @@ def test_arms_are_asked_one_after_the_other(bench: Bench, answers: Answers, tmp_
     assert [request.arm for request in asked] == ["baseline"] * 12 + ["pupil"] * 12
 
 
-def test_longest_first_asks_by_falling_length(
-    bench: Bench, answers: Answers, tmp_path: Path
-) -> None:
-    config = configure(bench, answers)
-    row = {"requirements_yaml": "title: x", "tier": "simple"}
-    rows = [row | {"concept_id": f"L{n}", "concept": "word " * n} for n in (2, 9, 4)]
-    bench.write(bench.cases, rows)
-    _, asked = go(config, tmp_path, "longest-first", Work(8, 8))
-    assert [request.case_id for request in asked[::2]] == ["L9", "L4", "L2"]
-
-
 def test_a_warm_up_asks_only_the_first_cases(
     bench: Bench, answers: Answers, tmp_path: Path
 ) -> None:
@@ -126,30 +117,42 @@ def test_a_trial_leaves_no_file_behind(bench: Bench, answers: Answers, tmp_path:
     assert 0 < trial.grading_s < trial.seconds
 
 
-def test_a_worker_says_when_it_is_open_and_answers_every_order(
+def test_a_worker_says_what_it_has_opened_and_does_every_trial(
     bench: Bench, answers: Answers, tmp_path: Path
 ) -> None:
-    here, there = Pipe()
-    given = (there, configure(bench, answers), WORK, tmp_path / "log")
-    worker = threading.Thread(target=serve, args=given)
-    worker.start()
-    started = here.recv()
-    assert isinstance(started, Started)
-    assert started.about["engine"] == "scripted"
-    for warm in (True, False):
-        here.send(Order("mixed", warm))
-        assert isinstance(here.recv(), Trial)
-    here.close()
-    worker.join(10)
-    assert not worker.is_alive()
+    with closing(Worker(configure(bench, answers), WORK, tmp_path / "log")) as worker:
+        assert worker.about["engine"] == "scripted"
+        assert 0 < worker.engine_s < worker.start_s
+        sizes = [worker.trial("mixed", warm=warm).requests for warm in (True, False)]
+        assert 2 * WARM_CASES <= sizes[0] < sizes[1]
+        assert psutil.pid_exists(worker.pid or 0)
+    assert not psutil.pid_exists(worker.pid or 0)
 
 
 def test_a_worker_that_cannot_open_its_engine_says_why(
     bench: Bench, answers: Answers, tmp_path: Path
 ) -> None:
     config = configure(bench, answers).model_copy(update={"script": None})
-    here, there = Pipe()
-    serve(there, config, WORK, tmp_path / "log")
-    answer = here.recv()
-    assert isinstance(answer, ConfigError)
-    assert "the scripted engine needs one" in str(answer)
+    with pytest.raises(ConfigError, match="the scripted engine needs one"):
+        Worker(config, WORK, tmp_path / "log")
+
+
+def test_a_worker_whose_process_ends_is_no_error_of_its_engine(
+    bench: Bench, answers: Answers, tmp_path: Path
+) -> None:
+    with closing(Worker(configure(bench, answers), WORK, tmp_path / "log")) as worker:
+        os.kill(worker.pid or 0, signal.SIGKILL)
+        with pytest.raises(EngineError, match="the process of an engine ended; see "):
+            worker.trial("mixed", warm=False)
+
+
+def test_an_interrupt_ends_a_trial_and_then_its_worker(
+    bench: Bench, answers: Answers, tmp_path: Path
+) -> None:
+    config = configure(bench, answers)
+    bench.answers({"text": answers.text(), "seconds": 60})
+    with closing(Worker(config, WORK, tmp_path / "log")) as worker:
+        threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            worker.trial("mixed", warm=False)
+    assert not psutil.pid_exists(worker.pid or 0)

@@ -243,14 +243,14 @@ def export_command(run_name: str, path: Path, output_dir: str, attempts: bool) -
 def bench_command(files: Sequence[str], settings: Sequence[str], **given: object) -> None:
     """Time engines, settings and ways of asking on the same work: forced lengths, in turn.
 
-    Contestants: mixed, arms, barrier, generate, longest-first, streamed, no-text, transformers,
-    transformers-batched. Files go to benchmarks/ in the output folder.
+    Contestants: mixed, arms, barrier, generate, transformers, transformers-batched. Files go to
+    benchmarks/ in the output folder.
 
     Exit codes: 0 timed, 2 bad usage or input, 3 could not be timed.
     """
     from vllm_eval.bench.contestants import Layers
+    from vllm_eval.bench.figures import bench_tables
     from vllm_eval.bench.session import bench
-    from vllm_eval.bench.show import bench_tables
     from vllm_eval.report.terminal import Terminal
 
     options = take_options(given)

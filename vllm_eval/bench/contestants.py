@@ -30,13 +30,10 @@ _OPTIONS = (
 )
 
 
-Way = Literal["mixed", "arms", "barrier", "generate", "longest-first", "streamed", "no-text"]
+Way = Literal["mixed", "arms", "barrier", "generate"]
 """`mixed`: our loop, all arms in one batch. `arms`: one arm after the other. `barrier`: no retry
-before its round is over. `generate`: bare `LLM.generate`, nothing graded or kept. `longest-first`:
-cases by falling prompt length. `streamed`: every step hands out the text so far. `no-text`: tokens
-are not made into text."""
+before its round is over. `generate`: bare `LLM.generate`, nothing graded or kept."""
 WAYS: tuple[Way, ...] = get_args(Way)
-OF_ANY_ENGINE = frozenset({"mixed", "arms", "barrier", "longest-first"})
 TRANSFORMERS = {"transformers": 1, "transformers-batched": 8}
 """Contestants on the transformers engine, and their batch size where none is configured."""
 REFERENCE: Way = "mixed"
@@ -141,7 +138,7 @@ def _contestant(layers: Layers, base: Config, name: str) -> Contestant:
         return Contestant(name, REFERENCE, Layers(layers.files, layers.settings, flags).load())
     for way in WAYS:
         if way == name:
-            if base.engine != "vllm" and way not in OF_ANY_ENGINE:
+            if base.engine != "vllm" and way == "generate":
                 msg = f"--contestants: {name!r} needs the vllm engine, not {base.engine!r}"
                 raise ConfigError(msg)
             return Contestant(name, way, base)

@@ -40,7 +40,7 @@ TYPES = {"half": "float16", "float": "float32"}
 
 
 @dataclass(frozen=True, slots=True)
-class Shapes:
+class TokenCosts:
     """What a token costs with one model and its adapters."""
 
     weight_bytes: int
@@ -95,7 +95,7 @@ def dtype_of(plan: Plan) -> str:
     return TYPES.get(given, given if given != "auto" else "float32")
 
 
-def read_shapes(plan: Plan) -> Shapes | None:
+def read_costs(plan: Plan) -> TokenCosts | None:
     """The costs, from `config.json`; None where it describes no dense decoder."""
     if plan.base_model is None:
         return None
@@ -112,7 +112,7 @@ def read_shapes(plan: Plan) -> Shapes | None:
     output = vocabulary // (1 if shape.tied else 2)
     width = 4 if dtype == "float32" else 2
     folders = [arm.adapter.path for arm in plan.arms if arm.adapter]
-    return Shapes(
+    return TokenCosts(
         weight_bytes=linear + output,
         adapter_bytes=sum((folder / WEIGHTS_FILE).stat().st_size for folder in folders),
         cache_bytes=2 * shape.layers * shape.kv_heads * shape.head_dim * width,
@@ -122,7 +122,7 @@ def read_shapes(plan: Plan) -> Shapes | None:
     )
 
 
-def find_limit(shapes: Shapes, speed: Speed, work: Trial, batch: int, asked: Asked) -> Limit:
+def find_limit(costs: TokenCosts, speed: Speed, work: Trial, batch: int, asked: Asked) -> Limit:
     """The least time for `work` with at most `batch` sequences decoded at a time."""
     first = work.requests - work.retries  # a retry takes a place that became free
     batch = min(batch, first if asked.together else first // asked.arms)
@@ -131,16 +131,16 @@ def find_limit(shapes: Shapes, speed: Speed, work: Trial, batch: int, asked: Ask
     # A case's arms are asked one after the other, so even a small batch has as many as fit; over
     # all steps each arm is in the same share of them, the baseline, which has no adapter, too.
     present = min(batch, asked.arms) if asked.together else 1
-    adapters = shapes.adapter_bytes * present / asked.arms
-    step_bytes = shapes.weight_bytes + adapters + batch * context * shapes.cache_bytes
-    token_flops = shapes.flops + shapes.output_flops + context * shapes.context_flops
+    adapters = costs.adapter_bytes * present / asked.arms
+    step_bytes = costs.weight_bytes + adapters + batch * context * costs.cache_bytes
+    token_flops = costs.flops + costs.output_flops + context * costs.context_flops
     step_flops = batch * token_flops
     memory_s, arithmetic_s = step_bytes / speed.bytes_per_s, step_flops / speed.flops_per_s
     step_s = max(memory_s, arithmetic_s)
     computed = work.prompt_tokens - work.cached_tokens
-    flops = computed * (shapes.flops + prompt / 2 * shapes.context_flops)
-    flops += work.requests * shapes.output_flops
-    prefill_s = max(flops / speed.flops_per_s, shapes.weight_bytes / speed.bytes_per_s)
+    flops = computed * (costs.flops + prompt / 2 * costs.context_flops)
+    flops += work.requests * costs.output_flops
+    prefill_s = max(flops / speed.flops_per_s, costs.weight_bytes / speed.bytes_per_s)
     return Limit(
         batch=batch,
         step_bytes=step_bytes,

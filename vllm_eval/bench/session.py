@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.bench.contestants import REFERENCE, Contestant, Layers, choose, group, read_lengths
-from vllm_eval.bench.figures import Benched, Row, rotated, spread, tabulate, unequal
+from vllm_eval.bench.figures import Benched, Row, draw, spread, tabulate, unequal
+from vllm_eval.bench.made_up import make_up
 from vllm_eval.bench.roofline import (
     Asked,
     Limit,
@@ -20,14 +20,12 @@ from vllm_eval.bench.roofline import (
     dtype_of,
     find_limit,
     measure_speed,
-    read_shapes,
+    read_costs,
 )
-from vllm_eval.bench.shapes import make_up
-from vllm_eval.bench.show import draw
-from vllm_eval.bench.work import Work
-from vllm_eval.bench.workers import Worker
+from vllm_eval.bench.rounds import Rounds
+from vllm_eval.bench.trial import Work
 from vllm_eval.config import machine
-from vllm_eval.config.settings import file_name, resolve_path
+from vllm_eval.config.settings import resolve_path
 from vllm_eval.errors import ConfigError, EngineError
 from vllm_eval.inputs.plan import prepare
 from vllm_eval.preflight.check import check_plan, refuse
@@ -81,8 +79,8 @@ def _compete(layers: Layers, options: BenchOptions, work: Work, watcher: Watcher
     folder = create_run(output, base.tag or "bench", datetime.now().astimezone()).path
     speed = _measure(plans[reference], watcher)
     hardware, before = machine.detect(), os.getloadavg()
-    arena = _Arena(folder, work, options, watcher, alone=bool(hardware.gpus))
-    trials = arena.fight(group(contestants))
+    rounds = Rounds(folder, work, options, watcher.stage, alone=bool(hardware.gpus))
+    trials = rounds.run(group(contestants))
     after = os.getloadavg()
     if why := unequal(trials):
         msg = f"bench: the contestants did not do the same work: {why}"
@@ -93,9 +91,9 @@ def _compete(layers: Layers, options: BenchOptions, work: Work, watcher: Watcher
         reference=reference,
         work=work,
         size=trials[reference][0],
-        starts={name: spread(seconds) for name, seconds in arena.starts.items()},
+        starts={name: spread(seconds) for name, seconds in rounds.starts.items()},
         speed=speed,
-        limits=_limits(contestants, plans, trials, speed, arena.about),
+        limits=_limits(contestants, plans, trials, speed, rounds.about),
     )
     described = {
         "schema_version": SCHEMA_VERSION,
@@ -108,7 +106,7 @@ def _compete(layers: Layers, options: BenchOptions, work: Work, watcher: Watcher
         "reference": reference,
         "speed": asdict(speed) if speed else None,
         "contestants": {
-            row.name: _describe(done, row, arena)
+            row.name: _describe(done, row, rounds)
             | {
                 "trials": [asdict(trial) for trial in trials[row.name]],
                 "config": plans[row.name].config.model_dump(mode="json"),
@@ -121,76 +119,14 @@ def _compete(layers: Layers, options: BenchOptions, work: Work, watcher: Watcher
     return done
 
 
-def _describe(done: Benched, row: Row, arena: _Arena) -> dict[str, Any]:
+def _describe(done: Benched, row: Row, rounds: Rounds) -> dict[str, Any]:
     limit = done.limits.get(row.name)
     return asdict(row) | {
-        "start_s": arena.starts[row.name],
-        "engine_open_s": arena.opened[row.name],
-        "engine": arena.about[row.name],
+        "start_s": rounds.starts[row.name],
+        "engine_open_s": rounds.opened[row.name],
+        "engine": rounds.about[row.name],
         "limit": asdict(limit) if limit else None,
     }
-
-
-class _Arena:
-    """Holds the engines open while the trials run."""
-
-    def __init__(
-        self, folder: Path, work: Work, options: BenchOptions, watcher: Watcher, *, alone: bool
-    ) -> None:
-        self._folder = folder
-        self._work = work
-        self._options = options
-        self._watcher = watcher
-        self._alone = alone or options.one_at_a_time
-        self.starts: dict[str, list[float]] = {}
-        self.opened: dict[str, list[float]] = {}
-        self.about: dict[str, Mapping[str, str | int]] = {}
-
-    def fight(self, groups: Sequence[tuple[Contestant, ...]]) -> dict[str, list[Trial]]:
-        """All trials, by contestant, one for each repeat.
-
-        In every repeat each contestant has one trial, and each repeat begins with another, so that
-        whatever drifts hits all alike. Engines stay open from the first repeat to the last; where
-        they may not share the machine, each is opened anew for every repeat.
-        """
-        trials: dict[str, list[Trial]] = {c.name: [] for members in groups for c in members}
-        workers: dict[str, Worker] = {}
-        keep = not self._alone or len(groups) == 1
-        with ExitStack() as stack:
-            for repeat in range(self._options.repeats):
-                for members in rotated(groups, repeat):
-                    with ExitStack() as here:
-                        name = members[0].name
-                        if name not in workers:
-                            worker = (stack if keep else here).enter_context(self._open(members))
-                            workers[name] = worker
-                        for contestant in rotated(members, repeat):
-                            trial = workers[name].trial(contestant.way, warm=False)
-                            trials[contestant.name].append(trial)
-                            self._say(repeat, contestant.name, trial)
-                        if not keep:
-                            del workers[name]
-        return trials
-
-    def _open(self, members: Sequence[Contestant]) -> Worker:
-        config = members[0].config
-        self._watcher.stage(f"starting {config.engine} for {', '.join(m.name for m in members)}")
-        log = self._folder / f"engine_{file_name(members[0].name)}.log"
-        worker = Worker(config, self._work, log)
-        for contestant in members:
-            self.starts.setdefault(contestant.name, []).append(worker.start_s)
-            self.opened.setdefault(contestant.name, []).append(worker.started.engine_s)
-            self.about[contestant.name] = worker.started.about
-            for _ in range(self._options.warmup):
-                worker.trial(contestant.way, warm=True)
-        return worker
-
-    def _say(self, repeat: int, name: str, trial: Trial) -> None:
-        speed = trial.output_tokens / trial.seconds
-        self._watcher.stage(
-            f"repeat {repeat + 1} of {self._options.repeats}: {name} {trial.seconds:.2f} s, "
-            f"{trial.output_tokens:,} output tokens, {speed:,.0f} a second"
-        )
 
 
 def _with_shapes(layers: Layers, options: BenchOptions, scratch: Path) -> Layers:
@@ -233,10 +169,10 @@ def _limits(
     limits = {}
     for contestant in contestants:
         name, plan = contestant.name, plans[contestant.name]
-        shapes = read_shapes(plan)
-        if shapes is None or speed is None:
+        costs = read_costs(plan)
+        if costs is None or speed is None:
             continue
         batch = about[name].get("max_num_seqs") or plan.config.batch_size
         asked = Asked(len(plan.arms), contestant.mixes_arms)
-        limits[name] = find_limit(shapes, speed, trials[name][0], int(batch), asked)
+        limits[name] = find_limit(costs, speed, trials[name][0], int(batch), asked)
     return limits

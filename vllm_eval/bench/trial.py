@@ -1,19 +1,24 @@
-"""One trial: the whole work through an open engine in one way, on the clock."""
+"""One trial: forced answers of known length through an open engine in one way, on the clock.
+
+Which answer is how long and which one fails follows from its request and the seed alone, so that no
+order, batch or engine changes it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
-from vllm_eval.bench.work import PROBLEM, ForcedEngine, force
 from vllm_eval.engines.vllm.engine import VllmEngine, _complete
 from vllm_eval.errors import EngineError
 from vllm_eval.inputs import cases
-from vllm_eval.records import Begun, Ledger, Progress, Request
+from vllm_eval.records import Begun, Ledger, Problem, Progress, Request
 from vllm_eval.run.loop import Job, derive_seed, evaluate
 from vllm_eval.store.journal import Journal
+from vllm_eval.tasks import Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,10 +27,44 @@ if TYPE_CHECKING:
     from vllm import SamplingParams  # noqa: TID251  its type alone
 
     from vllm_eval.bench.contestants import Way
-    from vllm_eval.bench.work import Work
     from vllm_eval.engines.protocol import Engine
     from vllm_eval.inputs.plan import Plan
-    from vllm_eval.records import Attempt, Case, Completion
+    from vllm_eval.records import Attempt, Case, Completion, Grade
+
+FAILED = "\n[bench: counts as failed]"
+PROBLEM = Problem("bench_forced", "the answer breaks the contract, as the benchmark wants it")
+"""The same for every forced failure, so that every retry asks the same words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is asked for, beside the cases."""
+
+    least: int
+    """Fewest tokens of an answer."""
+    most: int
+    """Most; lengths between the two are equally likely."""
+    fail_rate: float = 0.0
+    """Share of attempts that count as failed."""
+    attempts: int = 1
+    """Most attempts per arm and case."""
+    seed: int = 42
+    """Another one draws other lengths and other failures."""
+
+    @property
+    def varies(self) -> bool:
+        """Whether answers differ in length."""
+        return self.least < self.most
+
+    def length(self, request: Request) -> int:
+        """Tokens of the answer to `request`."""
+        chance = _chance(f"length|{self.seed}", request)
+        return self.least + int(chance * (self.most - self.least + 1))
+
+    def fails(self, request: Request) -> bool:
+        """Whether the answer to `request` counts as failed."""
+        return _chance(f"verdict|{self.seed}", request) < self.fail_rate
+
 
 WARM_CASES = 8
 """Enough to have every buffer made and every kernel built."""
@@ -64,8 +103,6 @@ def run_trial(
         EngineError: a request got no answer.
     """
     chosen = list(islice(cases.read_cases(plan.dataset), WARM_CASES if warm else None))
-    if way == "longest-first":
-        chosen.sort(key=lambda case: -len(plan.task.prompt(case)))
     wall, processor = time.monotonic(), time.process_time()
     if way == "generate":
         done, grading_s = _bare(plan, engine, chosen, work), 0.0  # type: ignore[arg-type]
@@ -108,7 +145,7 @@ def _ours(
         kept.extend(attempts)
 
     progress = Progress(total=len(chosen) * len(plan.arms))
-    forced = ForcedEngine(engine, work)
+    forced = cast("Engine", ForcedEngine(engine, work))
     for part in _parts(job, way, kept):
         evaluate(part[0], forced, part[1], record, progress, lambda _: None)
     pairs: list[tuple[Attempt | Completion, str | None]] = [
@@ -164,11 +201,50 @@ def _bare(
     return done
 
 
+class ForcedEngine:
+    """An engine whose answers are marked as failed where the work says so."""
+
+    def __init__(self, engine: Engine, work: Work) -> None:
+        self._engine = engine
+        self._work = work
+        self._failing: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  everything else is the engine's
+        return getattr(self._engine, name)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Note which will fail, and pass all on."""
+        self._failing |= {request.id for request in requests if self._work.fails(request)}
+        self._engine.submit(requests)
+
+    def poll(self, timeout: float | None = None) -> list[Completion]:
+        """The engine's answers, marked."""
+        return [
+            replace(done, text=done.text + FAILED) if done.request_id in self._failing else done
+            for done in self._engine.poll(timeout)
+        ]
+
+
+class ForcedTask(Task):
+    """A task that grades in earnest, and then says what the mark says."""
+
+    __slots__ = ()
+
+    def grade(self, case: Case, text: str) -> Grade:
+        """The grading takes the time it takes; its verdict is replaced by the mark's."""
+        graded = Task.grade(self, case, text.removesuffix(FAILED))
+        return replace(graded, problem=PROBLEM if text.endswith(FAILED) else None)
+
+
+def force(task: Task) -> ForcedTask:
+    """The same task, its verdicts by the marks."""
+    return ForcedTask(**{field.name: getattr(task, field.name) for field in fields(task)})
+
+
 class MeasuredVllm(VllmEngine):
-    """Answers as `VllmEngine`, in the lengths and the way it is told."""
+    """Answers as `VllmEngine`, in the lengths it is told."""
 
     work: Work | None = None
-    way: Way = "mixed"
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """All requests in one bare `LLM.generate` call: the least that they can take."""
@@ -195,13 +271,16 @@ class MeasuredVllm(VllmEngine):
         sampling = super()._sampling(request)
         if self.work is not None and self.work.varies:
             sampling.max_tokens = sampling.min_tokens = self.work.length(request)
-        if self.way == "streamed":
-            sampling.output_kind = type(sampling.output_kind).CUMULATIVE
-        if self.way == "no-text":
-            sampling.detokenize = False
         return sampling
 
     def _prove_arms(self) -> None:
         """Made-up weights have nothing to prove: the adapter's effect may round to nothing."""
         if self._config.engine_args.get("load_format") != "dummy":
             super()._prove_arms()
+
+
+def _chance(what: str, request: Request) -> float:
+    """A number in [0, 1) that belongs to the request."""
+    key = f"{what}|{request.case_id}|{request.arm}|{request.sample}|{request.attempt}"
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64
