@@ -208,7 +208,7 @@ def test_files_of_the_predecessor_are_compared(bench: Bench) -> None:
     ("rows", "words"),
     [
         ([{"concept_id": "Z", "status": "success", "score": 1}], "no case of a is in both"),
-        ([{"concept_id": "K1"}], "line 1, results[0]: lacks `status`"),
+        ([{"concept_id": "K1"}], "results[0]: lacks `status`"),
     ],
 )
 def test_what_cannot_be_paired_is_refused(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from vllm_eval.errors import InputError
-from vllm_eval.rescore.json_text import JsonText
-from vllm_eval.rescore.stored import arm_of, open_source, read_answers
+from vllm_eval.rescore.stored import MAX_BYTES, arm_of, open_file, read_answers
 
 if TYPE_CHECKING:
     from tests.conftest import Answers, Bench, Run
@@ -24,12 +23,12 @@ def write(tmp_path: Path, text: str, name: str = "student.json") -> Path:
 
 
 def ids(path: Path) -> list[str]:
-    return [answer.concept_id for answer in read_answers(open_source(path))]
+    return [answer.concept_id for answer in read_answers(open_file(path))]
 
 
 def refused(path: Path) -> str:
     with pytest.raises(InputError) as error:
-        open_source(path)
+        open_file(path)
     return str(error.value)
 
 
@@ -62,33 +61,6 @@ def test_a_file_of_this_shape_is_read(tmp_path: Path, shape: str) -> None:
     assert ids(write(tmp_path, SHAPES[shape])) == ["K1", "2"]
 
 
-class Drip(io.StringIO):
-    """A file that gives only some characters at a time."""
-
-    def __init__(self, text: str, piece: int) -> None:
-        super().__init__(text)
-        self._piece = piece
-
-    def read(self, size: int | None = -1, /) -> str:
-        return super().read(self._piece)
-
-
-def test_a_value_is_whole_wherever_a_piece_ends() -> None:
-    value = {"a": [1.5, -2e-7, 1e10, True, None], 'b\\"': {"c": "\u00e9\n`"}, "d": []}
-    text = f" [ {json.dumps(value)} , 12345.5\n,{json.dumps(value, indent=1)},-1.5e+10 , 7]"
-    for piece in range(1, 60):
-        items = JsonText(Path("x"), Drip(text, piece)).items("")
-        assert [item for _, item in items] == [value, 12345.5, value, -1.5e10, 7]
-
-
-def test_lines_are_counted_wherever_a_piece_ends() -> None:
-    for piece in range(1, 20):
-        places = [
-            place for place, _ in JsonText(Path("x"), Drip("[\n1,\n\n2,3]", piece)).items("r")
-        ]
-        assert places == ["line 2, r[0]", "line 4, r[1]", "line 4, r[2]"]
-
-
 BROKEN = {
     "": "line 1: is neither",
     "hello": "line 1: is neither",
@@ -96,13 +68,13 @@ BROKEN = {
     '{"results": {}}': "has neither a list `results` nor",
     '{"results": []}': "holds no answer",
     "[]": "holds no answer",
-    '{"results": [7]}': "line 1, results[0]: must be a JSON object",
-    '{"results":\n[{"concept_id": "a"},\n{"tier": 1}]}': "line 3, results[1]: lacks `concept_id`",
+    '{"results": [7]}': "results[0]: must be a JSON object",
+    '{"results":\n[{"concept_id": "a"},\n{"tier": 1}]}': "results[1]: lacks `concept_id`",
     '{"results":\n[{"concept_id": "a"},\n{"concept_id": }]}': "line 3: not valid JSON",
-    '{"results":\n[{"concept_id": "a"}': "line 2: expected ','",
-    '{"results": [{"concept_id": "a"}]} more': "goes on after its end",
-    '{"results" [1]}': "expected ':'",
-    "{1: 2}": "expected a key",
+    '{"results":\n[{"concept_id": "a"}': "line 2: not valid JSON: Expecting ',' delimiter",
+    '{"results": [{"concept_id": "a"}]} more': "line 1: not valid JSON: Extra data",
+    '{"results" [1]}': "line 1: not valid JSON: Expecting ':' delimiter",
+    "{1: 2}": "line 1: not valid JSON: Expecting property name",
     '{"concept_id": "a"}\n{"concept_id": }\n': "line 2: not valid JSON",
     '{"concept_id": "a"}\n[1]\n': "line 2: must be a JSON object",
     '{"results": [{"concept_id": ["a"]}]}': "lacks `concept_id`",
@@ -117,11 +89,21 @@ def test_a_broken_file_is_refused_at_its_place(tmp_path: Path, text: str) -> Non
     assert BROKEN[text] in message
 
 
-def test_a_value_without_end_is_given_up() -> None:
-    file = Drip('"' + "x" * 5000, 100)
-    with pytest.raises(InputError, match="longer than 1000 characters"):
-        JsonText(Path("x"), file, longest=1000).value()
-    assert file.tell() < 2000
+def test_a_result_file_cut_off_at_its_end_is_refused(bench: Bench) -> None:
+    bench.dataset(1)
+    scored = score(bench, write(bench.folder, SHAPES["indented"][:-30]))
+    assert scored.code == 2
+    assert "student.json, line 16: not valid JSON: Expecting" in scored.err
+
+
+def test_a_file_too_large_to_be_read_whole_is_refused_before_it_is_read(bench: Bench) -> None:
+    bench.dataset(1)
+    path = write(bench.folder, '{"results": [\n')
+    os.truncate(path, MAX_BYTES + 1)  # a hole: no disk is taken
+    scored = score(bench, path)
+    assert scored.code == 2
+    assert "is larger than 1 GiB, and would be read whole into memory" in scored.err
+    assert "attempts.jsonl" in scored.err
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
@@ -149,7 +131,7 @@ def test_an_id_that_the_data_set_lacks_is_an_input_error(bench: Bench) -> None:
     path = write(bench.folder, json.dumps({"results": ROWS}))
     scored = score(bench, path, "--json")
     assert (scored.code, scored.out) == (2, "")
-    assert f"{path}, line 1, results[1]: concept_id '2' is not in {bench.cases}" in scored.err
+    assert f"{path}, results[1]: concept_id '2' is not in {bench.cases}" in scored.err
 
 
 def test_a_data_set_that_is_not_there_is_an_input_error(bench: Bench) -> None:

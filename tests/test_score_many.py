@@ -18,7 +18,7 @@ from vllm_eval.errors import DatasetError
 from vllm_eval.inputs.index import index_cases
 from vllm_eval.rescore import regrade
 from vllm_eval.rescore.regrade import grade_all
-from vllm_eval.rescore.stored import open_source, read_answers
+from vllm_eval.rescore.stored import open_file, read_answers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Answers, Bench
     from vllm_eval.inputs.index import Place
-    from vllm_eval.rescore.recorded import Answer
+    from vllm_eval.rescore.recorded import StoredAnswer
     from vllm_eval.rescore.regrade import Graded
 
 COUNT = 700
@@ -43,9 +43,9 @@ def many(bench: Bench, answers: Answers) -> Path:
     return bench.write(bench.folder / "student.jsonl", list(rows))
 
 
-def pairs(bench: Bench, path: Path) -> Iterator[tuple[Answer, Place]]:
+def pairs(bench: Bench, path: Path) -> Iterator[tuple[StoredAnswer, Place]]:
     places = index_cases(bench.cases, PRODUCT_OWNER).places
-    for answer in read_answers(open_source(path)):
+    for answer in read_answers(open_file(path)):
         yield answer, places[answer.concept_id]
 
 
@@ -76,17 +76,15 @@ def test_many_answers_are_scored_from_the_command_line(bench: Bench, many: Path)
     assert [row["valid"] for row in rows] == [n % 7 != 0 for n in range(1, COUNT + 1)]
 
 
-def test_memory_does_not_grow_with_the_text_of_the_answers(bench: Bench, tmp_path: Path) -> None:
-    path = tmp_path / "student.json"
-    with path.open("w", encoding="utf-8") as file:
-        file.write('{"results": [\n')
-        for n in range(500):
-            row = {"concept_id": f"K{n}", "raw_response": "x" * 100_000}
-            file.write((",\n" if n else "") + json.dumps(row))
-        file.write("]}\n")
+@pytest.mark.parametrize("name", ["attempts.jsonl", "student.json"])
+def test_memory_does_not_grow_with_the_text_of_answers_one_a_line(
+    bench: Bench, tmp_path: Path, name: str
+) -> None:
+    rows = [{"concept_id": f"K{n}", "raw_response": "x" * 100_000} for n in range(500)]
+    path = bench.write(tmp_path / name, rows)
     tracemalloc.start()
-    source = open_source(path)
-    assert sum(len(answer.text or "") for answer in read_answers(source)) == 50_000_000
+    stored = open_file(path)
+    assert sum(len(answer.text or "") for answer in read_answers(stored)) == 50_000_000
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 12_000_000

@@ -10,9 +10,7 @@ from vllm_eval.config.identity import NOT_IDENTITY
 from vllm_eval.errors import InputError
 from vllm_eval.records import BASELINE
 from vllm_eval.rescore import stored
-from vllm_eval.rescore.pending import find_files, is_whole
-from vllm_eval.rescore.recorded import recorded_outcome
-from vllm_eval.rescore.settings import config_of, identity_of
+from vllm_eval.rescore.origin import config_of, find_files, identity_of, is_whole
 from vllm_eval.store import manifest
 
 if TYPE_CHECKING:
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
     from vllm_eval.compare.summary import Comparison
     from vllm_eval.records import Outcome
-    from vllm_eval.rescore.stored import Source
+    from vllm_eval.rescore.stored import StoredFile
 
 REFUSED = {
     "task": "the task, or its rules, are others; grade both again with `score`",
@@ -33,7 +31,7 @@ FOLDED = frozenset(("adapters", "script"))
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class RecordedRun:
     """One of the two: what was recorded in it, without the texts."""
 
     path: Path
@@ -110,45 +108,45 @@ def to_json(compared: Compared) -> dict[str, Any]:
     }
 
 
-def _open_side(path: Path) -> Side:
+def _open_side(path: Path) -> RecordedRun:
     outcomes: dict[str, list[Outcome]] = {}
     flags: list[str] = []
-    sources = [stored.open_source(file) for file in find_files([path])]
-    for source in sources:
-        flags += [*source.notes, *_read_outcomes(source, outcomes)]
-    return Side(
+    files = [stored.open_file(found) for found in find_files([path])]
+    for file in files:
+        flags += [*file.notes, *_read_outcomes(file, outcomes)]
+    return RecordedRun(
         path,
         outcomes,
-        identity_of(sources[0]),
-        config_of(sources[0]),
-        whole=_is_whole(path) and not any(source.partial for source in sources),
+        identity_of(files[0]),
+        config_of(files[0]),
+        whole=_is_whole(path) and not any(file.partial for file in files),
         flags=tuple(flags),
     )
 
 
-def _read_outcomes(source: Source, outcomes: dict[str, list[Outcome]]) -> list[str]:
+def _read_outcomes(file: StoredFile, outcomes: dict[str, list[Outcome]]) -> list[str]:
     """Add what was recorded in a file, and say what of it is not compared."""
-    if taken := [arm for arm in source.arms if arm in outcomes]:
-        msg = f"{source.path}: {taken[0]} is in another file beside it too; name one file"
+    if taken := [arm for arm in file.arms if arm in outcomes]:
+        msg = f"{file.path}: {taken[0]} is in another file beside it too; name one file"
         raise InputError(msg)
     unscored, unusable = 0, ""
-    for answer in stored.read_answers(source):
+    for answer in stored.read_answers(file):
         if answer.status is None:
             what = f"has the unknown status {answer.unknown_status}"
             what = what if answer.unknown_status else "lacks `status`"
-            msg = f"{source.path}, {answer.place}: {what}; grade it with `score` instead"
+            msg = f"{file.path}, {answer.place}: {what}; grade it with `score` instead"
             raise InputError(msg)
         if answer.final:
-            outcomes.setdefault(answer.arm, []).append(recorded_outcome(answer))
+            outcomes.setdefault(answer.arm, []).append(answer.outcome())
             unscored += answer.status == "success" and answer.score is None
             if answer.unusable_score and not unusable:
                 unusable = f"{answer.place}: score {answer.unusable_score}"
     flags = []
     if unusable:
-        flags.append(f"{source.path}, {unusable} is no number from 0 to 1, so it is not compared")
+        flags.append(f"{file.path}, {unusable} is no number from 0 to 1, so it is not compared")
     if unscored:
         words = "recorded as success without a usable score count as valid, in no pair of scores"
-        flags.append(f"{source.path}: {unscored} answers {words}")
+        flags.append(f"{file.path}: {unscored} answers {words}")
     return flags
 
 
@@ -157,11 +155,11 @@ def _is_whole(path: Path) -> bool:
     return not (path / manifest.FILE).is_file() or is_whole(path)
 
 
-def _unfinished(*sides: Side) -> list[str]:
+def _unfinished(*sides: RecordedRun) -> list[str]:
     return [f"{side.path} holds a run that did not end" for side in sides if not side.whole]
 
 
-def _check_identity(one: Side, two: Side) -> list[str]:
+def _check_identity(one: RecordedRun, two: RecordedRun) -> list[str]:
     """Refuse what must be the same, and list what else is not.
 
     Without both manifests the stored configurations are compared in what they have in common.
@@ -199,7 +197,7 @@ def _pair_names(first: Sequence[str], second: Sequence[str]) -> list[tuple[str, 
     return [*pairs, (mine[0], theirs[0])] if len(mine) == len(theirs) == 1 else pairs
 
 
-def _check_cases(one: Side, two: Side, a: str, b: str) -> list[str]:
+def _check_cases(one: RecordedRun, two: RecordedRun, a: str, b: str) -> list[str]:
     mine = {outcome.concept_id for outcome in one.outcomes[a]}
     theirs = {outcome.concept_id for outcome in two.outcomes[b]}
     if not mine & theirs:

@@ -9,10 +9,17 @@ from vllm_eval.compare import gate
 from vllm_eval.compare.summary import compare_arms
 from vllm_eval.conclude.repaired import as_repaired
 from vllm_eval.records import BASELINE
-from vllm_eval.rescore import regrade, stored
-from vllm_eval.rescore.changes import FileReport, count
-from vllm_eval.rescore.pending import find_files, find_pending
-from vllm_eval.rescore.settings import bootstrap_of, index_all, other_data, task_of, thresholds_of
+from vllm_eval.rescore import stored
+from vllm_eval.rescore.origin import (
+    bootstrap_of,
+    find_files,
+    find_pending,
+    index_all,
+    other_data,
+    task_of,
+    thresholds_of,
+)
+from vllm_eval.rescore.regrade import FileReport, count, grade_all
 from vllm_eval.tasks import open_task
 
 if TYPE_CHECKING:
@@ -25,10 +32,10 @@ if TYPE_CHECKING:
     from vllm_eval.config.settings import Config, GateConfig
     from vllm_eval.inputs.index import CaseIndex, Place
     from vllm_eval.records import Outcome
-    from vllm_eval.rescore.pending import Owed
-    from vllm_eval.rescore.recorded import Answer
+    from vllm_eval.rescore.origin import Owed
+    from vllm_eval.rescore.recorded import StoredAnswer
     from vllm_eval.rescore.regrade import Graded
-    from vllm_eval.rescore.stored import Source
+    from vllm_eval.rescore.stored import StoredFile
 from vllm_eval.records import free_arms
 
 
@@ -84,21 +91,21 @@ def score(
     Raises:
         InputError: a file, a line or a data set that cannot be used.
     """
-    sources = [stored.open_source(path) for path in find_files(paths)]
-    task = task_of(sources, config)
-    indexes = index_all(sources, config, open_task(task))
-    owes = find_pending(sources, indexes)
-    why = _no_verdict(sources, owes)
-    thresholds = thresholds_of(sources, config, graded=not why)
-    notes = [note for source in sources for note in source.notes]
-    notes += [*other_data(sources, indexes), *owes.gaps]
+    files = [stored.open_file(path) for path in find_files(paths)]
+    task = task_of(files, config)
+    indexes = index_all(files, config, open_task(task))
+    owes = find_pending(files, indexes)
+    why = _no_verdict(files, owes)
+    thresholds = thresholds_of(files, config, graded=not why)
+    notes = [note for file in files for note in file.notes]
+    notes += [*other_data(files, indexes), *owes.gaps]
     notes += [f"no verdict: {why}"] if why else []
     for note in notes:
         watcher.note(note)
-    bootstrap = None if why else bootstrap_of(sources, config, thresholds)
+    bootstrap = None if why else bootstrap_of(files, config, thresholds)
     reports: dict[tuple[Path, str], FileReport] = {}
-    total = sum(source.count for source in sources)
-    every = regrade.grade_all(task, _pairs(sources, indexes), total, repair=config.repair)
+    total = sum(file.count for file in files)
+    every = grade_all(task, _pairs(files, indexes), total, repair=config.repair)
     for done, (answer, graded) in enumerate(every, start=1):
         key = (answer.path, answer.arm)
         if key not in reports:
@@ -125,15 +132,15 @@ def score(
 
 
 def _pairs(
-    sources: Sequence[Source], indexes: Mapping[Path, CaseIndex]
-) -> Iterator[tuple[Answer, Place]]:
-    for source in sources:
-        places = indexes[source.path].places
-        for answer in stored.read_answers(source):
+    files: Sequence[StoredFile], indexes: Mapping[Path, CaseIndex]
+) -> Iterator[tuple[StoredAnswer, Place]]:
+    for file in files:
+        places = indexes[file.path].places
+        for answer in stored.read_answers(file):
             yield answer, places[answer.concept_id]
 
 
-def _row(answer: Answer, graded: Graded) -> dict[str, Any]:
+def _row(answer: StoredAnswer, graded: Graded) -> dict[str, Any]:
     return {
         "file": str(answer.path),
         "arm": answer.arm,
@@ -152,9 +159,9 @@ def _repair_row(graded: Graded) -> dict[str, Any]:
     return {"repairs": found.names if found else (), "repaired_score": found and found.score}
 
 
-def _no_verdict(sources: Sequence[Source], owes: Owed) -> str:
+def _no_verdict(files: Sequence[StoredFile], owes: Owed) -> str:
     """Why the gate has nothing to say on these files; empty where it has."""
-    arms = [arm for source in sources for arm in source.arms]
+    arms = [arm for file in files for arm in file.arms]
     if BASELINE not in owes.arms or len(free_arms(owes.arms)) < 2:
         return f"that takes a {BASELINE} and a student"
     if len(set(arms)) < len(arms):

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from vllm_eval.compare.gate import Verdict
     from vllm_eval.compare.intervals import Interval
-    from vllm_eval.rescore.changes import FileReport
     from vllm_eval.rescore.compare import ArmPair, Compared
+    from vllm_eval.rescore.regrade import FileReport
     from vllm_eval.rescore.score import Scored
 
 BAR_INTERVAL_S = 0.1

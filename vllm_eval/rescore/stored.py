@@ -1,28 +1,24 @@
 """Stored answers, read one by one: our result files and journals, and the predecessor's files.
 
-A file is never loaded whole. It is a JSON object with a list `results`, a bare list of results,
-or results one after the other (JSON lines); which of them is seen from what it holds.
+A file is a JSON object with a list `results`, a bare list of results, or results one a line (JSON
+lines); which of them is seen from what it holds. JSON lines are read line by line, so a journal may
+have any length. Any other file is read whole, which took 3 times its size of memory with English
+answers, and up to 11 times with very short answers, emoji, or words that only Python writes (NaN).
 """
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from vllm_eval.errors import InputError
 from vllm_eval.records import BASELINE
-from vllm_eval.rescore.json_text import TORN, JsonText
-from vllm_eval.rescore.recorded import (
-    STATUSES,
-    Answer,
-    attempts_of,
-    reason_of,
-    score_of,
-    status_of,
-    text_of,
-)
+from vllm_eval.rescore.recorded import STATUSES, read_answer, text_of
 from vllm_eval.store.folder import JOURNAL
 from vllm_eval.store.journal import parts
 
@@ -30,14 +26,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from vllm_eval.records import Key
+    from vllm_eval.rescore.recorded import StoredAnswer
 
+MAX_BYTES = 2**30
+"""Of a file that is read whole."""
+MAX_FIRST_LINE = 2**26
+"""Bytes looked at to tell JSON lines from other files."""
 MAX_WORDS = 5
 """Different unknown words for a status that are told apart."""
 _TIMESTAMP = re.compile(r"[_.-]*(?<!\d)20\d\d-?\d\d-?\d\d.*$", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class StoredFile:
     """A file of stored answers, checked from end to end."""
 
     path: Path
@@ -77,7 +78,7 @@ class _Reading:
     """Unknown words for a status, with counts."""
     keys: dict[Key, str] = field(default_factory=dict)
 
-    def meet(self, answer: Answer) -> None:
+    def meet(self, answer: StoredAnswer) -> None:
         """Take note of an answer.
 
         Raises:
@@ -113,7 +114,7 @@ class _Reading:
         return tuple(found)
 
 
-def open_source(path: Path) -> Source:
+def open_file(path: Path) -> StoredFile:
     """Check every answer of the file at `path`.
 
     Raises:
@@ -132,7 +133,7 @@ def open_source(path: Path) -> Source:
         msg = f"{path}: holds no answer"
         raise InputError(msg)
     config, stated = reading.head.get("config"), reading.head.get("total_samples")
-    return Source(
+    return StoredFile(
         path=path,
         config=config if isinstance(config, dict) else {},
         count=count,
@@ -145,9 +146,9 @@ def open_source(path: Path) -> Source:
     )
 
 
-def read_answers(source: Source) -> Iterator[Answer]:
-    """The answers of a checked file, in its order, one in memory at a time."""
-    return _read(source.path, _Reading())
+def read_answers(file: StoredFile) -> Iterator[StoredAnswer]:
+    """The answers of a checked file, in its order."""
+    return _read(file.path, _Reading())
 
 
 def arm_of(path: Path) -> str:
@@ -157,15 +158,22 @@ def arm_of(path: Path) -> str:
     return _TIMESTAMP.sub("", path.stem) or path.stem
 
 
-def _read(path: Path, reading: _Reading) -> Iterator[Answer]:
+def _read(path: Path, reading: _Reading) -> Iterator[StoredAnswer]:
     """Every answer; what else is met in the file is put into `reading`."""
     before: dict[tuple[str, str], int] = {}
     try:
-        for place, value in _values(path, reading):
-            row, arm, concept_id = _identify(path, place, value, reading.head)
-            nth = before.get((arm, concept_id), 0)
-            answer = _answer(path, place, row, (arm, concept_id, nth))
-            before[arm, concept_id] = nth + answer.final
+        for place, row in _rows(path, reading):
+            if not isinstance(row, dict):
+                msg = f"{path}, {place}: must be a JSON object"
+                raise InputError(msg)
+            concept_id = row.get("concept_id")
+            if concept_id in (None, "") or isinstance(concept_id, dict | list):
+                msg = f"{path}, {place}: lacks `concept_id`, so its requirements cannot be found"
+                raise InputError(msg)
+            arm = text_of(row, "arm") or text_of(reading.head, "arm") or arm_of(path)
+            nth = before.get((arm, str(concept_id)), 0)
+            answer = read_answer(path, place, row, (arm, str(concept_id), nth))
+            before[arm, answer.concept_id] = nth + answer.final
             yield answer
     except UnicodeDecodeError as error:
         msg = f"{path}: is not UTF-8 text: {error.reason}"
@@ -175,79 +183,91 @@ def _read(path: Path, reading: _Reading) -> Iterator[Answer]:
         raise InputError(msg) from error
 
 
-def _values(path: Path, reading: _Reading) -> Iterator[tuple[str, object]]:
+def _rows(path: Path, reading: _Reading) -> Iterator[tuple[str, object]]:
     """Place and content of every answer, of a journal through all its parts."""
-    for part in parts(path) if path.name == JOURNAL else [path]:
-        with part.open(encoding="utf-8-sig", newline="") as file:
-            for place, value in _rows(JsonText(part, file), reading):
-                yield (place if part == path else f"{part.name}, {place}"), value
-
-
-def _rows(text: JsonText, reading: _Reading) -> Iterator[tuple[str, object]]:
-    first = text.peek()
-    if first == "[":
-        yield from text.items("")
-    elif first == "{":
-        listed = False
-        own: dict[str, Any] = {}
-        for key in text.members():
-            if key == "results" and text.peek() == "[":
-                listed = True
-                yield from text.items("results")
-            else:
-                own[key] = reading.head[key] = text.value()
-        if not listed and "concept_id" in own:
-            reading.head.clear()  # what was read is no head but the first of many
-            yield "line 1", own
-            while text.peek():
-                place = f"line {text.line()}"
-                row = text.value(may_be_torn=True)
-                if row is TORN:
-                    reading.torn = place
-                    return
-                yield place, row
-        elif not listed:
-            raise text.wrong("has neither a list `results` nor a `concept_id`")
+    if path.name == JOURNAL:
+        for part in parts(path):
+            for place, row in _lines(part, reading):
+                yield (place if part == path else f"{part.name}, {place}"), row
+    elif _has_lines(path):
+        yield from _lines(path, reading)
     else:
-        raise text.wrong("is neither a result file nor JSON lines")
-    if text.peek():
-        raise text.wrong("goes on after its end")
+        yield from _whole(path, reading)
 
 
-def _identify(
-    path: Path, place: str, row: object, head: Mapping[str, Any]
-) -> tuple[dict[str, Any], str, str]:
-    if not isinstance(row, dict):
-        msg = f"{path}, {place}: must be a JSON object"
-        raise InputError(msg)
-    concept_id = row.get("concept_id")
-    if concept_id in (None, "") or isinstance(concept_id, dict | list):
-        msg = f"{path}, {place}: lacks `concept_id`, so its requirements cannot be found"
-        raise InputError(msg)
-    return row, text_of(row, "arm") or text_of(head, "arm") or arm_of(path), str(concept_id)
-
-
-def _answer(path: Path, place: str, row: dict[str, Any], key: Key) -> Answer:
-    status, unknown = status_of(row)
-    score, unusable = score_of(row)
-    text, sample = text_of(row, "raw_response"), row.get("sample")
-    counted = not isinstance(sample, int) or isinstance(sample, bool)
-    return Answer(
-        path=path,
-        place=place,
-        arm=key[0],
-        concept_id=key[1],
-        tier=text_of(row, "tier"),
-        sample=key[2] if counted else row["sample"],
-        attempts=attempts_of(row),
-        final=row.get("final") is not False,
-        status=status,
-        unknown_status=unknown,
-        recorded_status=text_of(row, "status"),
-        reason=reason_of(row),
-        score=score,
-        unusable_score=unusable,
-        text=None if status == "error" and not text else text,
-        ended=row.get("truncated") is False,
-        counted_sample=counted,
+def _has_lines(path: Path) -> bool:
+    """Whether the first line is an answer by itself."""
+    with path.open("rb") as file:
+        lines = iter(lambda: file.readline(MAX_FIRST_LINE), b"")
+        first = next((line for line in lines if line.strip()), b"")
+    try:
+        row = _parse(first)
+    except (ValueError, RecursionError):
+        return False
+    return (
+        isinstance(row, dict) and "concept_id" in row and not isinstance(row.get("results"), list)
     )
+
+
+def _lines(path: Path, reading: _Reading) -> Iterator[tuple[str, object]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = _parse(line)
+            except (ValueError, RecursionError) as error:
+                if not line.endswith(b"\n"):
+                    reading.torn = f"line {number}"
+                    return
+                raise _wrong(path, error, number) from error
+            yield f"line {number}", row
+
+
+def _whole(path: Path, reading: _Reading) -> Iterator[tuple[str, object]]:
+    if path.stat().st_size > MAX_BYTES:
+        msg = (
+            f"{path}: is larger than {MAX_BYTES // 2**30} GiB, and would be read whole into memory"
+        )
+        raise InputError(f"{msg}; give the run's {JOURNAL}, or write one result a line")
+    try:
+        found = _parse(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise _wrong(path, error) from error
+    if isinstance(found, list):
+        yield from ((f"[{number}]", row) for number, row in enumerate(found))
+    elif isinstance(found, dict) and isinstance(found.get("results"), list):
+        rows = found.pop("results")
+        reading.head |= found
+        yield from ((f"results[{number}]", row) for number, row in enumerate(rows))
+    elif isinstance(found, dict) and "concept_id" in found:
+        yield "line 1", found
+    else:
+        msg = f"{path}: has neither a list `results` nor a `concept_id`"
+        raise InputError(msg)
+
+
+def _parse(data: bytes) -> object:
+    """A JSON value; orjson refuses some of what Python writes: NaN, controls, half a surrogate."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        found: object = json.loads(data.decode("utf-8-sig"), strict=False)
+        return found
+
+
+def _wrong(path: Path, error: ValueError | RecursionError, line: int = 0) -> Exception:
+    """What to raise for a text that cannot be read; `line` is its place where it is one of many."""
+    if isinstance(error, UnicodeDecodeError):
+        return error
+    if isinstance(error, json.JSONDecodeError):
+        begun = line or error.doc[: error.pos].strip()
+        what = (
+            f"not valid JSON: {error.msg}" if begun else "is neither a result file nor JSON lines"
+        )
+        line = line or error.lineno
+    elif isinstance(error, RecursionError):
+        what = "nested too deep"
+    else:  # Python takes no integer of more than 4,300 digits
+        what = "holds a number of too many digits"
+    return InputError(f"{path}, line {line}: {what}" if line else f"{path}: {what}")
