@@ -45,14 +45,17 @@ class EngineDiedError(EngineError):
 
 
 @contextmanager
-def foreign(ours: Callable[[Exception], EvalError]) -> Iterator[None]:
-    """Turn whatever other people's code raises into an error of ours, which `ours` makes of it."""
+def foreign(ours: Callable[[Exception], Exception]) -> Iterator[None]:
+    """Turn whatever other people's code raises into what `ours` makes of it, except our errors."""
     try:
         yield
     except EvalError:
         raise
     except Exception as error:  # libraries and users' modules have no common error
-        raise ours(error) from error
+        made = ours(error)
+        if made is error:
+            raise
+        raise made from error
 
 
 def one_line(error: BaseException, most: int = 400) -> str:

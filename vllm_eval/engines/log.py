@@ -1,4 +1,4 @@
-"""Sends everything this process and its children print to a file, while an engine is open.
+"""What an engine's libraries print goes to a file while it is open, what they raise becomes ours.
 
 vLLM, its worker processes and the C++ below them write to both standard streams; only the file
 descriptors catch all of them.
@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vllm_eval.errors import EngineDiedError, EngineError, foreign, one_line
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 STREAMS = (1, 2)
+DIED = "the engine died"
 
 
 class OutputToFile:
@@ -43,3 +48,23 @@ class OutputToFile:
 def _flush() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
+
+
+@contextmanager
+def translated(
+    what: str, output: OutputToFile, advise: Callable[[Exception], str | None]
+) -> Iterator[None]:
+    """Say `what` failed, why, and what to change where `advise` knows the cause.
+
+    Raises:
+        EngineDiedError: the engine died, of no known cause: that would only come again.
+        EngineError: anything else.
+    """
+
+    def ours(error: Exception) -> EngineError:
+        remedy = advise(error)
+        msg = f"{what}: {one_line(error)} (see {output.log}){'; ' + remedy if remedy else ''}"
+        return EngineDiedError(msg) if what == DIED and remedy is None else EngineError(msg)
+
+    with foreign(ours):
+        yield

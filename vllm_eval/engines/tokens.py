@@ -5,24 +5,19 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from vllm_eval.errors import InputError
+from vllm_eval.errors import InputError, foreign, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from vllm_eval.config.settings import Config
 
+def encode(tokenizer: Any, prompt: str, prompt_format: str) -> list[int]:
+    """Token ids of `prompt`, as it stands (`raw`) or inside the tokenizer's template (`chat`).
 
-def encode(tokenizer: Any, prompt: str, config: Config) -> list[int]:
-    """Token ids of `prompt`, as it stands or inside the tokenizer's chat template.
-
-    Args:
-        tokenizer: of transformers, or vLLM's wrapper of one.
-        prompt: what is asked.
-        config: its `prompt_format` says how.
+    The tokenizer is one of transformers, or vLLM's wrapper of one.
     """
-    if config.prompt_format == "raw":
+    if prompt_format == "raw":
         return list(tokenizer.encode(prompt))
     messages = [{"role": "user", "content": prompt}]
     ids = tokenizer.apply_chat_template(
@@ -60,18 +55,26 @@ def open_counter(
         InputError: the tokenizer cannot be read, or has no chat template and one is asked for.
         ImportError: the library that reads it is not installed.
     """
-    try:
+
+    def unreadable(error: Exception) -> Exception:
+        if isinstance(error, ImportError):
+            return error
+        words = f"{type(error).__name__}: {one_line(error, 200)}"
+        msg = f"tokenizer {folder}: cannot be read: {words}; copy the tokenizer's files too"
+        return InputError(msg)
+
+    with foreign(unreadable):
         if prompt_format == "raw" and (folder / "tokenizer.json").is_file():
             return _fast_counter(folder / "tokenizer.json")
         for name, value in environment.items():
             os.environ.setdefault(name, value)
-        return _chat_counter(folder) if prompt_format == "chat" else _raw_counter(folder)
-    except (ImportError, InputError):
-        raise
-    except Exception as failed:
-        words = f"{type(failed).__name__}: {' '.join(str(failed).split())[:200]}"
-        msg = f"tokenizer {folder}: cannot be read: {words}; copy the tokenizer's files too"
-        raise InputError(msg) from failed
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if prompt_format == "chat" and not tokenizer.chat_template:
+            msg = f"tokenizer {folder}: has no chat template; give --prompt-format raw"
+            raise InputError(msg)
+        return lambda prompt: len(encode(tokenizer, prompt, prompt_format))
 
 
 def _fast_counter(file: Path) -> Callable[[str], int]:
@@ -82,28 +85,3 @@ def _fast_counter(file: Path) -> Callable[[str], int]:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return lambda prompt: len(tokenizer.encode(prompt).ids)
-
-
-def _raw_counter(folder: Path) -> Callable[[str], int]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return lambda prompt: len(tokenizer.encode(prompt))
-
-
-def _chat_counter(folder: Path) -> Callable[[str], int]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    if not tokenizer.chat_template:
-        msg = f"tokenizer {folder}: has no chat template; give --prompt-format raw"
-        raise InputError(msg)
-
-    def count(prompt: str) -> int:
-        messages = [{"role": "user", "content": prompt}]
-        ids = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        return len(ids)
-
-    return count

@@ -44,12 +44,9 @@ def answer(
         watch: notes the times, and may end it early.
     """
     import torch
-    from transformers import (
-        LogitsProcessorList,
-        StoppingCriteriaList,
-        TemperatureLogitsWarper,
-        TopPLogitsWarper,
-    )
+    from transformers import LogitsProcessorList, StoppingCriteriaList
+    from transformers import TemperatureLogitsWarper as Temperature
+    from transformers import TopPLogitsWarper as TopP
 
     begin = time.monotonic()
     inputs = pad(loaded, [item.ids for item in batch])
@@ -58,9 +55,9 @@ def answer(
     if config.temperature >= GREEDY_BELOW:
         seeds = (item.request.seed for item in batch)
         draw = SeededDraw([torch.Generator(device).manual_seed(seed) for seed in seeds])
-        choice.append(TemperatureLogitsWarper(config.temperature))
+        choice.append(Temperature(config.temperature))
         if config.top_p < 1:
-            choice.append(TopPLogitsWarper(config.top_p))
+            choice.append(TopP(config.top_p))
         choice.append(draw)
     with as_arm(loaded, batch[0].request.arm) as model, torch.inference_mode():
         rows = model.generate(

@@ -18,23 +18,27 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 from vllm_eval.engines import canary
-from vllm_eval.engines.log import OutputToFile
+from vllm_eval.engines.log import DIED, OutputToFile, translated
 from vllm_eval.engines.tokens import encode, too_long
 from vllm_eval.engines.transformers.batch import Queued, Watch, answer
-from vllm_eval.engines.transformers.model import Loaded, add_adapters, likeliest_tokens, load_base
-from vllm_eval.engines.transformers.options import read_options
-from vllm_eval.errors import EngineDiedError, EngineError, EvalError
+from vllm_eval.engines.transformers.model import (
+    Loaded,
+    add_adapters,
+    likeliest_tokens,
+    load_base,
+    read_options,
+)
+from vllm_eval.errors import EngineError, one_line
 from vllm_eval.records import Completion
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from vllm_eval.config.settings import Config
-    from vllm_eval.engines.transformers.options import Options
+    from vllm_eval.engines.transformers.model import Options
     from vllm_eval.records import Arm, Request
 
-DIED = "the engine died"
 REMEDIES = (
     (
         ("out of memory", "can't allocate memory", "not enough memory"),
@@ -67,7 +71,7 @@ class TransformersEngine:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transformers")
         # All arms ask the same prompt, and the length is checked before it is submitted.
         self._token_ids: Callable[[str], tuple[int, ...]] = functools.lru_cache(maxsize=512)(
-            lambda prompt: tuple(encode(loaded.tokenizer, prompt, config))
+            lambda prompt: tuple(encode(loaded.tokenizer, prompt, config.prompt_format))
         )
 
     @classmethod
@@ -83,27 +87,26 @@ class TransformersEngine:
         options = read_options(config)
         for name, value in config.engine_env.items():
             os.environ.setdefault(name, value)
-        output = OutputToFile(log)
-        engine = None
-        try:
-            with _translated("the engine did not start", output):
+        with contextlib.ExitStack() as undo:
+            output = OutputToFile(log)
+            undo.callback(output.restore)
+            with _or_say("the engine did not start", output):
                 loaded = load_base(options, config, base_model)
             texts = [tuple(loaded.tokenizer.encode(text)) for text in canary.TEXTS]
-            with _translated("the canary could not be asked", output):
+            with _or_say("the canary could not be asked", output):
                 # While there is no adapter anywhere: this is what the base must go on saying.
                 alone = likeliest_tokens(loaded, "", texts, canary.TOP_TOKENS)
-            with _translated("an adapter cannot be served", output):
+            with _or_say("an adapter cannot be served", output):
                 loaded = add_adapters(loaded, arms)
             engine = cls(loaded, options, config, output)
+            undo.callback(engine.close)
             if config.prompt_format == "chat":
-                with _translated("prompt_format: chat, but the tokenizer has no template", output):
+                with _or_say("prompt_format: chat, but the tokenizer has no template", output):
                     engine._token_ids("test")
-            with _translated("the canary could not be asked", output):
+            with _or_say("the canary could not be asked", output):
                 _prove_arms(loaded, texts, alone)
-        except BaseException:
-            engine.close() if engine else output.restore()
-            raise
-        return engine
+            undo.pop_all()
+            return engine
 
     @property
     def capacity(self) -> int:
@@ -141,7 +144,7 @@ class TransformersEngine:
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests; they have their turn after those that wait already."""
         for request in requests:
-            with _translated(DIED, self._output):
+            with _or_say(DIED, self._output):
                 why = self.refusal(request.prompt)
                 ids = self._token_ids(request.prompt)
             if why is not None:
@@ -163,7 +166,7 @@ class TransformersEngine:
         if self._running is None or not wait([self._running], timeout).done:
             return []
         running, self._running = self._running, None
-        with _translated(DIED, self._output):
+        with _or_say(DIED, self._output):
             finished = running.result()
         self._start_next()
         return finished
@@ -208,24 +211,17 @@ class TransformersEngine:
 
 
 def _prove_arms(
-    loaded: Loaded,
-    texts: Sequence[Sequence[int]],
-    alone: Sequence[Mapping[int, float]],
+    loaded: Loaded, texts: Sequence[Sequence[int]], alone: Sequence[Mapping[int, float]]
 ) -> None:
     """Ask the canary's texts of every arm, the base after the adapters have been at work.
 
     Raises:
         EngineError: an arm does not answer from its own weights.
     """
-    if len(loaded.adapters) == 1:
-        return
-    canary.prove(
-        alone,
-        {
-            arm: likeliest_tokens(loaded, arm, texts, canary.TOP_TOKENS)
-            for arm in sorted(loaded.adapters, key=lambda arm: loaded.adapters[arm] is None)
-        },
-    )
+    if len(loaded.adapters) > 1:
+        arms = sorted(loaded.adapters, key=lambda arm: loaded.adapters[arm] is None)
+        tokens = {arm: likeliest_tokens(loaded, arm, texts, canary.TOP_TOKENS) for arm in arms}
+        canary.prove(alone, tokens)
 
 
 def _free_memory() -> None:
@@ -237,21 +233,12 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-@contextlib.contextmanager
-def _translated(what: str, output: OutputToFile) -> Iterator[None]:
-    try:
-        yield
-    except EvalError:
-        raise
-    except ImportError as error:
-        words = " ".join(str(error).split())[:400]
-        msg = f"{what}: {words}; pip install 'vllm_eval[transformers]'"
-        raise EngineError(msg) from error
-    except Exception as error:
-        words = " ".join(str(error).split())[:400] or type(error).__name__
-        known = (todo for parts, todo in REMEDIES if any(part in words for part in parts))
-        remedy = next(known, None)
-        msg = f"{what}: {words} (see {output.log}){'; ' + remedy if remedy else ''}"
-        if what == DIED and remedy is None:
-            raise EngineDiedError(msg) from error
-        raise EngineError(msg) from error
+def _or_say(what: str, output: OutputToFile) -> contextlib.AbstractContextManager[None]:
+    return translated(what, output, _remedy)
+
+
+def _remedy(error: Exception) -> str | None:
+    if isinstance(error, ImportError):
+        return "pip install 'vllm_eval[transformers]'"
+    words = one_line(error)
+    return next((todo for parts, todo in REMEDIES if any(part in words for part in parts)), None)

@@ -13,18 +13,19 @@ import gc
 import math
 import os
 import time
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from vllm_eval.engines import canary
-from vllm_eval.engines.log import OutputToFile
+from vllm_eval.engines.log import DIED, OutputToFile, translated
 from vllm_eval.engines.tokens import encode, too_long
-from vllm_eval.engines.vllm.advice import advise
-from vllm_eval.engines.vllm.options import engine_options
-from vllm_eval.errors import EngineDiedError, EngineError, EvalError
+from vllm_eval.engines.vllm.options import advise, engine_options
+from vllm_eval.errors import EngineError, one_line
 from vllm_eval.records import Completion
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from vllm import LLM, SamplingParams
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from vllm_eval.config.settings import Config
     from vllm_eval.records import Arm, Request
 
-DIED = "the engine died"
 FENCE = "```"
 """How every constrained answer begins."""
 
@@ -73,29 +73,32 @@ class VllmEngine:
         for name, value in config.engine_env.items():
             os.environ.setdefault(name, value)
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        output = OutputToFile(log)
-        engine = None
-        try:
-            with _translated("the engine did not start", output):
+        if find_spec("vllm") is None:
+            msg = (
+                "vLLM is not installed; pip install 'vllm_eval[vllm]' (without a GPU: scripts/demo)"
+            )
+            raise EngineError(msg)
+        with contextlib.ExitStack() as undo:
+            output = OutputToFile(log)
+            undo.callback(output.restore)
+            with _or_say("the engine did not start", output):
                 from vllm import LLM
 
-                options = engine_options(config, arms)
-                llm = LLM(model=base_model, **options)
+                llm = LLM(model=base_model, **engine_options(config, arms))
                 engine = cls(llm, config, arms, output)
+            undo.callback(engine.close)
             for lora in filter(None, map(engine._loras.get, engine._free)):
-                with _translated(f"adapter {lora.lora_path} cannot be served", output):
+                with _or_say(f"adapter {lora.lora_path} cannot be served", output):
                     engine._engine.add_lora(lora)
             if config.prompt_format == "chat":
-                with _translated("prompt_format: chat, but the tokenizer has no template", output):
+                with _or_say("prompt_format: chat, but the tokenizer has no template", output):
                     engine._token_ids("test")
-            with _translated("the canary could not be asked", output):
+            with _or_say("the canary could not be asked", output):
                 engine._prove_arms()
-            with _translated("constrain: no answer can be held to the task's grammar", output):
+            with _or_say("constrain: no answer can be held to the task's grammar", output):
                 engine._prove_grammar()
-        except BaseException:
-            engine.close() if engine else output.restore()
-            raise
-        return engine
+            undo.pop_all()
+            return engine
 
     @property
     def capacity(self) -> int:
@@ -132,7 +135,7 @@ class VllmEngine:
             sampling = self._sampling(request)
             ids = tokens_input(self._token_ids(request.prompt))
             lora = self._loras[request.arm]
-            with _translated(DIED, self._output):
+            with _or_say(DIED, self._output):
                 try:
                     self._engine.add_request(request.id, ids, sampling, lora_request=lora)
                 except ValueError as error:  # vLLM's word for a request it cannot take
@@ -147,7 +150,7 @@ class VllmEngine:
         """Step the batch until at least one request has finished, or the time is up."""
         end = math.inf if timeout is None else time.monotonic() + timeout
         finished, self._rejected = self._rejected, []
-        with _translated(DIED, self._output):
+        with _or_say(DIED, self._output):
             # Never a step without a request: in another process it would block for ever.
             while not finished and self.busy and time.monotonic() < end:
                 finished = [_complete(out) for out in self._engine.step() if out.finished]
@@ -230,9 +233,7 @@ class VllmEngine:
         from vllm.inputs import tokens_input
 
         sampling = SamplingParams(temperature=0.0, max_tokens=1, logprobs=canary.TOP_TOKENS)
-        found: dict[str, list[dict[int, float]]] = {
-            arm: [{} for _ in canary.TEXTS] for arm, _ in arms
-        }
+        found = {arm: [dict[int, float]() for _ in canary.TEXTS] for arm, _ in arms}
         for number, text in enumerate(canary.TEXTS):
             ids = list(self._tokenizer.encode(text))
             for arm, lora in arms:
@@ -247,7 +248,11 @@ class VllmEngine:
         return found
 
     def _tokenize(self, prompt: str) -> list[int]:
-        return encode(self._tokenizer, prompt, self._config)
+        return encode(self._tokenizer, prompt, self._config.prompt_format)
+
+
+def _or_say(what: str, output: OutputToFile) -> AbstractContextManager[None]:
+    return translated(what, output, lambda error: advise(one_line(error), output))
 
 
 def _lora_request(number: int, arm: Arm) -> LoRARequest | None:
@@ -261,12 +266,11 @@ def _complete(output: RequestOutput) -> Completion:
     failed = answer.finish_reason not in ("stop", "length", "repetition")
     stats = output.metrics
     times = {}
-    if stats is not None and stats.first_token_ts:
-        decode = stats.last_token_ts - stats.first_token_ts
+    if stats is not None and (first := stats.first_token_ts):
         times = {
             "queued_s": max(0.0, stats.scheduled_ts - stats.queued_ts),
             "ttft_s": stats.first_token_latency,
-            "total_s": stats.first_token_latency + decode,
+            "total_s": stats.first_token_latency + stats.last_token_ts - first,
         }
     return Completion(
         output.request_id,
@@ -278,23 +282,3 @@ def _complete(output: RequestOutput) -> Completion:
         cached_tokens=output.num_cached_tokens or 0,
         **times,
     )
-
-
-@contextlib.contextmanager
-def _translated(what: str, output: OutputToFile) -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name != "vllm":
-            raise
-        msg = "vLLM is not installed; pip install 'vllm_eval[vllm]' (without a GPU: scripts/demo)"
-        raise EngineError(msg) from error
-    except EvalError:
-        raise
-    except Exception as error:
-        words = " ".join(str(error).split())[:400] or type(error).__name__
-        remedy = advise(words, output)
-        msg = f"{what}: {words} (see {output.log}){'; ' + remedy if remedy else ''}"
-        if what == DIED and remedy is None:  # a known cause would only come again
-            raise EngineDiedError(msg) from error
-        raise EngineError(msg) from error

@@ -1,4 +1,9 @@
-"""Which options the vLLM engine is started with: derived from the adapters, then as configured."""
+"""Which options the vLLM engine is started with, and which to change when it cannot go on.
+
+They are derived from the adapters, then as configured. Sources of vLLM's messages, from vLLM 0.10
+to 0.33: vllm/v1/worker/utils.py, v1/core/kv_cache_utils.py, v1/worker/gpu_model_runner.py,
+v1/worker/cpu_worker.py, lora/peft_helper.py.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vllm_eval.config.settings import Config
+    from vllm_eval.engines.log import OutputToFile
     from vllm_eval.records import Arm
 
 OURS = frozenset(
@@ -23,6 +29,65 @@ OURS = frozenset(
 CONSTRAINING: Mapping[str, Any] = {"structured_outputs_config": {"backend": "guidance"}}
 """xgrammar 0.2.8 masks tokens that it would accept: with `rements` in a vocabulary, `requirements`
 where a grammar wants that very word."""
+
+LOG_TAIL_BYTES = 200_000
+_LESS_MEMORY = (
+    "take less memory: --max-model-len 2048, --max-num-seqs 16, --load-4bit, "
+    "or split over GPUs with --tensor-parallel-size"
+)
+ADVICE = (
+    (
+        "is less than desired GPU memory utilization",
+        "another process holds GPU memory: end it, or lower --gpu-memory-utilization (0.80)",
+    ),
+    (
+        "No available memory for the cache blocks",
+        "the weights leave nothing for the cache: raise --gpu-memory-utilization to 0.95, or "
+        + _LESS_MEMORY,
+    ),
+    (
+        "To serve at least one request with the model",
+        "one full-length request does not fit: lower --max-model-len to the estimate named above",
+    ),
+    ("Cannot auto-fit max_model_len", _LESS_MEMORY),
+    ("Failed to load model - not enough GPU memory", _LESS_MEMORY),
+    (
+        "CUDA out of memory occurred when warming up sampler",
+        "lower --max-num-seqs to 16, or --gpu-memory-utilization to 0.80",
+    ),
+    ("out of memory", _LESS_MEMORY),
+    ("OutOfMemoryError", _LESS_MEMORY),
+    (
+        "Available memory on node",
+        "the cache does not fit into RAM: lower it with -c engine_args.kv_cache_memory_bytes=N",
+    ),
+    (
+        "is greater than the derived max_model_len",
+        "the model was made for shorter texts: lower --max-model-len to the length named above",
+    ),
+    (
+        "Bfloat16 is only supported on GPUs with compute capability",
+        "this GPU has no bfloat16: give --dtype half",
+    ),
+    ("libcudart.so.13", "this vLLM needs a CUDA 13 driver (580 or newer): install vllm==0.19.1"),
+    (
+        "CPU Generator does not use offset",
+        "the CPU engine cannot split a seeded prompt: -c engine_args.enable_chunked_prefill=false",
+    ),
+    (
+        "is greater than max_lora_rank",
+        "raise it with -c engine_args.max_lora_rank=N, or leave it out: it is derived",
+    ),
+    (
+        "does not yet support DoRA",
+        "train without DoRA, or merge the adapter into a copy of the base",
+    ),
+    (
+        "Unknown quantization method: bitsandbytes",
+        "since vLLM 0.28 --load-4bit needs the package vllm-bnb-plugin",
+    ),
+)
+"""Part of the message, and what to do. The first that fits counts: narrow ones stand first."""
 
 
 def engine_options(config: Config, arms: Sequence[Arm]) -> dict[str, Any]:
@@ -73,3 +138,26 @@ def engine_options(config: Config, arms: Sequence[Arm]) -> dict[str, Any]:
     elif installed().has_flashinfer_trap and not current_platform.has_device_capability(80):
         options.setdefault("attention_backend", "TRITON_ATTN")
     return options
+
+
+def advise(message: str, output: OutputToFile) -> str | None:
+    """What to change, from the error's message or else from the end of the engine's log.
+
+    With worker processes the message only says that one of them failed; why is in the log.
+    """
+    for text in (message, _tail(output)):
+        for cause, remedy in ADVICE:
+            if cause in text:
+                return remedy
+    return None
+
+
+def _tail(output: OutputToFile) -> str:
+    """The end of what this engine printed; an earlier one's troubles are over."""
+    try:
+        with output.log.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(output.begin, file.tell() - LOG_TAIL_BYTES))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
