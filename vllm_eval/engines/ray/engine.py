@@ -10,15 +10,15 @@ import math
 import os
 import time
 from collections import deque
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vllm_eval.config.settings import gpus_of
+from vllm_eval.config.settings import gpus_of, resolve_path
 from vllm_eval.engines.log import OutputToFile
-from vllm_eval.engines.ray.replica import Order, Replica, Started
-from vllm_eval.engines.ray.seats import Seat, counter, environment, room, share_out, unlike
-from vllm_eval.engines.tokens import too_long
-from vllm_eval.errors import EngineDiedError, EngineError, EvalError
+from vllm_eval.engines.ray.replica import Order, Replica, Seat, Started, room, share_out, unlike
+from vllm_eval.engines.tokens import open_counter, too_long
+from vllm_eval.errors import EngineDiedError, EngineError, EvalError, foreign, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -64,16 +64,15 @@ class RayEngine:
         """
         for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
             os.environ.setdefault(name, "0")
-        output = OutputToFile(order.log)
-        engine = None
-        try:
+        with ExitStack() as undo:
+            output = OutputToFile(order.log)
+            undo.callback(output.restore)
             engine = cls(order, output, ours=_connect(order.config))
+            undo.callback(engine.close)
             engine._place()
             engine._await_first()
-        except BaseException:
-            engine.close() if engine else output.restore()
-            raise
-        return engine
+            undo.pop_all()
+            return engine
 
     @property
     def capacity(self) -> int:
@@ -151,12 +150,14 @@ class RayEngine:
         if not (self._config.replicas or fit):
             msg = f"ray: no node of the cluster has {gpus} GPUs and a CPU for a replica"
             raise EngineError(f"{msg}; see ray status")
+        # The engine's variables, before its process starts; what is set here already wins.
+        variables = {n: os.environ.get(n, value) for n, value in self._config.engine_env.items()}
         actor = ray.remote(Replica).options(
             num_cpus=1,
             num_gpus=gpus,  # of one node: an actor is never spread over several
             max_restarts=self._config.max_engine_restarts,
             scheduling_strategy="SPREAD",
-            runtime_env={"env_vars": environment(self._config)},
+            runtime_env={"env_vars": variables},
         )
         for number in range(self._config.replicas or fit):
             seat = Seat(number, actor.remote())
@@ -172,8 +173,14 @@ class RayEngine:
         while self._first is None:
             for seat in self._wait(None):
                 self._take(seat)
-        if self._config.answering != "scripted":
-            self._count = counter(self._config, self._order.base_model)
+        if (config := self._config).answering == "scripted":
+            return
+        folder = resolve_path(str(config.engine_args.get("tokenizer") or self._order.base_model))
+        try:
+            self._count = open_counter(folder, config.prompt_format, config.engine_env)
+        except ImportError as error:
+            msg = f"ray: the tokenizer is needed here too: {error}; pip install transformers"
+            raise EngineError(msg) from error
 
     def _start(self, seat: Seat) -> None:
         """Have a replica open its engine; Ray sends the call again if the process dies of it."""
@@ -216,8 +223,8 @@ class RayEngine:
                 self._give_up(seat, cause)
         except RayError as error:
             if isinstance(error, ActorDiedError) and seat.started is None:
-                words = " ".join(str(error).split())[:400]
-                self._give_up(seat, EngineDiedError(f"ray: replica {seat.number}: {words}"))
+                why = f"ray: replica {seat.number}: {one_line(error)}"
+                self._give_up(seat, EngineDiedError(why))
             else:
                 self._lose(seat)
         else:
@@ -284,7 +291,10 @@ def _connect(config: Config) -> bool:
     if ray.is_initialized():  # a notebook's own connection, say
         return False
     address = config.ray_address or LOCAL
-    try:
+    start = "start one with ray start --head" if config.ray_address else "see its message"
+    with foreign(
+        lambda error: EngineError(f"ray: no cluster at {address}: {one_line(error, 300)}; {start}")
+    ):
         # Not its usual words on the terminal, nor a server of its own for looking at it.
         ray.init(
             address,
@@ -292,9 +302,4 @@ def _connect(config: Config) -> bool:
             log_to_driver=False,
             logging_level="ERROR",
         )
-    except Exception as error:
-        words = " ".join(str(error).split())[:300]
-        start = "start one with ray start --head" if config.ray_address else "see its message"
-        msg = f"ray: no cluster at {address}: {words}; {start}"
-        raise EngineError(msg) from error
     return True
