@@ -86,5 +86,4 @@ def _apart(one: Sequence[Distribution], other: Sequence[Distribution]) -> float:
 
 
 def _fail(what: str) -> None:
-    msg = f"canary: {what}; no score of this engine can be trusted"
-    raise EngineError(msg)
+    raise EngineError(f"canary: {what}; no score of this engine can be trusted")

@@ -68,8 +68,7 @@ class ScriptedEngine:
             DatasetError: the file or one of its lines cannot be used.
         """
         if script is None:
-            msg = "script: the scripted engine needs one; give --script FILE.jsonl"
-            raise ConfigError(msg)
+            raise ConfigError("script: the scripted engine needs one; give --script FILE.jsonl")
         return cls(list(_read_script(resolve_path(script))), life)
 
     @property
@@ -117,8 +116,7 @@ class ScriptedEngine:
                 break  # what has finished is handed out first
             heapq.heappop(self._due)
             if completion is None:
-                msg = "the engine died, as its script wants it"
-                raise EngineDiedError(msg)
+                raise EngineDiedError("the engine died, as its script wants it")
             finished.append(completion)
         return finished
 
@@ -160,22 +158,18 @@ def _read_script(path: Path) -> Iterator[Line]:
                 if raw.strip():
                     yield _read_line(f"{path}, line {number}", raw)
     except OSError as error:
-        msg = f"{path}: cannot read the script: {error.strerror}"
-        raise DatasetError(msg) from error
+        raise DatasetError(f"{path}: cannot read the script: {error.strerror}") from error
 
 
 def _read_line(where: str, raw: bytes) -> Line:
     try:
         fields = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        msg = f"{where}: not valid JSON: {error}"
-        raise DatasetError(msg) from error
+        raise DatasetError(f"{where}: not valid JSON: {error}") from error
     if not isinstance(fields, dict) or not isinstance(fields.get("concept_id"), str):
-        msg = f"{where}: must be an object with a concept_id ('{ANY}' for every case)"
-        raise DatasetError(msg)
+        raise DatasetError(f"{where}: must be an object with a concept_id ('{ANY}' for every case)")
     if unknown := sorted(set(fields) - _KEYS):
-        msg = f"{where}: unknown key {unknown[0]!r}; there is only {sorted(_KEYS)}"
-        raise DatasetError(msg)
+        raise DatasetError(f"{where}: unknown key {unknown[0]!r}; there is only {sorted(_KEYS)}")
     rules: tuple[tuple[str, type | tuple[type, ...]], ...] = (
         ("arm", str),
         ("attempt", int),
@@ -186,16 +180,13 @@ def _read_line(where: str, raw: bytes) -> Line:
     )
     for key, kind in rules:
         if fields.get(key) is not None and not isinstance(fields[key], kind):
-            msg = f"{where}: {key!r} has the wrong type"
-            raise DatasetError(msg)
+            raise DatasetError(f"{where}: {key!r} has the wrong type")
     for key, least, most in (("attempt", 1, 10**6), ("seconds", 0, 10**6), ("deaths", 0, 10**6)):
         value = fields.get(key)
         if value is not None and (isinstance(value, bool) or not least <= value <= most):
-            msg = f"{where}: {key!r} must be a number from {least} to {most}"
-            raise DatasetError(msg)
+            raise DatasetError(f"{where}: {key!r} must be a number from {least} to {most}")
     if fields.get("text") is None and fields.get("error") is None:
-        msg = f"{where}: needs a 'text' or an 'error'"
-        raise DatasetError(msg)
+        raise DatasetError(f"{where}: needs a 'text' or an 'error'")
     return Line(
         concept_id=fields["concept_id"],
         arm=fields.get("arm"),

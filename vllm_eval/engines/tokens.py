@@ -72,8 +72,7 @@ def open_counter(
 
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         if prompt_format == "chat" and not tokenizer.chat_template:
-            msg = f"tokenizer {folder}: has no chat template; give --prompt-format raw"
-            raise InputError(msg)
+            raise InputError(f"tokenizer {folder}: has no chat template; give --prompt-format raw")
         return lambda prompt: len(encode(tokenizer, prompt, prompt_format))
 
 

@@ -40,16 +40,14 @@ def open_arms(config: Config) -> tuple[Arm, ...]:
     arms = [Arm(BASELINE)]
     for given in config.adapters:
         if not given.strip("/ ").removeprefix(PACKAGE):
-            msg = f"adapters: {given!r} names none; give --adapter NAME"
-            raise AdapterError(msg)
+            raise AdapterError(f"adapters: {given!r} names none; give --adapter NAME")
         name = file_name(given.rstrip("/").rpartition("/")[2].rpartition(":")[2])
         if not name.strip(".") or len(name) > MAX_NAME:
             msg = f"adapters: {given!r} gives no name for files (1 to {MAX_NAME} characters)"
             raise AdapterError(msg)
         # Some disks do not tell upper from lower case.
         if name.casefold() in {arm.name.casefold() for arm in arms}:
-            msg = f"adapters: two arms would be called {name!r}; rename a folder"
-            raise AdapterError(msg)
+            raise AdapterError(f"adapters: two arms would be called {name!r}; rename a folder")
         if config.answering == "scripted" or (
             config.engine == "openai" and not _places(given, config.adapter_dirs)
         ):  # only a label, or a model's name on a server: no adapter file is read
@@ -99,8 +97,7 @@ def base_of(arms: Sequence[Arm], given: str | None) -> str:
     if len(bases) == 1 and (base := bases.pop()):
         return _local_or_hub(base)
     said = "; ".join(f"{a.name}: {a.adapter.base_model}" for a in arms if a.adapter)
-    msg = f"base_model: the adapters do not agree on one ({said}); give --base-model"
-    raise AdapterError(msg)
+    raise AdapterError(f"base_model: the adapters do not agree on one ({said}); give --base-model")
 
 
 def find_adapter(given: str, adapter_dirs: Sequence[str]) -> Path:
@@ -142,8 +139,7 @@ def read_adapter(name: str, folder: Path) -> Adapter:
         raise AdapterError(msg)
     base = fields.get("base_model_name_or_path")
     if not isinstance(base, str | None):
-        msg = f"{folder / CONFIG_FILE}: base_model_name_or_path must be a string"
-        raise AdapterError(msg)
+        raise AdapterError(f"{folder / CONFIG_FILE}: base_model_name_or_path must be a string")
     digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes())
     with weights.open("rb") as file:
         while chunk := file.read(2**20):
@@ -171,8 +167,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     except InputError as error:
         raise AdapterError(str(error)) from error
     if not isinstance(fields, dict) or fields.get("peft_type") != "LORA":
-        msg = f"{path}: peft_type must be LORA; other adapters cannot be served"
-        raise AdapterError(msg)
+        raise AdapterError(f"{path}: peft_type must be LORA; other adapters cannot be served")
     return fields
 
 

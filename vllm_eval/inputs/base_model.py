@@ -108,8 +108,7 @@ def read_base(name: str, revision: str | None = None, *, weights: bool = True) -
         return Base(name)
     config = read_json(folder / "config.json")
     if not isinstance(config, dict):
-        msg = f"{folder / 'config.json'}: must hold a JSON object; copy it again"
-        raise InputError(msg)
+        raise InputError(f"{folder / 'config.json'}: must hold a JSON object; copy it again")
     text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
     quantization = config.get("quantization_config")
     return Base(
@@ -164,8 +163,7 @@ def _find(name: str, revision: str | None) -> Path | None:
     if path.is_dir():
         return path
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        msg = f"{name}: there is no such folder; give --base-model FOLDER or a hub id"
-        raise InputError(msg)
+        raise InputError(f"{name}: there is no such folder; give --base-model FOLDER or a hub id")
     try:
         from huggingface_hub import snapshot_download, try_to_load_from_cache
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -225,13 +223,11 @@ def _read_weights(folder: Path) -> dict[str, Tensor] | None:
         files = listed.values() if isinstance(listed, dict) else ()
         names = {str(file) for file in files}
         if not names or any("/" in name for name in names):
-            msg = f"{index}: names no files beside itself; copy it again"
-            raise InputError(msg)
+            raise InputError(f"{index}: names no files beside itself; copy it again")
     if not names:
         if any(folder.glob("*.bin")) or "snapshots" in folder.parts:
             return None
-        msg = f"{folder}: holds no weights (*.safetensors); is the copy complete?"
-        raise InputError(msg)
+        raise InputError(f"{folder}: holds no weights (*.safetensors); is the copy complete?")
     lacking = sorted(name for name in names if not (folder / name).is_file())
     if lacking and "snapshots" in folder.parts:  # a download that vLLM is going to complete
         return None

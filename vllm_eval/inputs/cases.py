@@ -89,8 +89,7 @@ def open_dataset(
         msg = f"{path}: cannot read the data set: {error.strerror}; give --dataset-path"
         raise DatasetError(msg) from error
     if not numbers:
-        msg = f"{path}: holds no record"
-        raise DatasetError(msg)
+        raise DatasetError(f"{path}: holds no record")
     order = array("q", range(len(numbers)))
     random.Random(seed).shuffle(order)
     drawn = order[:max_samples]

@@ -101,8 +101,7 @@ def _gzip_lines(path: Path) -> Iterator[bytes]:
     with gzip.open(path, "rb") as file:
         while line := file.readline(MAX_LINE + 1):
             if len(line) > MAX_LINE:
-                msg = f"a line is longer than {MAX_LINE:,} bytes"
-                raise ValueError(msg)
+                raise ValueError(f"a line is longer than {MAX_LINE:,} bytes")
             yield line
 
 
@@ -129,8 +128,7 @@ def _hub_rows(path: Path, fields: Sequence[str]) -> Iterator[bytes]:
     datasets = _import_datasets(path)
     name, _, split = str(path).removeprefix(HUB).partition(":")
     if not re.fullmatch(HUB_NAME, name):
-        msg = f"{path}: {name!r} is no OWNER/NAME of a data set on the hub"
-        raise DatasetError(msg)
+        raise DatasetError(f"{path}: {name!r} is no OWNER/NAME of a data set on the hub")
     found = datasets.load_dataset(name, split=split or None, streaming=True)
     if isinstance(found, dict):
         if len(found) > 1:
@@ -168,8 +166,7 @@ def _line(row: dict[str, Any]) -> bytes:
 def _text(value: object) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8")
-    msg = f"holds a {type(value).__name__}, which is no text"
-    raise ValueError(msg)
+    raise ValueError(f"holds a {type(value).__name__}, which is no text")
 
 
 def _lacking(path: Path, extra: str) -> InputError:

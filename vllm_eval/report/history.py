@@ -72,8 +72,7 @@ def write_history(runs: Sequence[StoredRun], path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         return write_text(path, page)
     except OSError as error:
-        msg = f"{path}: cannot be written: {error.strerror}; give --output"
-        raise InputError(msg) from error
+        raise InputError(f"{path}: cannot be written: {error.strerror}; give --output") from error
 
 
 def _rows(run: StoredRun, place: Path) -> list[Row]:

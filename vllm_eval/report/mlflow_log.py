@@ -48,8 +48,7 @@ def log_run(run: StoredRun, uri: str, files: Sequence[Path]) -> str:
     try:
         return _log(MlflowClient(tracking_uri=uri), run, files)
     except MlflowException as error:
-        msg = f"--mlflow {uri}: {error}"
-        raise InputError(msg) from error
+        raise InputError(f"--mlflow {uri}: {error}") from error
 
 
 def _log(client: Any, run: StoredRun, files: Sequence[Path]) -> str:  # noqa: ANN401  MLflow's own

@@ -54,8 +54,7 @@ _WORDS = {
 def _as_read(word: str) -> str:
     """Refuse what YAML would take for something else where a model writes it without quotes."""
     if parse_yaml(word).data != word:
-        msg = f"an answer's {word!r} would not be read as a text; choose another word"
-        raise ValueError(msg)
+        raise ValueError(f"an answer's {word!r} would not be read as a text; choose another word")
     return word
 
 
@@ -131,11 +130,9 @@ class Value(_Record):
         }
         for name, types in kinds.items():
             if name in self.model_fields_set and self.type not in types:
-                msg = f"{name} is for a {' or '.join(types)}, and this is a {self.type}"
-                raise ValueError(msg)
+                raise ValueError(f"{name} is for a {' or '.join(types)}, and this is a {self.type}")
             if name in ("of", "keys") and self.type in types and not getattr(self, name):
-                msg = f"a {self.type} needs {name}"
-                raise ValueError(msg)
+                raise ValueError(f"a {self.type} needs {name}")
         if self.min_items > self.max_items:
             msg = f"min_items is {self.min_items}, and max_items {self.max_items}; raise max_items"
             raise ValueError(msg)
@@ -237,19 +234,16 @@ def parse_declaration(text: str, where: str) -> Declaration:
     parsed = parse_yaml(text)
     if parsed.error is not None:
         place = f", line {parsed.line}" if parsed.line else ""
-        msg = f"{where}{place}: not valid YAML: {parsed.error}"
-        raise ConfigError(msg)
+        raise ConfigError(f"{where}{place}: not valid YAML: {parsed.error}")
     if not isinstance(parsed.data, dict):
-        msg = f"{where}: must be a mapping that declares a task"
-        raise ConfigError(msg)
+        raise ConfigError(f"{where}: must be a mapping that declares a task")
     try:
         # Through JSON, since strict validation of Python objects refuses a list for a tuple.
         whole = json.dumps(parsed.data, default=str)
         _check_keys(parsed.data)
         return Declaration.model_validate_json(whole)
     except (TypeError, ValueError, RecursionError) as error:  # an alias to itself, say
-        msg = f"{where}: {_said(error)}"
-        raise ConfigError(msg) from error
+        raise ConfigError(f"{where}: {_said(error)}") from error
 
 
 def dump_declaration(declaration: Declaration) -> str:
@@ -262,8 +256,7 @@ def _check_keys(value: object) -> None:
     """Refuse keys that are no texts: JSON would make some of them."""
     for key in value if isinstance(value, dict) else ():
         if not isinstance(key, str):
-            msg = f"the key {key!r}; put a number, yes, no, on or off in quotes"
-            raise TypeError(msg)
+            raise TypeError(f"the key {key!r}; put a number, yes, no, on or off in quotes")
     if isinstance(value, dict | list):
         for inner in value.values() if isinstance(value, dict) else value:
             _check_keys(inner)

@@ -130,8 +130,7 @@ def _mapping(rules: Rules, path: str, value: Value, indent: int) -> str:
     ways = [" ".join((*free[:number], name, *free[number + 1 :])) for number, name in rows]
     if not ways:
         keys = ", ".join(value.keys)
-        msg = f"task: ids: none of {keys} is a list that could name {value.ids.called}"
-        raise ConfigError(msg)
+        raise ConfigError(f"task: ids: none of {keys} is a list that could name {value.ids.called}")
     return f'"\\n" ({" | ".join(ways)})'
 
 

@@ -85,17 +85,14 @@ def read_prompt(path: Path, declaration: Declaration, source: str) -> Prompt:
         template.filename = str(path)
         names = meta.find_undeclared_variables(environment.parse(text))
     except OSError as error:
-        msg = f"{source}: cannot read {path}: {error.strerror}"
-        raise ConfigError(msg) from error
+        raise ConfigError(f"{source}: cannot read {path}: {error.strerror}") from error
     except (UnicodeDecodeError, jinja2.TemplateError) as error:
         line = getattr(error, "lineno", None)
         place = f"{path}, line {line}" if line else str(path)
-        msg = f"{source}: {place} is not a usable template: {error}"
-        raise ConfigError(msg) from error
+        raise ConfigError(f"{source}: {place} is not a usable template: {error}") from error
     known = {*declaration.inputs, "concept_id", "tier", "reminder"}
     if unknown := sorted(names - known):
-        msg = f"{source}: {path} uses {unknown[0]!r}; there is only {sorted(known)}"
-        raise ConfigError(msg)
+        raise ConfigError(f"{source}: {path} uses {unknown[0]!r}; there is only {sorted(known)}")
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     return Prompt(template, source, "reminder" in names, sha256, declaration)
 

@@ -178,8 +178,7 @@ def _points(name: str, part: Part, points: object) -> float:
 def _problem_of(found: object, name: str) -> Problem | None:
     if found is None or isinstance(found, Problem):
         return found
-    msg = f"task {name}: check must return a Problem or None, not {found!r}"
-    raise EvalError(msg)
+    raise EvalError(f"task {name}: check must return a Problem or None, not {found!r}")
 
 
 def _only_stored(name: str) -> ConfigError:

@@ -199,8 +199,7 @@ async def _load(client: AsyncOpenAI, model: str, path: str) -> None:
             what = f"cannot load {path}: {fault.words}"
         else:
             raise
-        msg = f"{client.base_url}: adapter {model!r}: {what}"
-        raise EngineError(msg) from fault
+        raise EngineError(f"{client.base_url}: adapter {model!r}: {what}") from fault
 
 
 async def _version(client: AsyncOpenAI) -> str | None:

@@ -286,8 +286,7 @@ def _connect(config: Config) -> bool:
     try:
         import ray
     except ModuleNotFoundError as error:
-        msg = "Ray is not installed; pip install 'vllm_eval[ray]'"
-        raise EngineError(msg) from error
+        raise EngineError("Ray is not installed; pip install 'vllm_eval[ray]'") from error
     if ray.is_initialized():  # a notebook's own connection, say
         return False
     address = config.ray_address or LOCAL

@@ -190,8 +190,7 @@ class TransformersEngine:
     @property
     def _model(self) -> Loaded:
         if self._loaded is None:
-            msg = "the engine has been closed"
-            raise EngineError(msg)
+            raise EngineError("the engine has been closed")
         return self._loaded
 
     def _start_next(self) -> None:

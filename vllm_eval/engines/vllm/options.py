@@ -106,11 +106,9 @@ def engine_options(config: Config, arms: Sequence[Arm]) -> dict[str, Any]:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            msg = f"engine_args: the installed vLLM has no option {name!r}{hint}"
-            raise ConfigError(msg)
+            raise ConfigError(f"engine_args: the installed vLLM has no option {name!r}{hint}")
         if name in OURS:
-            msg = f"engine_args: {name!r} is set by the evaluation itself; remove it"
-            raise ConfigError(msg)
+            raise ConfigError(f"engine_args: {name!r} is set by the evaluation itself; remove it")
     adapters = loaded_adapters(arms)
     # CPU builds up to 0.32 give base rows the adapter of the last slot; one slot that stays
     # empty makes that adapter none (https://github.com/vllm-project/vllm/pull/48421).
