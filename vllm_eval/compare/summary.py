@@ -92,14 +92,7 @@ def compare_arms(
     baseline: str = BASELINE,
     bootstrap: Bootstrap | None = None,
 ) -> Comparison:
-    """Summarise every arm of `arms`, also one without any outcome, and hold them together.
-
-    Args:
-        outcomes: of all arms, in any order.
-        arms: the arms wanted.
-        baseline: the arm that every other one is held against.
-        bootstrap: confidence, resamples and seed of the intervals.
-    """
+    """Summarise each of `arms`, also one without outcomes, and hold it against the baseline."""
     bootstrap = bootstrap or Bootstrap()
     by_arm = {arm: [o for o in outcomes if o.arm == arm] for arm in arms}
     summaries = {arm: summarise(rows) for arm, rows in by_arm.items()}

@@ -48,11 +48,9 @@ def distance(one: Distribution, other: Distribution) -> float:
 
 
 def prove(alone: Sequence[Distribution], mixed: Mapping[str, Sequence[Distribution]]) -> None:
-    """Compare what the arms would say next.
+    """Compare what the arms would say next: for each text, the log probability by token.
 
-    Args:
-        alone: for each text, the base's log probability by token, the base alone in its batch.
-        mixed: the same for each arm, all of them in one batch.
+    `alone` is the base's, alone in its batch; `mixed` each arm's, all of them in one batch.
 
     Raises:
         EngineError: the base does not answer as itself, an adapter changes nothing, or two

@@ -46,10 +46,7 @@ def open_counter(
 ) -> Callable[[str], int]:
     """A function that counts a prompt's tokens as the engine is going to.
 
-    Args:
-        folder: where the tokenizer's files lie.
-        prompt_format: `raw`, or `chat` for the tokenizer's own template.
-        environment: the engine's, as PyTorch comes along with some tokenizers and reads it once.
+    `environment` is the engine's: PyTorch comes along with some tokenizers and reads it once.
 
     Raises:
         InputError: the tokenizer cannot be read, or has no chat template and one is asked for.

@@ -95,10 +95,7 @@ SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 def read_base(name: str, revision: str | None = None, *, weights: bool = True) -> Base:
     """What is known of a base model: a folder, or a hub id, whose small files are fetched.
 
-    Args:
-        name: folder or hub id.
-        revision: of the hub id.
-        weights: whether the weights are going to be loaded; if not, they may be missing.
+    The weights may be missing where `weights` is false: they are not going to be loaded.
 
     Raises:
         InputError: there is no such folder, or its files cannot be a model.

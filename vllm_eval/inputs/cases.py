@@ -58,12 +58,7 @@ def open_dataset(
     """Check every record of `path`, then draw `max_samples` of them (all where None).
 
     Drawing is `random.Random(seed).shuffle` and the first N, as `product_owner.md` fixes it.
-
-    Args:
-        path: JSON lines, or another format that `datasets.open_lines` knows.
-        max_samples: how many are drawn.
-        seed: of the draw.
-        declaration: of the task: what each record must hold.
+    The data set may have any format that `open_lines` reads.
 
     Raises:
         DatasetError: file or record that cannot be used, with what to do.

@@ -47,13 +47,9 @@ class Lines:
 def open_lines(path: Path, fields: Sequence[str]) -> Lines:
     """JSON lines as they are; gzip, Parquet and Hugging Face data sets copied to such a file.
 
-    The copy lies in the folder for temporary files (`TMPDIR`) and holds no more than `fields`. It
-    is gone once nobody needs it; a later change of the data set does not reach it.
-
-    Args:
-        path: a file of JSON lines, `*.gz` with such lines inside, `*.parquet`, a folder written by
-            `Dataset.save_to_disk`, or `hf:NAME[:SPLIT]`.
-        fields: columns that are read; a table may have any others.
+    `path` is a file of JSON lines, `*.gz` of such a file, `*.parquet`, a folder written by
+    `Dataset.save_to_disk`, or `hf:NAME[:SPLIT]`. The copy is a temporary file (`TMPDIR`) that holds
+    only `fields` and is deleted with the result; later changes of the data set do not reach it.
 
     Raises:
         DatasetError: it cannot be read; names file and row.

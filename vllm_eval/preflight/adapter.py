@@ -53,11 +53,7 @@ def check_adapter(
 ) -> list[Finding]:
     """Everything that would keep `adapter` from being served, or from being served rightly.
 
-    Args:
-        adapter: as it was found.
-        base: what it is going to be served on.
-        release: of vLLM; (0, 0) where it is unknown.
-        max_rank: largest rank the engine is going to take.
+    `release` is vLLM's, (0, 0) where it is unknown; `max_rank` the largest that the engine takes.
     """
     settings_file = str(adapter.path / CONFIG_FILE)
     try:

@@ -31,10 +31,7 @@ DOUBT = ("difference", "ratio")
 def log_run(run: StoredRun, uri: str, files: Sequence[Path]) -> str:
     """Log parameters, metrics, verdicts and the report's files; the id MLflow gives it.
 
-    Args:
-        run: with its report written.
-        uri: of the tracking server or store.
-        files: what is kept as artifacts.
+    `uri` is the tracking server's or store's; `files` of the report are kept as artifacts.
 
     Raises:
         InputError: MLflow is not installed, or refuses.

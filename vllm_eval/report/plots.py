@@ -165,12 +165,7 @@ def _save(figure: Figure, form: str) -> bytes:
 
 
 def clean_svg(text: str, name: str) -> str:
-    """An SVG file's text without what is of no use.
-
-    Args:
-        text: as matplotlib wrote it.
-        name: goes before every id that is referred to; the others are dropped.
-    """
+    """Matplotlib's SVG without what is of no use; `name` goes before each id that is used."""
     text = _VOID.sub("", text)
     used = {match.group(2) for tag in _TAG.findall(text) for match in _USED.finditer(tag)}
     return _TAG.sub(lambda tag: _clean_tag(tag.group(), name, used), text)
@@ -186,10 +181,7 @@ def with_background(text: str, colour: str) -> str:
 def as_element(text: str, called: str, colours: Mapping[str, str]) -> str:
     """An SVG file's text as an element of a page that sets its width.
 
-    Args:
-        text: of `clean_svg`.
-        called: what it is called for those who do not see it.
-        colours: what each `#rrggbb` becomes.
+    `called` is its label for screen readers; `colours` says what each `#rrggbb` becomes.
     """
 
     def recoloured(tag: re.Match[str]) -> str:

@@ -63,15 +63,10 @@ class Prompt:
 
 
 def read_prompt(path: Path, declaration: Declaration, source: str) -> Prompt:
-    """The template at `path`.
+    """The Jinja2 template at `path`; `source` is the key that named it, for messages.
 
     It may use the names of the inputs, `concept_id`, `tier` and `reminder`, which is empty on the
     first attempt. Inputs of YAML come without white space around them.
-
-    Args:
-        path: a Jinja2 file.
-        declaration: of the task.
-        source: the key that named the file, for messages.
 
     Raises:
         ConfigError: the file cannot be read, or is no valid template.

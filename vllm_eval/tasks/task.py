@@ -97,10 +97,8 @@ class Task:
 def open_task(name: str, template: Path | None = None) -> Task:
     """A task that the user names, with its prompt from `template` where one is given.
 
-    Args:
-        name: a shipped task, one that is installed (entry points of `vllm_eval.tasks`), or the
-            path of a declaration or of a folder with a `task.yaml`. Its module is run.
-        template: Jinja2 file that replaces the task's prompt.
+    `name` is a shipped task, an installed one (entry points of `vllm_eval.tasks`), or the path of a
+    declaration or of a folder with a `task.yaml`. The task's module is run.
 
     Raises:
         ConfigError: there is no such task, or its template, module or data set cannot be used.
@@ -124,10 +122,6 @@ def open_stored(folder: Path, name: str) -> Task:
     A shipped or installed task is opened as such, as long as the run's copy of the declaration is
     the same. Of any other there is the copy: answers can be shown, and graded where that takes no
     module.
-
-    Args:
-        folder: of the run.
-        name: of the task, as the run was configured with it.
 
     Raises:
         InputError: the task is neither known by name nor declared in the folder.

@@ -73,8 +73,7 @@ class Prover:
     async def prove_constraint(self, grammar: str) -> None:
         """See that answers are held to a grammar: a server that knows none may just ignore it.
 
-        Args:
-            grammar: the task's own; it must be taken at all.
+        The server must also accept `grammar`, the task's own.
 
         Raises:
             EngineError: a grammar is refused, or changes nothing.
@@ -88,12 +87,10 @@ class Prover:
         await self._held(base, grammar)
 
     async def _held(self, model: str, grammar: str) -> str:
-        update = {"temperature": 0.0, "max_new_tokens": TEXT_TOKENS, "ignore_eos": False}
-        config = self.config.model_copy(update=update)
-        body = fields(config, model, canary.TEXTS[-1], 0, vllm=self.vllm)
+        body = self._body(model, canary.TEXTS[-1])
         body["extra_body"] |= held_to(grammar)
         try:
-            return (await wire.ask(self.client, config, body)).text
+            return (await wire.ask(self.client, self.config, body)).text
         except FaultError as fault:
             if fault.kind != "refused":
                 raise
@@ -133,23 +130,25 @@ class Prover:
         return _read_rows(answer)
 
     async def _texts(self, model: str, texts: Sequence[str]) -> list[str]:
-        update = {"temperature": 0.0, "max_new_tokens": TEXT_TOKENS, "ignore_eos": False}
-        config = self.config.model_copy(update=update)
-        bodies = (fields(config, model, text, 0, vllm=self.vllm) for text in texts)
-        asked = [partial(wire.ask, self.client, config, body) for body in bodies]
+        bodies = (self._body(model, text) for text in texts)
+        asked = [partial(wire.ask, self.client, self.config, body) for body in bodies]
         return [answer.text for answer in await _together(asked)]
+
+    def _body(
+        self, model: str, text: str, tokens: int = TEXT_TOKENS, temperature: float = 0.0
+    ) -> dict[str, Any]:
+        update = {"temperature": temperature, "max_new_tokens": tokens, "ignore_eos": False}
+        config = self.config.model_copy(update=update)
+        return fields(config, model, text, 0, vllm=self.vllm)
 
     @contextlib.asynccontextmanager
     async def _companion(self, model: str) -> AsyncIterator[None]:
         """Keep the server busy with one long answer: whoever is asked now shares its batch."""
-        update = {"temperature": 1.0, "max_new_tokens": COMPANION_TOKENS, "ignore_eos": False}
-        config = self.config.model_copy(update=update)
-        body = fields(config, model, canary.TEXTS[0], 0, vllm=self.vllm)
+        body = self._body(model, canary.TEXTS[0], COMPANION_TOKENS, 1.0)
         if self.vllm:
             body["extra_body"]["ignore_eos"] = True
         begun = asyncio.Event()
-
-        task = asyncio.create_task(wire.ask(self.client, config, body, begun.set))
+        task = asyncio.create_task(wire.ask(self.client, self.config, body, begun.set))
         try:
             first = asyncio.create_task(begun.wait())
             await asyncio.wait((task, first), return_when=asyncio.FIRST_COMPLETED)

@@ -143,9 +143,7 @@ def room(nodes: Iterable[Mapping[str, Any]], gpus: int) -> tuple[int, int]:
     Where no node has a GPU, a replica takes none, and there is one on each node: a CPU engine
     uses all cores it finds.
 
-    Args:
-        nodes: as `ray.nodes` lists them.
-        gpus: that one engine needs, where there are GPUs.
+    `nodes` as `ray.nodes` lists them; `gpus` that one engine needs, where there are GPUs.
     """
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     usable = [node for node in alive if node.get("CPU", 0) >= 1]

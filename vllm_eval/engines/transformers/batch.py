@@ -37,11 +37,7 @@ def answer(
 ) -> list[Completion]:
     """Generate for one padded batch of one arm; runs in the engine's thread.
 
-    Args:
-        loaded: the model with all adapters.
-        config: sampling and lengths.
-        batch: requests of one arm.
-        watch: notes the times, and may end it early.
+    `watch` notes the times, and may end it early.
     """
     import torch
     from transformers import LogitsProcessorList, StoppingCriteriaList

@@ -54,11 +54,7 @@ class Repaired:
 def mend(task: Task, case: Callable[[], Case], text: str, *, ended: bool) -> Repaired | None:
     """A failed answer repaired and graded again; None where no repair makes it keep the contract.
 
-    Args:
-        task: by which it is graded, as strictly as before.
-        case: reads the case that was asked about, where there is something to grade.
-        text: the answer.
-        ended: whether it ended by itself; false where it was truncated, or that is not known.
+    `case` reads the case, once there is something to grade; `ended` as for `repair`.
     """
     if not task.grades:  # a stored run's own module is not run
         return None
@@ -89,12 +85,9 @@ def repair(
     An answer whose blocks all parse comes back as it was, byte for byte, and so does one that no
     set of repairs makes parse. Never raises for any text.
 
-    Args:
-        text: the whole answer.
-        labels: of the blocks, in the order asked for.
-        keys: names known to be keys; a line that begins with one is taken for no continuation.
-        ended: whether the answer ended by itself. Where it was truncated, or that
-            is not known, its last fence stays open: words of the block may be missing.
+    Labels come in the order asked for. A line that begins with one of `keys` continues no text.
+    Where an answer was truncated, or may have been, `ended` is false and its last fence stays open:
+    words of the block may be missing.
     """
     unchanged = Repaired(text, ())
     if len(text) > MAX_CHARACTERS or _parses(text, labels):

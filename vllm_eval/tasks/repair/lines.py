@@ -84,11 +84,9 @@ def indent_of(line: str) -> int:
 
 
 def read(lines: Sequence[str], keys: Collection[str] = ()) -> Reading:
-    """Find every value that could need a repair.
+    """Find every value in a block's lines that could need a repair.
 
-    Args:
-        lines: of one block.
-        keys: names that are known to be keys: a line that begins with one goes on with nothing.
+    A line that begins with one of `keys` continues no text.
     """
     if len(lines) > MAX_LINES:
         return Reading([], set(), unsure=True)
@@ -132,11 +130,8 @@ class _Reader:
     def _begins(self, line: str, indent: int, *, after_loose: bool) -> bool:
         """Whether an unindented line is something new; notes where that is not sure.
 
-        Args:
-            line: the whole line.
-            indent: where its text begins.
-            after_loose: whether the line above is one that goes on with a text unindented: then
-                an unknown key may be the rest of it, or of a key that began there.
+        `after_loose`: the line above continues a text unindented. An unknown key may then be the
+        rest of it, or of a key that began there.
         """
         text = line[indent:]
         if text[0] in "#\t" or _DASH.match(text) or text.startswith(_MARKERS):
