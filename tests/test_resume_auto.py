@@ -13,9 +13,10 @@ from tests.model_folders import write_base
 from vllm_eval.config.machine import Gpu, Machine, Software, installed
 from vllm_eval.config.settings import dump_config, load_config
 from vllm_eval.errors import InputError
+from vllm_eval.inputs.base_model import read_base
 from vllm_eval.inputs.plan import Plan, prepare
-from vllm_eval.run.resume import other_engine
-from vllm_eval.run.run import AUTO, run
+from vllm_eval.run.resume import AUTO, other_engine
+from vllm_eval.run.run import run
 from vllm_eval.store import manifest
 from vllm_eval.store.folder import CONFIG, JOURNAL, create_run, write_json, write_text
 
@@ -162,7 +163,7 @@ def test_the_type_a_card_gives_decides_whether_a_run_goes_on(
     tmp_path: Path, demo: Plan, dtype: str, card: Gpu, recorded: str, why: str | None
 ) -> None:
     config = demo.config.model_copy(update={"engine_args": {"dtype": dtype}})
-    plan = replace(demo, config=config, base_model=str(write_base(tmp_path / "base")))
+    plan = replace(demo, config=config, base=read_base(str(write_base(tmp_path / "base"))))
     machine = Machine("Linux", "3.12.3", 2, 12_000, (card,))
     software = Software((("vllm", "0.26.0"),))
     engine = {"engine": "vllm", "vllm": "0.26.0", "dtype": recorded}

@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
+from vllm_eval.version import __version__
+
 if TYPE_CHECKING:
-    from pathlib import Path
+    from vllm_eval.api import Result, check, compare_runs, evaluate, score, show
+    from vllm_eval.errors import (
+        AdapterError,
+        ConfigError,
+        DatasetError,
+        EngineDiedError,
+        EngineError,
+        EvalError,
+        InputError,
+    )
 
-    from vllm_eval.report.display import ShownRun
+__all__ = [
+    "AdapterError",
+    "ConfigError",
+    "DatasetError",
+    "EngineDiedError",
+    "EngineError",
+    "EvalError",
+    "InputError",
+    "Result",
+    "__version__",
+    "check",
+    "compare_runs",
+    "evaluate",
+    "score",
+    "show",
+]
 
-__version__ = "0.1.0"
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for only then, so that `import vllm_eval` stays instant."""
+    if name not in __all__:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    home = "vllm_eval.errors" if name.endswith("Error") else "vllm_eval.api"
+    return getattr(import_module(home), name)
 
 
-def show(run: str | Path, output_dir: str = "results") -> ShownRun:
-    """A stored run, rendered by notebooks with verdict, tables and plots.
-
-    Args:
-        run: its folder, or its name in `output_dir`.
-        output_dir: where runs lie.
-
-    Raises:
-        InputError: there is no such run, or a damaged one.
-    """
-    from vllm_eval.report import display
-
-    return display.show(run, output_dir)
+def __dir__() -> list[str]:
+    return __all__

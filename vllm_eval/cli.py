@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vllm_eval import __version__
 from vllm_eval.bench.contestants import bench_options, take_options
 from vllm_eval.config.flags import FLOAT, config_layer, config_options, layer_options
 from vllm_eval.errors import EvalError
+from vllm_eval.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,7 +71,8 @@ def run_command(
     """
     from vllm_eval.config.settings import load_config
     from vllm_eval.report.terminal import Terminal
-    from vllm_eval.run.run import AUTO, run
+    from vllm_eval.run.resume import AUTO
+    from vllm_eval.run.run import run
     from vllm_eval.store.folder import CONFIG, find_run
     from vllm_eval.tasks import refuse_file
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 from annotated_types import Ge, Le
 
@@ -251,6 +251,16 @@ class Progress:
     """Spent on parsing, checking and scoring in this session."""
     stopping: bool = False
     """Set by whoever wants the evaluation to end early; nothing more is then submitted."""
+
+
+class Watcher(Protocol):
+    """Is told how work goes on; a terminal, or whoever else wants to know."""
+
+    def stage(self, text: str) -> None:
+        """A stage begins, or there is something to know about it."""
+
+    def progress(self, progress: Progress) -> None:
+        """The work has come further; the record is the same one each time."""
 
 
 def free_arms(arms: Iterable[str]) -> list[str]:

@@ -33,17 +33,11 @@ from vllm_eval.store.folder import create_run, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Protocol
 
     from vllm_eval.bench.contestants import BenchOptions
     from vllm_eval.bench.trial import Trial
     from vllm_eval.inputs.plan import Plan
-
-    class Watcher(Protocol):
-        """Whoever wants to see it happen."""
-
-        def stage(self, text: str) -> None:
-            """Something begins or has ended."""
+    from vllm_eval.records import Watcher
 
 
 FILE, PLOT = "bench.json", "bench"

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import TypeAdapter
+
 from vllm_eval.compare.paired import cases_to_settle, pair_scores
 from vllm_eval.compare.resample import resample
 from vllm_eval.records import BASELINE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from vllm_eval.compare.summary import Comparison, Summary
     from vllm_eval.config.settings import GateConfig
@@ -111,6 +113,11 @@ def to_json(verdicts: Iterable[Verdict], pending: int) -> list[dict[str, Any]]:
         asdict(verdict) | {"verdict": NOT_FINISHED if pending else verdict.word}
         for verdict in verdicts
     ]
+
+
+def from_json(rows: Iterable[Mapping[str, Any]]) -> tuple[Verdict, ...]:
+    """The verdicts that `to_json` wrote."""
+    return TypeAdapter(tuple[Verdict, ...]).validate_python(tuple(rows))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import TypeAdapter
 
 from vllm_eval.compare.intervals import Bootstrap
 from vllm_eval.compare.paired import CaseScore, Paired, compare_cases, holm
 from vllm_eval.records import BASELINE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from vllm_eval.records import Outcome
 
@@ -167,6 +170,13 @@ def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
         },
         "bootstrap": asdict(comparison.bootstrap),
     }
+
+
+def comparison_from_json(data: Mapping[str, Any]) -> Comparison:
+    """What `comparison_to_json` wrote, which is without the single cases."""
+    keys = ("arms", "tiers", "reasons", "students", "bootstrap")
+    parts = {key: data[key] for key in keys} | {"ranking": data["ranking"]["students"]}
+    return TypeAdapter(Comparison).validate_python(parts)
 
 
 def _grouped(

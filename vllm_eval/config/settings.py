@@ -141,6 +141,7 @@ def load_config(
     files: Sequence[str] = (),
     settings: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
+    source: str = "command line",
 ) -> Config:
     """Resolve the configuration; later layers win, mappings are merged key by key.
 
@@ -148,15 +149,16 @@ def load_config(
         files: YAML files or names of shipped profiles, lowest first (`--config`).
         settings: `key.path=value` pairs, the value in YAML (`-c`).
         flags: values given on the command line, by configuration key.
+        source: what errors call those.
 
     Raises:
         ConfigError: unknown key, wrong type, missing file; names the layer and the key.
     """
     layers = [(name, read_layer(name)) for name in files]
     layers += [(f"-c {setting}", setting_layer(setting)) for setting in settings]
-    layers.append(("command line", dict(flags or {})))
-    for source, layer in layers:
-        _validate(layer, source)
+    layers.append((source, dict(flags or {})))
+    for where, layer in layers:
+        _validate(layer, where)
     profile = next((la["profile"] for _, la in reversed(layers) if "profile" in la), "auto")
     if profile == "auto":
         engine = next((la["engine"] for _, la in reversed(layers) if "engine" in la), "vllm")

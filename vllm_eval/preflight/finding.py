@@ -31,6 +31,20 @@ class Finding:
         return f"{self.level:<7}  {''.join(shown)}"
 
 
+class Findings(tuple[Finding, ...]):
+    """All that a check found, in its order; shows itself as its lines."""
+
+    __slots__ = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether none of them is an error: the run can start."""
+        return all(finding.level != "error" for finding in self)
+
+    def __repr__(self) -> str:
+        return "\n".join(finding.line for finding in self)
+
+
 def ok(where: str, what: str) -> Finding:
     """Looked at and in order."""
     return Finding("ok", where, what)

@@ -1,4 +1,4 @@
-"""A run as the result of a notebook's cell."""
+"""A concluded run in Python: verdicts, figures and tables; notebooks show it as a page."""
 
 from __future__ import annotations
 
@@ -6,38 +6,106 @@ import base64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vllm_eval.compare import gate
+from vllm_eval.compare.summary import comparison_from_json
 from vllm_eval.config.settings import resolve_path
+from vllm_eval.errors import InputError
 from vllm_eval.report.html import page_templates
 from vllm_eval.report.html_text import score, signed
 from vllm_eval.report.markdown import render_summary
 from vllm_eval.report.plots import TITLES, slide_svgs
 from vllm_eval.report.stored_run import HTML, StoredRun, load_run
-from vllm_eval.store.folder import find_run
+from vllm_eval.store.export import read_rows, read_table
+from vllm_eval.store.folder import JOURNAL, find_run
+from vllm_eval.store.journal import read_journal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+    import pandas as pd
+    import pyarrow as pa
+
+    from vllm_eval.compare.gate import Verdict
+    from vllm_eval.compare.summary import Comparison
+    from vllm_eval.records import Attempt
 
 
 @dataclass(frozen=True, slots=True)
-class ShownRun:
-    """A stored run that notebooks render richly and consoles in a few lines."""
+class Result:
+    """A concluded run, whole or partial; rich in a notebook, a few lines on a console."""
 
     run: StoredRun
+    verdicts: tuple[Verdict, ...]
+    """The gate on each student; no part of a partial run has passed, whatever they say."""
+    comparison: Comparison
+    """Every arm's figures, and each student against the baseline; without the single cases."""
+
+    @property
+    def folder(self) -> Path:
+        """Where all files of the run are."""
+        return self.run.folder
+
+    @property
+    def passed(self) -> bool:
+        """Whether the run is whole and every student passed the gate."""
+        return bool(self.run.comparison["passed"])
+
+    @property
+    def pending(self) -> int:
+        """Outcomes that a partial run lacks; 0 for a whole one."""
+        return int(self.run.comparison["pending"])
+
+    @property
+    def report(self) -> Path | None:
+        """`report.html`; None where none has been written."""
+        path = self.folder / HTML
+        return path if path.is_file() else None
+
+    def cases(self) -> Iterator[Attempt]:
+        """The outcome of each arm, case and sample with its answer, read from the journal."""
+        return (attempt for _, attempt in read_journal(self.folder / JOURNAL) if attempt.final)
+
+    def to_arrow(self, *, attempts: bool = False) -> pa.Table:
+        """The outcomes as a table, in the columns of `vllm_eval export`.
+
+        Args:
+            attempts: every attempt instead of the last one of each outcome.
+
+        Raises:
+            InputError: pyarrow is not installed.
+        """
+        return read_table(self.folder, attempts=attempts)
+
+    def to_pandas(self, *, attempts: bool = False) -> pd.DataFrame:
+        """The outcomes as a data frame, in the columns of `vllm_eval export`.
+
+        Args:
+            attempts: every attempt instead of the last one of each outcome.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            msg = "to_pandas: pandas is not installed; run: pip install 'vllm_eval[pandas]'"
+            raise InputError(msg) from error
+        return pd.DataFrame.from_records(list(read_rows(self.folder, attempts=attempts)))
 
     def __repr__(self) -> str:
         comparison = self.run.comparison
-        lines = [f"run {self.run.folder}{', partial' if comparison['partial'] else ''}"]
+        lines = [f"run {self.folder}{', partial' if comparison['partial'] else ''}"]
         for verdict in comparison["verdicts"]:
             failed = [rule["name"] for rule in verdict["rules"] if not rule["passed"]]
             lines.append(f"{verdict['verdict']}  {verdict['arm']}  {'; '.join(failed)}".rstrip())
-        for arm, summary in comparison["arms"].items():
+        for arm, summary in self.comparison.arms.items():
             lines.append(
-                f"{arm}: {summary['valid']} of {summary['total']} valid, "
-                f"mean {score(summary['mean'])}, std {score(summary['std'])}"
+                f"{arm}: {summary.valid} of {summary.total} valid, "
+                f"mean {score(summary.mean)}, std {score(summary.std)}"
             )
-        for arm, paired in comparison["students"].items():
-            lines.append(f"{arm} less the baseline: {signed(paired['difference']['value'])}")
+        for arm, paired in self.comparison.students.items():
+            lines.append(f"{arm} less the baseline: {signed(paired.difference.value)}")
         return "\n".join(lines)
 
     def _repr_markdown_(self) -> str:
@@ -48,16 +116,16 @@ class ShownRun:
             page_templates()
             .get_template("show.html.j2")
             .render(
-                name=self.run.folder.name,
+                name=self.folder.name,
                 c=self.run.comparison,
                 plots=_images(self.run.comparison),
-                page=self.run.folder / HTML,
+                page=self.folder / HTML,
             )
         )
 
 
-def show(run: str | Path, output_dir: str = "results") -> ShownRun:
-    """A run to look at: verdict, comparison, gate and plots.
+def show(run: str | Path, output_dir: str | Path = "results") -> Result:
+    """A stored run: its verdicts and figures, rendered by notebooks with tables and plots.
 
     Args:
         run: its folder, or its name in `output_dir`. One that was cut off is concluded first.
@@ -66,7 +134,9 @@ def show(run: str | Path, output_dir: str = "results") -> ShownRun:
     Raises:
         InputError: there is no such run, or a damaged one.
     """
-    return ShownRun(load_run(find_run(str(resolve_path(str(run))), output_dir)))
+    stored = load_run(find_run(str(resolve_path(str(run))), str(output_dir)))
+    verdicts = gate.from_json(stored.comparison["verdicts"])
+    return Result(stored, verdicts, comparison_from_json(stored.comparison))
 
 
 def _images(comparison: Mapping[str, object]) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from vllm_eval.config.settings import resolve_path
 from vllm_eval.errors import EvalError, InputError
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from vllm_eval.records import Watcher
     from vllm_eval.report.stored_run import StoredRun
 
 
@@ -43,16 +44,9 @@ def write_reports(folder: Path) -> list[Path]:
     return [*files, write_zip(RunFolder(folder, timestamp))]
 
 
-class Teller(Protocol):
-    """Whoever shows how it goes."""
-
-    def stage(self, text: str) -> None:
-        """A line."""
-
-
 def render(
     names: Sequence[str],
-    teller: Teller,
+    watcher: Watcher,
     output_dir: str = "results",
     output: Path | None = None,
     mlflow: str | None = None,
@@ -61,7 +55,7 @@ def render(
 
     Args:
         names: folders of runs, or their names in `output_dir`.
-        teller: is told what was written, and what a partial run lacks.
+        watcher: is told what was written, and what a partial run lacks.
         output_dir: where runs lie.
         output: the page over time; by default `history.html` in `output_dir`.
         mlflow: address of an MLflow store that gets the runs too.
@@ -90,12 +84,12 @@ def render(
     for run, files in written.values():
         folder, pending = run.folder, run.comparison["pending"]
         if run.comparison["partial"]:
-            teller.stage(f"{folder}: partial, {pending:,} answers are pending: --resume {folder}")
-        teller.stage(f"{folder / HTML}")
+            watcher.stage(f"{folder}: partial, {pending:,} answers are pending: --resume {folder}")
+        watcher.stage(f"{folder / HTML}")
         if mlflow:
-            teller.stage(f"logged to {mlflow} as {log_run(run, mlflow, files)}")
+            watcher.stage(f"logged to {mlflow} as {log_run(run, mlflow, files)}")
     if len(runs) > 1 or output:
         path = output or resolve_path(output_dir) / FILE
-        teller.stage(str(write_history(runs, path)))
+        watcher.stage(str(write_history(runs, path)))
     if bad:
         raise InputError("\n".join(bad))

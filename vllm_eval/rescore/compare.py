@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.compare.summary import compare_arms, comparison_to_json
@@ -15,7 +16,6 @@ from vllm_eval.store import manifest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from vllm_eval.compare.summary import Comparison
     from vllm_eval.records import Outcome
@@ -70,8 +70,19 @@ class Compared:
     flags: tuple[str, ...]
     """What makes the two less comparable than they look."""
 
+    def __repr__(self) -> str:
+        lines = [f"A  {self.first}", f"B  {self.second}", *(f"note: {flag}" for flag in self.flags)]
+        for pair in self.pairs:
+            found = pair.comparison.students[pair.label("B")]
+            ratio = "-" if found.ratio.value is None else f"{found.ratio.value:.4f}"
+            lines.append(
+                f"{pair.second}: B higher in {found.wins}, lower in {found.losses}, the same in "
+                f"{found.ties}; ratio of means B / A {ratio}, p = {found.scores.p:.4f}"
+            )
+        return "\n".join(lines)
 
-def compare_runs(first: Path, second: Path) -> Compared:
+
+def compare_runs(first: str | Path, second: str | Path) -> Compared:
     """Pair two run folders or result files by arm and case, on what was recorded.
 
     Arms of one name are paired; so are the only arms, or the only other students, of both sides.
@@ -79,6 +90,7 @@ def compare_runs(first: Path, second: Path) -> Compared:
     Raises:
         InputError: a file that cannot be used, or two that must not be compared.
     """
+    first, second = Path(first), Path(second)
     one, two = _open_side(first), _open_side(second)
     flags = [*_check_identity(one, two), *_unfinished(one, two), *one.flags, *two.flags]
     names = _pair_names(list(one.outcomes), list(two.outcomes))

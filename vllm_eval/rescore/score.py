@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from vllm_eval.compare import gate
 from vllm_eval.compare.summary import compare_arms
 from vllm_eval.conclude.repaired import as_repaired
-from vllm_eval.records import BASELINE
+from vllm_eval.records import BASELINE, Progress, free_arms
 from vllm_eval.rescore import stored
 from vllm_eval.rescore.origin import (
     bootstrap_of,
@@ -31,22 +31,11 @@ if TYPE_CHECKING:
     from vllm_eval.compare.summary import Comparison
     from vllm_eval.config.settings import Config, GateConfig
     from vllm_eval.inputs.index import CaseIndex, Place
-    from vllm_eval.records import Outcome
+    from vllm_eval.records import Outcome, Watcher
     from vllm_eval.rescore.origin import Owed
     from vllm_eval.rescore.recorded import StoredAnswer
     from vllm_eval.rescore.regrade import Graded
     from vllm_eval.rescore.stored import StoredFile
-from vllm_eval.records import free_arms
-
-
-class Watcher(Protocol):
-    """Whoever wants to see the scoring happen."""
-
-    def scored(self, done: int, total: int) -> None:
-        """`done` of `total` answers have been graded."""
-
-    def note(self, text: str) -> None:
-        """Something about the files that their reader should know; also in the result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +62,14 @@ class Scored:
             return all(verdict.passed for verdict in self.verdicts)
         return all(report.reproduced for report in self.reports)
 
+    def __repr__(self) -> str:
+        lines = [f"note: {note}" for note in self.notes]
+        for report in self.reports:
+            valid = sum(outcome.status == "success" for outcome in report.now)
+            said = "as recorded" if report.reproduced else "not as recorded"
+            lines.append(f"{report.path}  {report.arm}: {valid} of {report.answers} valid, {said}")
+        return "\n".join(lines + [f"{verdict.word}  {verdict.arm}" for verdict in self.verdicts])
+
 
 def score(
     paths: Sequence[Path],
@@ -85,7 +82,7 @@ def score(
     Args:
         paths: files of answers, or run folders.
         config: what it sets itself (data set, task, thresholds) goes before what is stored.
-        watcher: is told how far it has come.
+        watcher: is told the notes, and how far it has come.
         show: is given each answer as the object that `--json` prints, in order.
 
     Raises:
@@ -101,19 +98,20 @@ def score(
     notes += [*other_data(files, indexes), *owes.gaps]
     notes += [f"no verdict: {why}"] if why else []
     for note in notes:
-        watcher.note(note)
+        watcher.stage(note)
     bootstrap = None if why else bootstrap_of(files, config, thresholds)
     reports: dict[tuple[Path, str], FileReport] = {}
-    total = sum(file.count for file in files)
-    every = grade_all(task, _pairs(files, indexes), total, repair=config.repair)
-    for done, (answer, graded) in enumerate(every, start=1):
+    progress = Progress(total=sum(file.count for file in files))
+    every = grade_all(task, _pairs(files, indexes), progress.total, repair=config.repair)
+    for answer, graded in every:
         key = (answer.path, answer.arm)
         if key not in reports:
             reports[key] = FileReport(*key)
         count(reports[key], answer, graded)
         if show is not None:
             show(_row(answer, graded) | (_repair_row(graded) if config.repair else {}))
-        watcher.scored(done, total)
+        progress.done += 1
+        watcher.progress(progress)
     found = tuple(reports.values())
     if bootstrap is None:
         return Scored(found, (), (), tuple(notes), repair=config.repair)

@@ -9,7 +9,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from vllm_eval.compare.gate import Verdict
     from vllm_eval.compare.intervals import Interval
+    from vllm_eval.records import Progress
     from vllm_eval.rescore.compare import ArmPair, Compared
     from vllm_eval.rescore.regrade import FileReport
     from vllm_eval.rescore.score import Scored
@@ -43,7 +45,7 @@ class ScoreProgress:
     def __init__(self, *, silent: bool) -> None:
         self._says_notes = silent
         self._console = UnbreakableConsole(file=sys.stderr, highlight=False, emoji=False)
-        self._bar: Progress | None = None
+        self._bar: Bar | None = None
         self._last = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -60,13 +62,14 @@ class ScoreProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def note(self, text: str) -> None:
+    def stage(self, text: str) -> None:
         """Something about the files that their reader should know."""
         if self._says_notes:
             _say(self._console, f"note: {text}", style="yellow")
 
-    def scored(self, done: int, total: int) -> None:
-        """`done` of `total` answers have been graded."""
+    def progress(self, progress: Progress) -> None:
+        """So many answers have been graded."""
+        done, total = progress.done, progress.total
         wait = BAR_INTERVAL_S if self._console.is_terminal else PLAIN_INTERVAL_S
         if done < total and time.monotonic() - self._last < wait:
             return
@@ -77,7 +80,7 @@ class ScoreProgress:
         if self._bar is None:
             words = TextColumn("{task.description}")
             columns = (words, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=self._console)
+            self._bar = Bar(*columns, console=self._console)
             self._bar.add_task("answers", total=total)
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=done)

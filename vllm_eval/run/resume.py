@@ -2,28 +2,60 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from vllm_eval.config import machine
-from vllm_eval.config.settings import whole
+from vllm_eval.config.settings import load_config, whole
 from vllm_eval.errors import InputError
-from vllm_eval.inputs.base_model import read_base
 from vllm_eval.records import TOO_LONG
 from vllm_eval.store import manifest
-from vllm_eval.store.folder import COMPARISON
+from vllm_eval.store.folder import COMPARISON, CONFIG, find_run
+from vllm_eval.tasks import refuse_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from vllm_eval.config.machine import Machine, Software
-    from vllm_eval.inputs.base_model import Base
+    from vllm_eval.config.settings import Config
     from vllm_eval.inputs.plan import Plan
     from vllm_eval.records import Attempt
     from vllm_eval.store.journal import Journal
 
 NO_BFLOAT16_BELOW = 8.0
 _TORCH_NAMES = {"half": "float16", "float": "float32"}
+
+
+AUTO: Final = "auto"
+"""Instead of a run's folder: the newest run like this one, or a new one where there is none."""
+
+
+def load_resumed(
+    resume: str | Path | None,
+    files: Sequence[str],
+    settings: Sequence[str],
+    options: Mapping[str, Any],
+    source: str = "command line",
+) -> tuple[Config, Path | Literal["auto"] | None]:
+    """The configuration of a run and what it continues: `load_config` over the stored one.
+
+    Args:
+        resume: folder or name of a run, `AUTO`, or None for a new one.
+        files: like `settings`, `options` and `source` as `load_config` takes them.
+
+    Raises:
+        ConfigError: an option cannot be used.
+        InputError: there is no such run, or its task is a file and was not named again.
+    """
+    config = load_config(files, settings, options, source)
+    if resume is None or resume == AUTO:
+        return config, AUTO if resume else None
+    folder = find_run(str(resume), config.output_dir)
+    named = "task" in config.model_fields_set
+    config = load_config([str(folder / CONFIG), *files], settings, options, source)
+    if not named:
+        refuse_file(config.task, folder)
+    return config, folder
 
 
 def other_engine(
@@ -80,7 +112,7 @@ def requeue_refused(plan: Plan, folder: Path, journal: Journal) -> int:
     before = manifest.read(folder).get("engine", {}).get("max_model_len")
     if plan.config.engine == "openai" or not isinstance(before, int):
         return 0  # a server's limit is its own
-    base = _base(plan)
+    base = plan.base
     longest = base.architecture.max_len if base and base.architecture else None
     if whole(plan.config.engine_args.get("max_model_len"), longest or 0) <= before:
         return 0
@@ -104,13 +136,9 @@ def _dtype_on(hardware: Machine, plan: Plan) -> str | None:
     asked = plan.config.dtype
     if asked != "auto":
         return _TORCH_NAMES.get(asked, asked)
-    base, gpus = _base(plan), hardware.gpus
+    base, gpus = plan.base, hardware.gpus
     own = base.architecture.dtype if base and base.architecture else None
     if own not in ("float16", "bfloat16") or not gpus:
         return None
     old = any(float(gpu.compute_capability) < NO_BFLOAT16_BELOW for gpu in gpus)
     return "float16" if old else own
-
-
-def _base(plan: Plan) -> Base | None:
-    return read_base(plan.base_model, weights=False) if plan.base_model else None

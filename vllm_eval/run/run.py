@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from datetime import datetime
 from sys import intern
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from vllm_eval.conclude.conclude import Evaluated, conclude, refuse_unanswered
 from vllm_eval.config.settings import dump_config, resolve_path
@@ -16,13 +16,13 @@ from vllm_eval.engines import open_engine
 from vllm_eval.errors import EngineDiedError, EngineError, EvalError, InputError
 from vllm_eval.inputs import cases
 from vllm_eval.inputs.index import CASES
-from vllm_eval.inputs.plan import prepare
+from vllm_eval.inputs.plan import complete, read_plan
 from vllm_eval.preflight.check import check_plan, refuse
 from vllm_eval.records import Progress
 from vllm_eval.report.write import write_reports
 from vllm_eval.run.loop import Job, evaluate
 from vllm_eval.run.peak_memory import PeakMemory
-from vllm_eval.run.resume import other_engine, refuse_other_engine, requeue_refused
+from vllm_eval.run.resume import AUTO, other_engine, refuse_other_engine, requeue_refused
 from vllm_eval.store import manifest
 from vllm_eval.store.folder import (
     CONFIG,
@@ -42,51 +42,51 @@ from vllm_eval.store.ledger import read_ledger
 from vllm_eval.tasks.declaration import TASK_FILE, dump_declaration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
     from typing import Any
 
     from vllm_eval.conclude.conclude import Finished
     from vllm_eval.config.settings import Config
     from vllm_eval.inputs.plan import Plan
+    from vllm_eval.records import Watcher
+
+    _Stops = Callable[[Progress], AbstractContextManager[object]]
 
 
-class Watcher(Protocol):
-    """Whoever wants to see a run happen."""
-
-    def stage(self, text: str) -> None:
-        """A new stage begins."""
-
-    def progress(self, progress: Progress) -> None:
-        """The evaluation has come further."""
-
-
-AUTO: Final = "auto"
-"""Instead of a run's folder: the newest run like this one, or a new one where there is none."""
-
-
-def run(config: Config, watcher: Watcher, resume: Path | Literal["auto"] | None = None) -> Finished:
+def run(
+    config: Config,
+    watcher: Watcher,
+    resume: Path | Literal["auto"] | None = None,
+    *,
+    stop_on_signals: bool = False,
+) -> Finished:
     """Evaluate base and students over the cases and grade the students.
 
     Args:
         config: the resolved configuration.
         watcher: is told how the run goes.
         resume: folder of a run to be continued, or `AUTO`; None for a new one.
+        stop_on_signals: take over SIGINT and SIGTERM while the engine answers: the first one ends
+            the evaluation in order, with a partial run, the second one at once.
 
     Raises:
         InputError: configuration, data set or adapter cannot be used, or the run to be
             resumed is another one.
         EngineError: the engine could not be started, or died too often.
+        KeyboardInterrupt: Ctrl-C, unless `stop_on_signals`; a note names the folder to resume.
     """
     start = time.monotonic()
     watcher.stage("checking data set and adapters")
-    plan = prepare(config)
-    config = plan.config
-    findings = check_plan(plan)
+    draft = read_plan(config)
+    findings = check_plan(draft)
     for finding in findings:
         if finding.level == "warning" or finding.where == "profile":
             watcher.stage(finding.line)
-    refuse(findings)
+    refuse(findings, draft.problems)
+    plan = complete(draft)
+    config = plan.config
     folder = _open_folder(plan, resume, watcher)
     with Journal(folder.journal, config.journal_part_mib * 2**20) as journal:
         if changed := note_config(folder.path, dump_config(config)):
@@ -105,8 +105,9 @@ def run(config: Config, watcher: Watcher, resume: Path | Literal["auto"] | None 
         )
         if progress.done < progress.total:
             refuse_other_engine(plan, folder.path)
-            with PeakMemory() as memory:
-                engine_load_s = _generate(plan, folder, journal, progress, watcher)
+            stops: _Stops = _stop_on_signals if stop_on_signals else nullcontext
+            with PeakMemory() as memory, _naming_folder(folder):
+                engine_load_s = _generate(plan, folder, journal, progress, watcher, stops)
             session = {
                 "engine_load_s": engine_load_s,
                 "grading_s": progress.grading_s,
@@ -178,7 +179,12 @@ def _note_cases(plan: Plan, folder: RunFolder) -> None:
 
 
 def _generate(
-    plan: Plan, folder: RunFolder, journal: Journal, progress: Progress, watcher: Watcher
+    plan: Plan,
+    folder: RunFolder,
+    journal: Journal,
+    progress: Progress,
+    watcher: Watcher,
+    stops: _Stops,
 ) -> float:
     """Have everything pending answered; an engine that dies is started again with what is left.
 
@@ -204,7 +210,7 @@ def _generate(
                 _note_engine(folder, engine.about)
                 watcher.stage(f"evaluating {len(plan.dataset.drawn)} cases, {len(plan.arms)} arms")
                 ledger = read_ledger(folder.journal)
-                with _stop_on_signal(progress):
+                with stops(progress):
                     evaluate(job, engine, ledger, journal.append, progress, watcher.progress)
                 _note_engine(folder, engine.about)  # and what it had to send again
                 return load_s
@@ -235,7 +241,17 @@ def _note_engine(folder: RunFolder, about: Mapping[str, str | int]) -> None:
 
 
 @contextmanager
-def _stop_on_signal(progress: Progress) -> Iterator[None]:
+def _naming_folder(folder: RunFolder) -> Iterator[None]:
+    """Have an interrupt say where the answers are that it leaves."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(f"what has finished is in {folder.path}; resume it to go on")
+        raise
+
+
+@contextmanager
+def _stop_on_signals(progress: Progress) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM ends the evaluation in order, the second one at once."""
 
     def stop(number: int, frame: object) -> None:

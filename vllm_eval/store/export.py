@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    import pyarrow as pa
+
 GROUP_ROWS = 4_096
 """Rows in memory at a time: one row group of the file."""
 TEXT = (
@@ -47,22 +49,16 @@ def export_run(folder: Path, path: Path, *, attempts: bool = False) -> int:
     Raises:
         InputError: the folder holds no run, or pyarrow is not installed.
     """
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ImportError as error:
-        msg = "export: pyarrow is not installed; run: pip install 'vllm_eval[parquet]'"
-        raise InputError(msg) from error
+    pa = _import_pyarrow("export")
     manifest.read(folder)
     if path.resolve().parent == folder.resolve() and path.suffix != ".parquet":
         msg = f"{path}: is a file of the run itself, perhaps; name one that ends in .parquet"
         raise InputError(msg)
-    kinds = ((TEXT, pa.string()), (WHOLE, pa.int64()), (REAL, pa.float64()), (YES_NO, pa.bool_()))
-    schema = pa.schema([(name, kind) for names, kind in kinds for name in names])
-    rows, count = _rows(folder / JOURNAL, attempts=attempts), 0
+    schema = _schema(pa)
+    rows, count = read_rows(folder, attempts=attempts), 0
     with (
         written_whole(path) as out,
-        parquet.ParquetWriter(out, schema, compression="zstd") as table,
+        pa.parquet.ParquetWriter(out, schema, compression="zstd") as table,
     ):
         while group := list(islice(rows, GROUP_ROWS)):
             table.write_table(pa.Table.from_pylist(group, schema))
@@ -70,7 +66,32 @@ def export_run(folder: Path, path: Path, *, attempts: bool = False) -> int:
     return count
 
 
-def _rows(journal: Path, *, attempts: bool) -> Iterator[dict[str, Any]]:
-    for _, attempt in read_journal(journal):
+def read_table(folder: Path, *, attempts: bool = False) -> pa.Table:
+    """What `export_run` would write, in memory.
+
+    Raises:
+        InputError: pyarrow is not installed.
+    """
+    pa = _import_pyarrow("to_arrow")
+    return pa.Table.from_pylist(list(read_rows(folder, attempts=attempts)), _schema(pa))
+
+
+def read_rows(folder: Path, *, attempts: bool) -> Iterator[dict[str, Any]]:
+    """The lines of a run's journal: those of outcomes, or of all `attempts`."""
+    for _, attempt in read_journal(folder / JOURNAL):
         if attempts or attempt.final:
             yield asdict(attempt) | {"parts": orjson.dumps(attempt.parts).decode()}
+
+
+def _import_pyarrow(wanted_by: str) -> Any:  # noqa: ANN401  a module
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        msg = f"{wanted_by}: pyarrow is not installed; run: pip install 'vllm_eval[parquet]'"
+        raise InputError(msg) from error
+    return pyarrow
+
+
+def _schema(pa: Any) -> pa.Schema:  # noqa: ANN401  a module
+    kinds = ((TEXT, pa.string()), (WHOLE, pa.int64()), (REAL, pa.float64()), (YES_NO, pa.bool_()))
+    return pa.schema([(name, kind) for names, kind in kinds for name in names])

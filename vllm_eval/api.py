@@ -1,0 +1,143 @@
+"""The Python door: evaluate, check, score, compare and show, for notebooks and training scripts.
+
+Options are the configuration's keys, by their own names: `max_samples=20`, `gate={"min_ratio": 1}`.
+Bad ones raise what the command line prints. Nothing here prints, exits or handles signals unless
+it is asked to; what happens is told to the logger `vllm_eval`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vllm_eval.config.settings import load_config
+from vllm_eval.preflight.check import check_config
+from vllm_eval.report.display import Result, show
+from vllm_eval.report.terminal import Terminal
+from vllm_eval.rescore.compare import compare_runs
+from vllm_eval.rescore.score import Scored
+from vllm_eval.rescore.score import score as score_files
+from vllm_eval.rescore.show import ScoreProgress
+from vllm_eval.run.resume import load_resumed
+from vllm_eval.run.run import run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from vllm_eval.config.settings import Config
+    from vllm_eval.preflight.finding import Findings
+    from vllm_eval.records import Progress
+
+    Names = str | Path | Sequence[str | Path]
+    Tell = bool | Callable[[Progress], None]
+
+__all__ = ["Result", "check", "compare_runs", "evaluate", "evaluate_config", "score", "show"]
+
+SOURCE = "options"
+"""What an error calls the arguments given here."""
+LOG = logging.getLogger("vllm_eval")
+
+
+def evaluate(
+    adapters: Names = (),
+    *,
+    config: Names = (),
+    resume: str | Path | None = None,
+    progress: Tell = False,
+    stop_on_signals: bool = False,
+    **options: object,
+) -> Result:
+    """Evaluate adapters against their base, as `vllm_eval run` does.
+
+    Args:
+        adapters: folders, names looked up in `adapter_dirs`, or hub ids.
+        config: YAML files or shipped profiles, lowest first; the options go over them.
+        resume: a run to continue, by folder or name, or `auto`: the newest like this one, if any.
+        progress: True for the terminal's display; or a function, which is called with the counts
+            while the engine answers, and may set their `stopping` to end with a partial run.
+        stop_on_signals: end in order, with a partial run, on the first Ctrl-C or SIGTERM.
+        options: keys of the configuration.
+
+    Raises:
+        InputError: something about options, data set, adapters or base.
+        EngineError: the engine could not be started, or died too often.
+        KeyboardInterrupt: Ctrl-C, unless `stop_on_signals`. The run can be resumed.
+    """
+    layer = _layer(adapters, options)
+    settled, folder = load_resumed(resume, _names(config), (), layer, SOURCE)
+    return evaluate_config(settled, folder, progress=progress, stop_on_signals=stop_on_signals)
+
+
+def evaluate_config(
+    config: Config,
+    resume: Path | Literal["auto"] | None = None,
+    *,
+    progress: Tell = False,
+    stop_on_signals: bool = False,
+) -> Result:
+    """What `evaluate` does with a resolved configuration, and what the command line does."""
+    if progress is not True:
+        watcher = _Quiet(progress or None)
+        return show(run(config, watcher, resume, stop_on_signals=stop_on_signals).folder)
+    with Terminal() as terminal:
+        finished = run(config, terminal, resume, stop_on_signals=stop_on_signals)
+        terminal.finished(finished)
+    return show(finished.folder)
+
+
+def check(adapters: Names = (), *, config: Names = (), **options: object) -> Findings:
+    """Look at everything that a run needs, without loading a model, as `vllm_eval check` does.
+
+    Takes what `evaluate` takes. What it finds wrong is in the findings.
+
+    Raises:
+        ConfigError: an option cannot be used.
+    """
+    return check_config(load_config(_names(config), (), _layer(adapters, options), SOURCE))
+
+
+def score(
+    answers: Names, *, config: Names = (), progress: Tell = False, **options: object
+) -> Scored:
+    """Grade stored answers again, without an engine, as `vllm_eval score` does.
+
+    Args:
+        answers: result files, journals or run folders.
+        config: YAML files or shipped profiles, lowest first; the options go over them.
+        progress: True for a bar on standard error; or a function, called with the counts.
+        options: keys of the configuration: `dataset_path`, `task`, `gate`, `repair`.
+
+    Raises:
+        InputError: an option, a file, a line or a data set cannot be used.
+    """
+    settled = load_config(_names(config), ["profile=none"], options, SOURCE)
+    paths = [Path(name) for name in _names(answers)]
+    if progress is not True:
+        return score_files(paths, settled, _Quiet(progress or None))
+    with ScoreProgress(silent=False) as bar:
+        return score_files(paths, settled, bar)
+
+
+@dataclass(frozen=True, slots=True)
+class _Quiet:
+    """Tells the logger what happens, and a function the counts."""
+
+    tell: Callable[[Progress], None] | None
+
+    def stage(self, text: str) -> None:
+        LOG.info("%s", text)
+
+    def progress(self, progress: Progress) -> None:
+        if self.tell is not None:
+            self.tell(progress)
+
+
+def _layer(adapters: Names, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {**options, "adapters": _names(adapters)} if adapters else dict(options)
+
+
+def _names(given: Names) -> list[str]:
+    """One name or several, as strings."""
+    return [str(name) for name in ([given] if isinstance(given, str | Path) else given)]
