@@ -69,27 +69,14 @@ def run_command(
 
     Exit codes: 0 PASS, 1 FAIL, 2 bad usage or input, 3 could not evaluate, 130 interrupted.
     """
-    from vllm_eval.config.settings import load_config
-    from vllm_eval.report.terminal import Terminal
-    from vllm_eval.run.resume import AUTO
-    from vllm_eval.run.run import run
-    from vllm_eval.store.folder import CONFIG, find_run
-    from vllm_eval.tasks import refuse_file
+    from vllm_eval.api import evaluate_config
+    from vllm_eval.run.resume import load_resumed
 
-    flags = config_layer(given)
-    config, folder = load_config(files, settings, flags), None
-    if resume and resume != AUTO:
-        folder = find_run(resume, config.output_dir)
-        named = "task" in config.model_fields_set
-        config = load_config([str(folder / CONFIG), *files], settings, flags)
-        if not named:
-            refuse_file(config.task, folder)
-    with Terminal() as terminal:
-        finished = run(config, terminal, AUTO if resume == AUTO else folder)
-        terminal.finished(finished)
-    if finished.pending:
+    config, folder = load_resumed(resume, files, settings, config_layer(given))
+    result = evaluate_config(config, folder, progress=True, stop_on_signals=True)
+    if result.pending:
         sys.exit(INTERRUPTED)
-    sys.exit(PASS if finished.passed else FAIL)
+    sys.exit(PASS if result.passed else FAIL)
 
 
 @app.command("check")
