@@ -1,18 +1,23 @@
-"""The story of a benchmark: who, warm-up, rounds in turn, equal work, figures, files."""
+"""The story of a benchmark: who, warm-up, rounds in turn, equal work, figures, files.
+
+With made-up weights vLLM makes those of the base, from its `config.json`; the adapter that fits it
+is made here, of small random numbers.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import sys
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.bench.contestants import REFERENCE, Contestant, Layers, choose, group, read_lengths
 from vllm_eval.bench.figures import Benched, Row, draw, spread, tabulate, unequal
-from vllm_eval.bench.made_up import make_up
 from vllm_eval.bench.roofline import (
     Asked,
     Limit,
@@ -27,12 +32,14 @@ from vllm_eval.bench.trial import Work
 from vllm_eval.config import machine
 from vllm_eval.config.settings import resolve_path
 from vllm_eval.errors import ConfigError, EngineError
+from vllm_eval.inputs.adapters import CONFIG_FILE, WEIGHTS_FILE
+from vllm_eval.inputs.base_model import linear_modules, read_base
 from vllm_eval.inputs.plan import prepare
 from vllm_eval.preflight.check import check_plan, refuse
 from vllm_eval.store.folder import create_run, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from vllm_eval.bench.contestants import BenchOptions
     from vllm_eval.bench.trial import Trial
@@ -40,6 +47,7 @@ if TYPE_CHECKING:
     from vllm_eval.records import Watcher
 
 
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 FILE, PLOT = "bench.json", "bench"
 SCHEMA_VERSION = 1
 
@@ -123,20 +131,6 @@ def _describe(done: Benched, row: Row, rounds: Rounds) -> dict[str, Any]:
     }
 
 
-def _with_shapes(layers: Layers, options: BenchOptions, scratch: Path) -> Layers:
-    """With `--load-format`, and a made-up adapter where none is named for made-up weights."""
-    flags = dict(layers.flags)
-    if options.load_format is not None:
-        flags["engine_args"] = flags.get("engine_args", {}) | {"load_format": options.load_format}
-        layers = replace(layers, flags=flags)
-    config = layers.load()
-    if config.engine_args.get("load_format") != "dummy" or config.adapters:
-        return layers
-    made = make_up(config.base_model, options.rank, scratch)
-    flags |= {"base_model": str(made.base), "adapters": [str(made.adapter)]}
-    return replace(layers, flags=flags)
-
-
 def _refuse_lengths(contestants: Sequence[Contestant], work: Work) -> None:
     """Only vLLM is told a length for each request; a script has its own."""
     told = ("vllm", "scripted")
@@ -170,3 +164,92 @@ def _limits(
         asked = Asked(len(plan.arms), contestant.mixes_arms)
         limits[name] = find_limit(costs, speed, trials[name][0], int(batch), asked)
     return limits
+
+
+def _with_shapes(layers: Layers, options: BenchOptions, scratch: Path) -> Layers:
+    """With `--load-format`, and a made-up adapter where none is named for made-up weights."""
+    flags = dict(layers.flags)
+    if options.load_format is not None:
+        flags["engine_args"] = flags.get("engine_args", {}) | {"load_format": options.load_format}
+        layers = replace(layers, flags=flags)
+    config = layers.load()
+    if config.engine_args.get("load_format") != "dummy" or config.adapters:
+        return layers
+    made = make_up(config.base_model, options.rank, scratch)
+    flags |= {"base_model": str(made.base), "adapters": [str(made.adapter)]}
+    return replace(layers, flags=flags)
+
+
+@dataclass(frozen=True, slots=True)
+class MadeUp:
+    """Folders for a base and an adapter without a meaning."""
+
+    base: Path
+    adapter: Path
+
+
+def make_up(base_model: str | None, rank: int, folder: Path) -> MadeUp:
+    """A base folder with a tokenizer, and an adapter of `rank` on all its linear modules.
+
+    Args:
+        base_model: folder with at least a `config.json`; where it has no tokenizer, a copy with
+            the demo's stands in for it.
+        rank: of the adapter.
+        folder: where both are made; it exists.
+
+    Raises:
+        ConfigError: there is no such folder, or its configuration names no known modules.
+    """
+    source = resolve_path(base_model or "")
+    if not base_model or not (source / "config.json").is_file():
+        msg = f"base_model: --load-format dummy needs a folder with a config.json, not {source}"
+        raise ConfigError(msg)
+    base = source.resolve()
+    if not (source / TOKENIZER[0]).is_file():
+        base = folder / "base"
+        base.mkdir(parents=True)
+        for path in source.glob("*config.json"):
+            shutil.copy(path, base)
+        for name in TOKENIZER:
+            shutil.copy(resolve_path(f"package:demo/base/{name}"), base)
+    modules = linear_modules(read_base(str(base), weights=False))
+    if modules is None:
+        msg = f"base_model: {source / 'config.json'} is of no model whose modules are known here"
+        raise ConfigError(msg)
+    adapter = folder / f"made_up_rank_{rank}"
+    _write_adapter(adapter, modules, rank, str(base))
+    return MadeUp(base, adapter)
+
+
+def _write_adapter(folder: Path, modules: dict[str, tuple[int, int]], rank: int, base: str) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    folder.mkdir()
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": rank,
+        "target_modules": sorted({name.rpartition(".")[2] for name in modules}),
+        "bias": "none",
+    }
+    (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    source = np.random.default_rng(rank)
+    tensors = {
+        name: _numbers(source, rows, columns) for name, rows, columns in _tensors(modules, rank)
+    }
+    save_file(tensors, folder / WEIGHTS_FILE)
+
+
+def _tensors(modules: dict[str, tuple[int, int]], rank: int) -> Iterator[tuple[str, int, int]]:
+    for name, (inputs, outputs) in modules.items():
+        yield f"base_model.model.{name}.lora_A.weight", rank, inputs
+        yield f"base_model.model.{name}.lora_B.weight", outputs, rank
+
+
+def _numbers(source: Any, rows: int, columns: int) -> Any:
+    """Float16 from 2**-7 to 2**-5, either sign."""
+    numbers = source.uniform(2**-7, 2**-5, (rows, columns))
+    return (numbers * source.choice((-1, 1), (rows, columns))).astype("float16")

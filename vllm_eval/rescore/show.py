@@ -8,15 +8,13 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
 from rich.text import Text
 
 from vllm_eval.compare.summary import summarise
 from vllm_eval.conclude.repaired import as_repaired
-from vllm_eval.report.tables import doubt_lines, gate_table
+from vllm_eval.report.tables import doubt_lines, gate_table, new_table
 from vllm_eval.report.terminal import PLAIN_INTERVAL_S, PLAIN_WIDTH, UnbreakableConsole, write_out
 from vllm_eval.rescore.compare import to_json
 from vllm_eval.text import plain
@@ -26,14 +24,18 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from rich.table import Table
+
     from vllm_eval.compare.gate import Verdict
     from vllm_eval.compare.intervals import Interval
+    from vllm_eval.compare.summary import Summary
     from vllm_eval.records import Progress
     from vllm_eval.rescore.compare import ArmPair, Compared
     from vllm_eval.rescore.regrade import FileReport
     from vllm_eval.rescore.score import Scored
 
 BAR_INTERVAL_S = 0.1
+SCORES = ("mean", "std", "min", "max", "mean (failures = 0)")
 
 
 class ScoreProgress:
@@ -187,9 +189,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _numbers(scored: Scored) -> Table:
-    table = _table("Recorded and now", ("arm", ""))
-    for column in ("outcomes", "valid", "mean", "std", "min", "max", "mean (failures = 0)"):
-        table.add_column(column, justify="right")
+    table = new_table("Recorded and now", "arm", "", right=("outcomes", "valid", *SCORES))
     for report in scored.reports:
         sides = [("recorded", report.recorded), ("now", report.now)]
         if scored.repair:
@@ -198,10 +198,9 @@ def _numbers(scored: Scored) -> Table:
             if word == "recorded" and report.incomplete:
                 continue
             summary = summarise(outcomes)
-            numbers = (summary.mean, summary.std, summary.min, summary.max, summary.mean_all)
             valid = f"{summary.valid} ({summary.valid_rate:.1%})"
             first = (Text(plain(report.arm)), word, str(summary.total), valid)
-            table.add_row(*first, *(_number(value) for value in numbers))
+            table.add_row(*first, *_scores(summary))
     return table
 
 
@@ -221,23 +220,10 @@ def _show_verdict(console: UnbreakableConsole, scored: Scored, verdict: Verdict)
 
 
 def _pair_table(pair: ArmPair) -> Table:
-    table = _table("", ("arm",))
-    for column in (
-        "outcomes",
-        "valid",
-        "first try",
-        "mean",
-        "std",
-        "min",
-        "max",
-        "mean (failures = 0)",
-    ):
-        table.add_column(column, justify="right")
+    table = new_table("", "arm", right=("outcomes", "valid", "first try", *SCORES))
     for name, summary in pair.comparison.arms.items():
-        numbers = (summary.mean, summary.std, summary.min, summary.max, summary.mean_all)
         shares = (f"{summary.valid_rate:.1%}", f"{summary.first_valid_rate:.1%}")
-        row = (Text(plain(name)), str(summary.total), *shares)
-        table.add_row(*row, *(_number(value) for value in numbers))
+        table.add_row(Text(plain(name)), str(summary.total), *shares, *_scores(summary))
     return table
 
 
@@ -266,11 +252,10 @@ def _interval(interval: Interval) -> str:
     return f"{_number(interval.value)}, {interval.confidence:.0%} from {ends} ({interval.method})"
 
 
-def _table(title: str, columns: tuple[str, ...]) -> Table:
-    table = Table(title=Text(plain(title)) if title else None, title_justify="left", box=SIMPLE)
-    for column in columns:
-        table.add_column(column)
-    return table
+def _scores(summary: Summary) -> list[str]:
+    """The cells under `SCORES`."""
+    numbers = (summary.mean, summary.std, summary.min, summary.max, summary.mean_all)
+    return [_number(number) for number in numbers]
 
 
 def _number(value: float | None) -> str:
