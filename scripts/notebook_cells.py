@@ -4,10 +4,10 @@ from __future__ import annotations
 
 INSTALL_WORDS = """\
 ## Install
-Into an environment of its own in SCRATCH, so that what the platform has installed neither breaks
-this nor is changed by it. Wheels for CUDA 13 (vLLM 0.20 and newer) need driver 580; for an older
-one this takes vLLM 0.19.1, the last for CUDA 12. Packages are those of a fixed day, so that
-tomorrow's cannot break this."""
+The packages go into their own environment in SCRATCH, so they neither change what the platform has
+installed nor depend on it. Wheels for CUDA 13 (vLLM 0.20 and newer) need driver 580; with an older
+driver this cell installs vLLM 0.19.1, the last release for CUDA 12. Packages are taken as of a
+fixed date, so a later release cannot break this notebook."""
 
 INSTALL = """\
 import re
@@ -18,11 +18,11 @@ import sys
 PYTHON = sys.executable
 if INSTALL:
     if not TOOL:
-        raise RuntimeError("fill in TOOL in the first cell: where vllm_eval is installed from")
+        raise RuntimeError("fill in TOOL in the first cell: where to install vllm_eval from")
     driver = subprocess.getoutput("nvidia-smi --query-gpu=driver_version --format=csv,noheader")
     major = int((re.match(r"\\d+", driver) or ["0"])[0])
     if not major:
-        raise RuntimeError("no GPU, so no GPU build of vLLM: see the cell above")
+        raise RuntimeError("no GPU, so vLLM's GPU build cannot run: see the cell above")
     if major >= 580:
         day, packages = "2026-09-15", ["vllm==0.26.0"]
     else:
@@ -55,22 +55,22 @@ print("paths are looked up in", WORK)"""
 
 CHECK_WORDS = """\
 ## Check
-Everything that can be found out before a model is loaded: versions, memory with the arithmetic,
-the adapter against its base, the cases to their last line."""
+This checks everything that needs no model: versions, memory (with the arithmetic), the adapter
+against its base, and every line of the cases."""
 
 TOOL = """\
 import os
 import signal
 import subprocess
 
-# Jupyter's: it claims to be a terminal, and has modules and a way to plot that PYTHON has not.
+# Set by Jupyter for its own kernel; PYTHON has other modules and no terminal.
 JUPYTERS = ("FORCE_COLOR", "MPLBACKEND", "PYTHONPATH")
 ENVIRONMENT = {name: text for name, text in os.environ.items() if name not in JUPYTERS}
 ENVIRONMENT["PYTHONUTF8"] = "1"
 
 
 def run_tool(*arguments, good=(0,)):
-    \"\"\"Run vllm_eval; show and return what it says. Stop ends it in order, twice at once.\"\"\"
+    \"\"\"Run vllm_eval; show and return its output. Stop ends it cleanly, Stop twice at once.\"\"\"
     # A kernel that dies or is restarted takes the program with it.
     command = ["setpriv", "--pdeathsig", "TERM", PYTHON, "-m", "vllm_eval", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
@@ -103,7 +103,7 @@ kept_at = 0.0
 
 
 def keep(now=False):
-    \"\"\"Copy what is new to KEEP_IN: Drive takes a file once it is closed.\"\"\"
+    \"\"\"Copy new files to KEEP_IN. Drive stores a file once it is closed.\"\"\"
     global kept_at
     if now or time.monotonic() - kept_at >= KEEP_EVERY:
         try:
@@ -114,7 +114,7 @@ def keep(now=False):
 
 
 def restore():
-    \"\"\"Fetch what an earlier session kept; what is here already is newer.\"\"\"
+    \"\"\"Fetch what an earlier session kept. Files that are already here are newer.\"\"\"
     copy_files(Path(KEEP_IN), Path(OUTPUT_DIR), again=False)
 
 
@@ -125,15 +125,15 @@ def copy_files(source, target, again):
             copy.parent.mkdir(parents=True, exist_ok=True)
             part = copy.with_name(f"{copy.name}.part")
             shutil.copy2(path, part)
-            part.replace(copy)  # so that a lost session leaves no half of a file
+            part.replace(copy)  # so a lost session never leaves half a file
 
 
 def differ(path, copy):
     new, old = path.stat(), copy.stat()
-    return new.st_size != old.st_size or new.st_mtime > old.st_mtime + 1  # some drives round"""
+    return new.st_size != old.st_size or new.st_mtime > old.st_mtime + 1  # drives may round"""
 
 SHOW = "said.append(line)\n"
-"""Where a kept session copies."""
+"""The line after which a session with KEEP_IN copies its files."""
 
 CHECK = """\
 ARGUMENTS = ["--adapter", ADAPTER, "--dataset-path", DATASET, "--output-dir", OUTPUT_DIR]
@@ -161,8 +161,8 @@ HTML(shown.stdout.decode())"""
 
 DRIVE_WORDS = """\
 ## Drive
-Colab asks for permission once. The run works on this machine's own disk, and every KEEP_EVERY
-seconds its files are copied to KEEP_IN."""
+Colab asks for permission once. The run writes to this machine's own disk, and its files are copied
+to KEEP_IN every KEEP_EVERY seconds."""
 
 DRIVE = """\
 if KEEP_IN.startswith("/content/drive"):

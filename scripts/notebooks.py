@@ -1,6 +1,6 @@
 """Writes `notebooks/` from one source, so that the platforms cannot drift apart.
 
-A notebook is the same dozen cells everywhere; what a platform needs otherwise is in `PLATFORMS`.
+Every notebook has the same dozen cells; `PLATFORMS` holds what differs.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from scripts import notebook_cells as cell
 FOLDER = Path(__file__).parents[1] / "notebooks"
 BOTH_ARMS_IN_4_BITS = (
     "A 7B model in 16 bits does not fit this card, so **the base is quantised to 4 bits** "
-    "(bitsandbytes NF4), for base and student alike; the program and its report say so."
+    "(bitsandbytes NF4), for base and student alike. The program and its report say so."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What is particular to one platform."""
+    """What differs between platforms."""
 
     name: str
     file: str
@@ -29,15 +29,15 @@ class Platform:
     measured: str
     """Whether the base is quantised."""
     elsewhere: str
-    """What ADAPTER and DATASET may be besides paths in the repository."""
+    """What ADAPTER and DATASET may be, other than paths in the repository."""
     output_dir: str
     gpu_hint: str
     again: str
-    """What is left after an interruption."""
+    """How to continue after an interruption."""
     save: str
     """Last cell."""
     saved: str
-    """What the last cell's heading says."""
+    """Text under the last cell's heading."""
     keep_in: str | None = None
     """Second place that outlives the machine."""
 
@@ -47,18 +47,18 @@ COLAB = Platform(
     file="colab_eval_po_lora",
     machine="**Runtime > Change runtime type > T4 GPU**",
     measured=BOTH_ARMS_IN_4_BITS,
-    elsewhere="a folder on Drive (`/content/drive/MyDrive/...`), one uploaded to `/content`",
+    elsewhere="a folder on Drive (`/content/drive/MyDrive/...`), or one uploaded to `/content`",
     output_dir="/content/lora_eval_results",
     gpu_hint="no GPU: Runtime > Change runtime type > T4 GPU",
     again=(
-        "Results are copied to `MyDrive/lora_eval_results/` while they are produced. After a lost "
-        "session open this notebook again and **Run all**: it takes them from there and goes on."
+        "Results are copied to `MyDrive/lora_eval_results/` during the run. If you lose the "
+        "session, open this notebook again and **Run all**: it fetches them and continues."
     ),
-    saved="The results are on your Drive. The archive holds everything but the engine's log.",
+    saved="The results are on your Drive. The archive holds everything except the engine's log.",
     save="""\
 copy_files(Path(OUTPUT_DIR), Path(KEEP_IN), again=True)
 print("saved in", Path(KEEP_IN) / RUN.name)
-# To your own computer as well:
+# To download the archive as well:
 # from google.colab import files; files.download(str(next(RUN.glob("*.zip"))))""",
     keep_in="/content/drive/MyDrive/lora_eval_results",
 )
@@ -66,21 +66,21 @@ KAGGLE = Platform(
     name="Kaggle",
     file="kaggle_eval_po_lora",
     machine="**Settings > Accelerator > GPU T4 x2**, and **Internet on**",
-    measured="Both cards hold the base together in 16 bits; **nothing is quantised**.",
+    measured="The two cards together hold the base in 16 bits; **nothing is quantised**.",
     elsewhere="an input you added (`/kaggle/input/...`)",
     output_dir="/kaggle/working/lora_eval_results",
     gpu_hint="no GPU: Settings > Accelerator > GPU T4 x2",
     again=(
-        "Results lie in `/kaggle/working`, which is the Output tab of a saved version. With "
-        "**Settings > Persistence > Files only** they outlive a session: **Run all** then goes on."
+        "Results are in `/kaggle/working`, which is the Output tab of a saved version. With "
+        "**Settings > Persistence > Files only** they outlive a session, and **Run all** continues."
     ),
-    saved="Everything in `/kaggle/working` is in the Output tab once the version is saved.",
+    saved="Once you save the version, everything in `/kaggle/working` is in its Output tab.",
     save="""\
 from IPython.display import FileLink
 
 archive = next(RUN.glob("*.zip"))
 print("saved in", RUN)
-FileLink(os.path.relpath(archive))  # the link is looked up in the working folder""",
+FileLink(os.path.relpath(archive))  # relative to the working folder""",
 )
 LIGHTNING = Platform(
     name="Lightning AI",
@@ -91,10 +91,10 @@ LIGHTNING = Platform(
     output_dir="/teamspace/studios/this_studio/lora_eval_results",
     gpu_hint="no GPU: switch the Studio's machine to T4",
     again=(
-        "Results lie in the Studio's own folder, which outlives its machine: after a stop, start "
-        "the Studio again and **Run all**: it goes on where it was."
+        "Results are in the Studio's own folder, which outlives its machine. After a stop, start "
+        "the Studio again and **Run all**: it continues where it was."
     ),
-    saved="The Studio's folder outlives its machine; download the archive from the file browser.",
+    saved="The Studio's folder outlives its machine. Download the archive from the file browser.",
     save="""\
 print("saved in", RUN)
 print("archive:", next(RUN.glob("*.zip")))""",
@@ -129,7 +129,7 @@ def cells(on: Platform) -> Cells:
         ("code", tool),
         *keep,
         ("code", cell.CHECK),
-        ("markdown", f"## Evaluate\nRunning this cell again goes on with the same run. {on.again}"),
+        ("markdown", f"## Evaluate\nRunning this cell again continues the same run. {on.again}"),
         ("code", f"{evaluate}\n{cell.RUN}"),
         ("markdown", "## Report"),
         ("code", cell.REPORT),
@@ -141,11 +141,11 @@ def cells(on: Platform) -> Cells:
 def _title(on: Platform) -> str:
     return f"""\
 # Is this LoRA adapter good enough? On {on.name}
-Base and student answer the same cases in one vLLM engine; the gate says PASS or FAIL.
+Base and student answer the same cases in one vLLM engine, and the gate says PASS or FAIL.
 
 1. Choose {on.machine}.
 2. Fill in the parameters below.
-3. **Run all.** Installing takes some minutes, the first run downloads the base model (15 GB).
+3. **Run all.** Installing takes a few minutes, and the first run downloads the base model (15 GB).
 
 {on.measured}"""
 
@@ -154,25 +154,25 @@ def _parameters(on: Platform) -> str:
     keep = ""
     if on.keep_in:
         keep = f"""
-KEEP_IN = "{on.keep_in}"  # gets a copy of OUTPUT_DIR
+KEEP_IN = "{on.keep_in}"  # receives a copy of OUTPUT_DIR
 KEEP_EVERY = 120  # seconds between two copies"""
     return f"""\
-# Where adapter and cases come from: a git repository, or "" for folders that are here already.
+# The git repository with the adapter and the cases, or "" for folders that are already here.
 REPOSITORY = ""  # for example https://github.com/YOU/PROJECT.git
 BRANCH = "main"
-# Paths in that repository; or {on.elsewhere};
-# the adapter may also be a hub id.
+# Paths in that repository, or {on.elsewhere}.
+# The adapter may also be a hub id.
 ADAPTER = "artifacts/models/po_student_v1"
 DATASET = "artifacts/synthetic/product_owner/product_owner_val.jsonl"
 
-MAX_SAMPLES = None  # how many cases are drawn, None for all; 20 for a first look
-PROFILE = "auto"  # by platform and GPU, as `check` says
-OPTIONS = []  # any option of `python -m vllm_eval --help`, one word each: ["--retries", "1"]
+MAX_SAMPLES = None  # how many cases to draw; None for all, 20 for a first look
+PROFILE = "auto"  # chosen by platform and GPU; `check` says which
+OPTIONS = []  # any options of `python -m vllm_eval --help`, one word per item: ["--retries", "1"]
 OUTPUT_DIR = "{on.output_dir}"{keep}
-SCRATCH = "/tmp/vllm_eval"  # for the clone and the packages; need not outlive the machine
+SCRATCH = "/tmp/vllm_eval"  # for the clone and the packages; may vanish with the machine
 
-TOOL = ""  # fill in where vllm_eval is: "git+https://..." or a wheel's path
-INSTALL = True  # False where vllm_eval and its engine are installed already"""
+TOOL = ""  # where to install vllm_eval from: "git+https://..." or the path of a wheel
+INSTALL = True  # False if vllm_eval and its engine are already installed"""
 
 
 def _gpu(on: Platform) -> str:
@@ -204,8 +204,8 @@ def instructions() -> str:
         parts.append(text if kind == "markdown" else f"```python\n{text}\n```")
     head, *rest = parts
     how = (
-        f"*The cells of `{LIGHTNING.file}.ipynb`, to be pasted by hand: open a Studio, add a "
-        "notebook, and paste each block into a cell of its own, in this order.*"
+        f"*These are the cells of `{LIGHTNING.file}.ipynb`, to paste by hand: open a Studio, add a "
+        "notebook, and paste each block into its own cell, in this order.*"
     )
     return "\n\n".join([head, how, *rest]) + "\n"
 
