@@ -1,4 +1,7 @@
-"""Small builders shared by the tests: valid answers, data sets, scripts, and a run of the CLI."""
+"""Small builders shared by the tests: valid answers, data sets, scripts, and a run of the CLI.
+
+Also `--deep`, and the order of the tests.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from tests import depth, workers
 from vllm_eval import cli
 from vllm_eval.records import Case
 from vllm_eval.tasks import open_task
@@ -18,6 +22,29 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vllm_eval.tasks import Task
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--deep", action="store_true", help="everything, at full counts")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    depth.DEPTH.deep = bool(config.getoption("deep"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what only a deep run makes; begin with what takes longest."""
+    for item in items:
+        if item.get_closest_marker("deep") and not depth.DEPTH.deep:
+            item.add_marker(pytest.mark.skip(reason="give --deep"))
+    items.sort(key=workers.turn)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> workers.Groups | None:
+    """Of files, as `--dist loadfile` has it, but for those of `workers`."""
+    return workers.Groups(config, log) if config.getoption("dist") == "loadfile" else None
+
 
 REQUIREMENTS = """\
 functional_requirements:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.depth import count
 from vllm_eval import cli
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.engine
-CASES, SAMPLES = 20, 2
+CASES, SAMPLES = count(10, deep=20), 2
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from vllm_eval.config.settings import resolve_path
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.deep]
 
 TWO = (
     *("--tensor-parallel-size", "2"),

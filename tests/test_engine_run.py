@@ -16,13 +16,9 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.conftest import Bench, Run
+
 pytestmark = pytest.mark.engine
-
-
-def start(output_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vllm_eval", "--config", "demo"]
-    command += ["--output-dir", str(output_dir), *more]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def load(output_dir: Path, name: str) -> dict[str, Any]:
@@ -35,7 +31,9 @@ def load(output_dir: Path, name: str) -> dict[str, Any]:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """All sixty demo cases, both arms, three attempts each."""
     output_dir = tmp_path_factory.mktemp("demo")
-    return output_dir, start(output_dir, "--max-samples", "60")
+    command = [sys.executable, "-m", "vllm_eval", "--config", "demo", "--max-samples", "60"]
+    command += ["--output-dir", str(output_dir)]
+    return output_dir, subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 Demo = tuple["Path", subprocess.CompletedProcess[str]]
@@ -83,36 +81,40 @@ def test_the_engine_prints_into_its_log_and_not_to_the_terminal(demo: Demo) -> N
     assert "Warning" not in done.stdout + done.stderr
 
 
+def call(bench: Bench, *more: str) -> Run:
+    """The demo in the process of the tests, where vLLM may be imported already."""
+    return bench.call("--config", "demo", "--output-dir", str(bench.output_dir), *more)
+
+
 def test_every_real_record_ends_as_success_or_as_a_named_error(
-    shared_data: Path, tmp_path: Path
+    shared_data: Path, bench: Bench
 ) -> None:
     """Whatever the demo model makes of prompts it was never trained for."""
     records = shared_data / "product_owner_val.jsonl"
     flags = ("--dataset-path", str(records), "--max-samples", "34", "--retries", "0")
-    done = start(tmp_path, *flags, "--max-new-tokens", "160")
-    assert done.returncode in (0, 1), done.stdout + done.stderr
+    done = call(bench, *flags, "--max-new-tokens", "160")
+    assert done.code in (0, 1), done.out + done.err
     for arm in ("baseline", "student"):
-        rows = load(tmp_path, f"{arm}_*.json")["results"]
+        rows = done.result(f"{arm}_")["results"]
         assert len(rows) == 34
         assert all(row["status"] == "success" or row["reason"] for row in rows)
 
 
-def test_a_prompt_that_cannot_fit_is_an_error_of_its_case_alone(tmp_path: Path) -> None:
+def test_a_prompt_that_cannot_fit_is_an_error_of_its_case_alone(bench: Bench) -> None:
     rows = [
         {"concept_id": "long", "concept": "x " * 9000, "requirements_yaml": "title: x"},
         {"concept_id": "short", "concept": "A portal", "requirements_yaml": "title: x"},
     ]
-    cases = tmp_path / "cases.jsonl"
-    cases.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cases = bench.write(bench.cases, rows)
     flags = ("--dataset-path", str(cases), "--retries", "0", "--prompt-format", "chat")
-    start(tmp_path / "out", *flags)
-    found = {r["concept_id"]: r for r in load(tmp_path / "out", "baseline_*.json")["results"]}
+    run = call(bench, *flags)
+    found = {row["concept_id"]: row for row in run.result("baseline_")["results"]}
     assert (found["long"]["status"], found["long"]["reason"]) == ("error", "prompt_too_long")
     assert "max_model_len" in found["long"]["error"]
     assert found["short"]["status"] != "error"
 
 
-def test_an_unknown_engine_option_is_named_with_its_neighbour(tmp_path: Path) -> None:
-    done = start(tmp_path, "-c", "engine_args.max_modle_len=100")
-    assert done.returncode == 2
-    assert "no option 'max_modle_len'; did you mean 'max_model_len'?" in done.stderr
+def test_an_unknown_engine_option_is_named_with_its_neighbour(bench: Bench) -> None:
+    done = call(bench, "-c", "engine_args.max_modle_len=100")
+    assert done.code == 2
+    assert "no option 'max_modle_len'; did you mean 'max_model_len'?" in done.err

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.conftest import REQUIREMENTS, Answers, po_inputs
+from tests.depth import count
 from vllm_eval.records import Case
 from vllm_eval.tasks import open_task
 from vllm_eval.tasks.grammar import make_grammar
@@ -57,6 +58,7 @@ NASTY = [
     *("\n```\n```yaml REVIEW\n", "``` yaml VISION\n", "\x00", "\x85", "\ud7ff", "''"),
     *('""', "#", ":"),
 ]
+SEEDS = count(40, deep=300)
 CLOSING = ["\n", '"\n', "'\n", "```", "[]\n", "\n- a b\n", "aligned"]
 
 
@@ -181,7 +183,7 @@ def test_whatever_is_put_into_the_product_owners_grammar_keeps_the_contract(
     owner: Reader, task: Task
 ) -> None:
     case = Case("K1", 1, None, po_inputs("A tool library", REQUIREMENTS))
-    for seed in range(300):
+    for seed in range(SEEDS):
         text = owner.walk(seed)
 
         assert task.grade(case, text).problem is None, (seed, text)
@@ -201,7 +203,7 @@ def task_blocks(task: Task) -> list[str]:
 
 def test_whatever_is_put_into_a_grammar_of_every_type_keeps_the_contract(every_type: Task) -> None:
     reader, case = Reader(every_type), Case("K1", 1, None, {"notes": ""})
-    for seed in range(300):
+    for seed in range(SEEDS):
         text = reader.walk(seed)
 
         assert every_type.grade(case, text).problem is None, (seed, text)

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import PRODUCT_OWNER, po_inputs
+from tests.depth import count
 from vllm_eval.errors import DatasetError
 from vllm_eval.inputs.cases import open_dataset
 from vllm_eval.records import Case
@@ -188,8 +189,8 @@ FRAGMENTS = st.sampled_from(
     ]
 )
 TEXTS = st.lists(FRAGMENTS | st.text(max_size=5), max_size=25).map("".join)
-GENERATED = 2_500
-"""Examples drawn; each is graded in eight arrangements, so 20,000 answers."""
+GENERATED = count(250, deep=2_500)
+"""Examples drawn; each is graded in eight arrangements, so 20,000 answers in a deep run."""
 
 
 @settings(

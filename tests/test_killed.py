@@ -1,7 +1,7 @@
 """A process killed at any moment loses nothing that was finished and does nothing twice.
 
-Covered: kill -9 and SIGTERM at random moments, with the scripted engine (50 kills) and with the
-real one (5 kills); full disks, folders that cannot be written, data sets that vanish.
+Covered: kill -9 and SIGTERM at random moments, with the scripted engine (a deep run kills 50 times)
+and with the real one (5 times); full disks, folders that cannot be written, data sets that vanish.
 """
 
 from __future__ import annotations
@@ -17,19 +17,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.depth import count
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.conftest import Answers, Bench
 
-KILLS = 50
+KILLS = count(10, deep=50)
 PER_RUN = 5
-REAL_KILLS = 5
+REAL_KILLS = count(1, deep=5)
 SESSIONS = 60
 """No run may need more sessions: each adds at least one attempt to the journal."""
 
 
-def test_fifty_kills_lose_nothing_and_repeat_nothing(bench: Bench, answers: Answers) -> None:
+def test_kills_lose_nothing_and_repeat_nothing(bench: Bench, answers: Answers) -> None:
     """Each answer takes 20 to 200 ms, so that kills hit starts, polls, writes and conclusions."""
     chance = random.Random(1)
     bench.dataset(12)
@@ -52,13 +55,14 @@ def test_fifty_kills_lose_nothing_and_repeat_nothing(bench: Bench, answers: Answ
 
 
 @pytest.mark.engine
-def test_a_real_run_killed_five_times_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_a_real_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    """First amid its answers, then at any moment from the start of its engine on."""
     chance = random.Random(2)
     work = ("--config", "demo", "--max-samples", "4", "--no-report", "--output-dir", str(tmp_path))
     subprocess.run(arguments([*work, "--tag", "whole"]), check=False, capture_output=True)
     (whole,) = tmp_path.glob("whole_*")
     command = arguments([*work, "--tag", "killed"])
-    folder, kills = survive(command, tmp_path, "killed_*", chance, REAL_KILLS, 4.0, wait_lines=True)
+    folder, kills = survive(command, tmp_path, "killed_*", chance, REAL_KILLS, 4.0, real=True)
     assert kills == REAL_KILLS
     assert outcomes(folder) == outcomes(whole)
     assert_nothing_twice(folder)
@@ -109,7 +113,7 @@ def survive(
     most: int,
     longest: float,
     *,
-    wait_lines: bool = False,
+    real: bool = False,
 ) -> tuple[Path, int]:
     """Start, kill after a random time, resume; until a session ends by itself."""
     kills = 0
@@ -118,9 +122,12 @@ def survive(
         with said.open("w") as errors:
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
         if kills < most:
-            if wait_lines:
-                wait_for_work(output_dir, pattern)
-            time.sleep(chance.uniform(0.05, longest))
+            if real and kills == 0:
+                wait_for_more(1, lambda: size(output_dir, f"{pattern}/attempts.jsonl"))
+            else:
+                if real:
+                    wait_for_more(1000, lambda: size(output_dir, f"{pattern}/engine.log"))
+                time.sleep(chance.uniform(0.05, longest))
             if process.poll() is None:
                 process.send_signal(chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
                 kills += 1
@@ -138,16 +145,16 @@ def survive(
     pytest.fail("no session came to an end")
 
 
-def wait_for_work(output_dir: Path, pattern: str) -> None:
-    """Until the engine of a new session has been opened: its log has grown."""
-    begin = sum(path.stat().st_size for path in output_dir.glob(f"{pattern}/engine.log"))
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        size = sum(path.stat().st_size for path in output_dir.glob(f"{pattern}/engine.log"))
-        if size > begin + 1000:
-            return
-        time.sleep(0.1)
-    pytest.fail("the engine did not start within 120 s")
+def size(output_dir: Path, pattern: str) -> int:
+    return sum(path.stat().st_size for path in output_dir.glob(pattern))
+
+
+def wait_for_more(bytes_: int, measure: Callable[[], int]) -> None:
+    """Until a file has grown by so much."""
+    begin, end = measure(), time.monotonic() + 120
+    while measure() < begin + bytes_:
+        assert time.monotonic() < end, "nothing was written within 120 s"
+        time.sleep(0.02)
 
 
 def arguments(given: list[str]) -> list[str]:

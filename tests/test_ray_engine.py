@@ -178,6 +178,7 @@ def told(run: Run) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.deep
 def test_a_node_killed_mid_run_costs_no_outcome(
     bench: Bench, answers: Answers, nodes: Any, tmp_path: Path
 ) -> None:
@@ -267,6 +268,7 @@ def test_a_replica_across_nodes_is_an_error(bench: Bench, answers: Answers) -> N
 
 
 @pytest.mark.engine
+@pytest.mark.deep
 def test_two_replicas_answer_as_one_engine_and_a_killed_node_costs_nothing(
     bench: Bench, nodes: Any, tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ from tests import malformed, test_hostile_yaml
 from tests.careless import GOOD, Careless
 from tests.careless_writer import flat, make_data, write_carelessly, write_well
 from tests.conftest import po_inputs
+from tests.depth import count
 from tests.malformed_repairs import CORPUS
 from vllm_eval.records import Case
 from vllm_eval.tasks.parse import extract_block, parse_block
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 LABELS = ("VISION", "REVIEW")
 LIMIT_S = 1.0
-SEEDS = 400
+SEEDS = count(120, deep=400)
 HOSTILE = test_hostile_yaml.INVALID | test_hostile_yaml.PARSES | test_hostile_yaml.EXPENSIVE
 
 
@@ -238,7 +239,7 @@ def test_a_longer_answer_is_not_repaired(task: Task) -> None:
     assert mended(task, text) == Repaired(text, ())
 
 
-@settings(max_examples=600, deadline=None, database=None)
+@settings(max_examples=count(150, deep=600), deadline=None, database=None)
 @given(one=test_hostile_yaml.TEXTS, other=test_hostile_yaml.TEXTS)
 def test_repair_is_idempotent_and_leaves_what_parses_on_any_text(one: str, other: str) -> None:
     keys = ("product_name", "summary", "narrative")
@@ -255,7 +256,7 @@ def test_repair_is_idempotent_and_leaves_what_parses_on_any_text(one: str, other
 ODDMENTS = ("a: ", "- ", "*", '"', "'", ": ", "|", "\n", "\n", "\xa0", "\x0c", "\u2028", "x y", "`")
 
 
-@settings(max_examples=600, deadline=None, database=None)
+@settings(max_examples=count(150, deep=600), deadline=None, database=None)
 @given(parts=st.lists(st.sampled_from(ODDMENTS), max_size=20))
 @example(parts=["a: ", "*"])
 @example(parts=["a: ", "\xa0", "\n", "a: ", "x y", ": ", "x y"])
@@ -268,7 +269,7 @@ def test_no_pieces_of_yaml_make_a_repair_raise(parts: list[str]) -> None:
     assert parses(found.text) or found.text == text
 
 
-@settings(max_examples=300, deadline=None, database=None)
+@settings(max_examples=count(75, deep=300), deadline=None, database=None)
 @given(seed=st.integers(0, 2**32))
 def test_an_answer_written_well_is_left_as_it_is_byte_for_byte(seed: int) -> None:
     text = write_well(make_data(random.Random(seed)), random.Random(seed))
