@@ -225,9 +225,9 @@ def test_a_rank_pattern_that_would_run_for_hours_is_not_run(tmp_path: Path) -> N
     pattern = {"(([a-z_.]+)+)+X": 4}
     folder = write_adapter(tmp_path / "pupil", rank_pattern=pattern)
     base = read_base(str(write_base(tmp_path / "base")))
-    begin = time.monotonic()
+    begin = time.process_time()
     check_adapter(read_adapter("pupil", folder), base, (0, 32))
-    assert time.monotonic() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 def test_a_pattern_of_ranks_is_followed(tmp_path: Path) -> None:
