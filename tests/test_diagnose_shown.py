@@ -12,8 +12,8 @@ import pytest
 
 from tests.malformed import GOOD
 from tests.report_runs import FAILING, cut_off, make_run
-from vllm_eval.report.markdown_text import sentence
 from vllm_eval.report.stored_run import load_run
+from vllm_eval.report.words import sentence
 from vllm_eval.report.write import write_reports
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.report_runs import WEAK, make_run, without
-from vllm_eval.report import html_text
+from vllm_eval.report import words
 from vllm_eval.report.display import show
 from vllm_eval.report.history import write_history
 from vllm_eval.report.html import write_html
@@ -199,10 +199,10 @@ def test_each_student_has_its_verdict_with_margin_and_certainty(
     for verdict in comparison["verdicts"]:
         card = page.one("article", **{"aria-label": f"Verdict on {verdict['arm']}"}).text
         assert verdict["verdict"] in card
-        assert html_text.percent(verdict["pass_chance"]) in card
+        assert words.percent(verdict["pass_chance"]) in card
         for rule in verdict["rules"]:
-            assert html_text.score(rule["value"]) in card
-            assert html_text.signed(rule["margin"]) in card
+            assert words.score(rule["value"]) in card
+            assert words.signed(rule["margin"]) in card
 
 
 def test_a_partial_run_says_what_is_missing(bench: Bench, answers: Answers) -> None:
@@ -374,7 +374,7 @@ def test_a_moved_folder_renders_as_well(bench: Bench, answers: Answers) -> None:
     ],
 )
 def test_a_share_never_looks_whole_when_it_is_not(value: float | None, shown: str) -> None:
-    assert html_text.percent(value) == shown
+    assert words.percent(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -389,11 +389,11 @@ def test_a_share_never_looks_whole_when_it_is_not(value: float | None, shown: st
     ],
 )
 def test_durations_carry_about_three_figures(value: float | None, shown: str) -> None:
-    assert html_text.seconds(value) == shown
+    assert words.seconds(value) == shown
 
 
 def test_hidden_characters_are_named() -> None:
-    shown = str(html_text.visible("a\u202eb<\U000e0041"))
+    shown = str(words.visible("a\u202eb<\U000e0041"))
     assert ">U+202E<" in shown
     assert 'title="Right-to-left override"' in shown
     assert "&lt;" in shown
@@ -429,13 +429,13 @@ HIDDEN = {
 @pytest.mark.parametrize("character", HIDDEN.values(), ids=HIDDEN.keys())
 def test_a_hidden_character_is_named_on_the_page_and_replaced_on_a_terminal(character: str) -> None:
     text = f"a{character}b"
-    assert f">U+{ord(character):04X}<" in str(html_text.visible(text))
-    assert character not in str(html_text.visible(text))
+    assert f">U+{ord(character):04X}<" in str(words.visible(text))
+    assert character not in str(words.visible(text))
     assert plain(text) == "a\N{REPLACEMENT CHARACTER}b"
 
 
 @pytest.mark.parametrize("text", ["caf\xe9", "\u4e2d\u6587", "\u2764\ufe0f", "\ud55c\uae00", "a b"])
 def test_what_is_to_be_seen_is_left_as_it_is(text: str) -> None:
-    assert str(html_text.visible(text)) == f"<bdi>{text}</bdi>"
+    assert str(words.visible(text)) == f"<bdi>{text}</bdi>"
     assert plain(text) == text
     assert not any(map(is_hidden, text))

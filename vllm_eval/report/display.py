@@ -10,11 +10,11 @@ from vllm_eval.compare import gate
 from vllm_eval.compare.summary import comparison_from_json
 from vllm_eval.config.settings import resolve_path
 from vllm_eval.errors import InputError
-from vllm_eval.report.html import page_templates
-from vllm_eval.report.html_text import score, signed
+from vllm_eval.report.html import render_page
 from vllm_eval.report.markdown import render_summary
 from vllm_eval.report.plots import TITLES, slide_svgs
 from vllm_eval.report.stored_run import HTML, StoredRun, load_run
+from vllm_eval.report.words import score, signed
 from vllm_eval.store.export import read_rows, read_table
 from vllm_eval.store.folder import JOURNAL, find_run
 from vllm_eval.store.journal import read_journal
@@ -112,15 +112,12 @@ class Result:
         return render_summary(self.run)
 
     def _repr_html_(self) -> str:
-        return (
-            page_templates()
-            .get_template("show.html.j2")
-            .render(
-                name=self.folder.name,
-                c=self.run.comparison,
-                plots=_images(self.run.comparison),
-                page=self.folder / HTML,
-            )
+        return render_page(
+            "show.html.j2",
+            name=self.folder.name,
+            c=self.run.comparison,
+            plots=_images(self.run.comparison),
+            page=self.folder / HTML,
         )
 
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from vllm_eval.errors import InputError
 from vllm_eval.records import BASELINE
 from vllm_eval.report.figures import Line
-from vllm_eval.report.html import page_templates, style
+from vllm_eval.report.html import render_page
 from vllm_eval.report.plots import history_svg
 from vllm_eval.report.stored_run import HTML
 from vllm_eval.store.folder import write_text
@@ -57,16 +57,12 @@ def write_history(runs: Sequence[StoredRun], path: Path) -> Path:
     )
     lines = dict.fromkeys((row.arm != BASELINE, row.line) for row in rows)
     ordered = sorted(lines, key=lambda line: line[0])  # the baselines first
-    page = (
-        page_templates()
-        .get_template("history.html.j2")
-        .render(
-            rows=rows,
-            runs=len(runs),
-            mixed=len({row.data for row in rows}) > 1,
-            plot=Markup(history_svg([_line(line, rows) for line in ordered])),  # noqa: S704  drawn by us
-            style=Markup(style()),  # noqa: S704  our own file
-        )
+    page = render_page(
+        "history.html.j2",
+        rows=rows,
+        runs=len(runs),
+        mixed=len({row.data for row in rows}) > 1,
+        plot=Markup(history_svg([_line(line, rows) for line in ordered])),  # noqa: S704  drawn by us
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

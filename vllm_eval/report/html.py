@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import zlib
+from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+import orjson
 from markupsafe import Markup
 
 from vllm_eval.compare.summary import NO_TIER
 from vllm_eval.diagnose.words import pattern_line, recovered, retried
 from vllm_eval.records import BASELINE
-from vllm_eval.report import html_text
-from vllm_eval.report.html_data import page_data
+from vllm_eval.report import words
 from vllm_eval.report.plots import ARM_COLOURS, TITLES, inline_svgs
+from vllm_eval.report.stored_run import read_details
 from vllm_eval.store.folder import write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from vllm_eval.report.stored_run import StoredRun
+    from vllm_eval.diagnose.example import Blocks
+    from vllm_eval.records import Attempt
+    from vllm_eval.report.stored_run import CaseDetail, StoredRun
 
 PACKAGE = "vllm_eval.report"
 STYLE = "report.css"
-
-
 SCRIPTS = ("text.js", "diff.js", "table.js", "case.js", "report.js")
 """In the order they are joined: one script, so that one hash allows it and nothing else."""
 NOTES = {
@@ -41,47 +44,49 @@ NOTES = {
     "throughput": "All arms share one batch; totals are under timing.",
 }
 """Of each plot: where a reader who does not see it finds its numbers."""
+CHUNK_BYTES = 256 * 1024
+"""Texts compressed together: enough to shrink well, little enough to open at once."""
+SEARCHED = 160
+"""Characters of an error that the search looks at."""
+_ONCE = ("arm", "concept_id", "tier")
+"""What a case or its column already says of an attempt."""
 
 
 def write_html(run: StoredRun, path: Path) -> Path:
-    """Write the page, whole or not at all; it opens from disk and asks the network for nothing."""
-    return write_text(path, render_html(run))
+    """Write the page, whole or not at all; it opens from disk and asks the network for nothing.
 
-
-def render_html(run: StoredRun) -> str:
-    """The page as text. What a model, a data set or an adapter wrote is escaped throughout."""
-    data = page_data(run)
-    script = _script()
-    return (
-        page_templates()
-        .get_template("report.html.j2")
-        .render(
-            run=run,
-            c=run.comparison,
-            arms=run.arms,
-            colours=_colours(run),
-            tiers=_tiers(run.comparison),
-            head=_head(run),
-            figures=_figures(run.comparison),
-            style=Markup(style()),  # noqa: S704  our own file, as is the script
-            script=Markup(script),  # noqa: S704
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            index=html_text.json_in_script(data.index),
-            chunks=data.chunks,
-            listed={row["id"] for row in data.index["cases"]},
-        )
+    What a model, a data set or an adapter wrote is escaped throughout.
+    """
+    index, chunks = _page_data(run)
+    script = "\n".join(["'use strict';", *map(asset, SCRIPTS)])
+    page = render_page(
+        "report.html.j2",
+        run=run,
+        c=run.comparison,
+        arms=run.arms,
+        colours=_colours(run),
+        tiers=_tiers(run.comparison),
+        head=_head(run),
+        figures=_figures(run.comparison),
+        script=Markup(script),  # noqa: S704  our own file
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        index=words.json_in_script(index),
+        chunks=chunks,
+        listed={row["id"] for row in index["cases"]},
     )
+    return write_text(path, page)
+
+
+def render_page(template: str, **values: object) -> str:
+    """A page made of one of our templates, with the style sheet that all pages share."""
+    style = Markup(asset(STYLE))  # noqa: S704  our own file
+    return _templates().get_template(template).render(style=style, **values)
 
 
 def _colours(run: StoredRun) -> dict[str, int]:
     """Of the arms and, after them, of constrained variants: whoever made an attempt."""
     names = dict.fromkeys((*run.arms, *run.comparison["attempts"]))
     return {arm: number % len(ARM_COLOURS) for number, arm in enumerate(names)}
-
-
-def _script() -> str:
-    parts = "\n".join(asset(name) for name in SCRIPTS)
-    return f"'use strict';\n{parts}"
 
 
 def _tiers(comparison: Mapping[str, Any]) -> list[str]:
@@ -129,8 +134,7 @@ def _figures(comparison: Mapping[str, Any]) -> list[tuple[str, str, str, Markup]
 
 
 @cache
-def page_templates() -> jinja2.Environment:
-    """With the filters that make words of numbers."""
+def _templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(PACKAGE),
         autoescape=True,
@@ -138,30 +142,83 @@ def page_templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "visible": html_text.visible,
-        "ticked": html_text.ticked,
-        "recovered": recovered,
-        "retried": retried,
-        "pattern_line": pattern_line,
-        "score": html_text.score,
-        "signed": html_text.signed,
-        "percent": html_text.percent,
-        "count": html_text.count,
-        "seconds": html_text.seconds,
-        "chance": html_text.chance,
-        "facts": html_text.facts,
-        "tone": html_text.tone,
-        "span": html_text.span,
-    }
+    own = (words.visible, words.ticked, words.facts, words.tone, words.span)
+    told = (recovered, retried, pattern_line)
+    environment.filters |= words.NUMBERS | {make.__name__: make for make in (*own, *told)}
     return environment
-
-
-def style() -> str:
-    """The style sheet of all pages."""
-    return asset(STYLE)
 
 
 def asset(name: str) -> str:
     """The text of a style sheet or script of ours."""
     return (files(PACKAGE) / "templates" / name).read_text(encoding="utf-8")
+
+
+def _page_data(run: StoredRun) -> tuple[dict[str, Any], list[str]]:
+    """What the page carries for its script: an index of the cases, and chunks of their texts.
+
+    Each chunk is a JSON list of cases, deflated (RFC 1950), then base64. Every attempt is read
+    once, one case at a time; memory holds what the page will.
+    """
+    samples = run.environment["identity"]["samples_per_case"]
+    cells = {
+        row["concept_id"]: {arm: _cell(cell, samples) for arm, cell in row["arms"].items()}
+        for row in run.comparison["cases"]
+    }
+    blocks = run.task.blocks
+    rows: list[dict[str, Any]] = []
+    chunks: list[str] = []
+    waiting: list[bytes] = []
+    for detail in read_details(run):
+        row = _row(detail, cells.get(detail.concept_id, {}))
+        rows.append(row | {"chunk": len(chunks), "place": len(waiting)})
+        attempts = [[_attempt(one, blocks) for one in made] for made in detail.attempts.values()]
+        waiting.append(orjson.dumps({"asked": detail.asked, "arms": attempts}))
+        if sum(map(len, waiting)) > CHUNK_BYTES:
+            chunks.append(_pack(waiting))
+            waiting = []
+    if waiting:
+        chunks.append(_pack(waiting))
+    index = {"arms": run.arms, "baseline": BASELINE, "samples": samples, "cases": rows}
+    return index, chunks
+
+
+def _cell(cell: Mapping[str, Any], samples: int) -> Mapping[str, Any]:
+    """As `comparison.json` has it; not finished where answers of the case are still pending."""
+    return cell if cell["samples"] >= samples else {**cell, "status": "unfinished"}
+
+
+def _row(detail: CaseDetail, cells: Mapping[str, Any]) -> dict[str, Any]:
+    """A case as the table shows, filters and searches it: the cells of `comparison.json`."""
+    arms = []
+    for arm, attempts in detail.attempts.items():
+        failed = [attempt for attempt in attempts if attempt.reason or attempt.error]
+        reasons = {attempt.reason or attempt.status: None for attempt in failed}
+        errors = {(attempt.error or "")[:SEARCHED]: None for attempt in failed}
+        cell = dict(cells.get(arm) or {"status": "unfinished"})
+        arms.append(cell | {"reasons": list(reasons), "errors": list(errors)})
+    return {"id": detail.concept_id, "tier": detail.tier, "arms": arms}
+
+
+def _attempt(attempt: Attempt, blocks: Blocks) -> dict[str, Any]:
+    """The journal's line, and where each block lies in the raw text."""
+    line = {key: value for key, value in asdict(attempt).items() if key not in _ONCE}
+    raw = attempt.raw_response
+    places = {label: _place(raw, label, text) for label, text in blocks(raw).items()}
+    return line | {"blocks": places}
+
+
+def _place(raw: str, label: str, text: str) -> tuple[int, int]:
+    """Start and length of a block, in the units of the browser's strings (UTF-16)."""
+    start = raw.find(text)
+    while start >= 0 and not raw[max(0, start - 80) : start].rstrip().lower().endswith(label):
+        start = raw.find(text, start + 1)
+    start = max(start, 0)
+    return _units(raw[:start]), _units(text)
+
+
+def _units(text: str) -> int:
+    return len(text.encode("utf-16-le", "surrogatepass")) // 2
+
+
+def _pack(cases: Sequence[bytes]) -> str:
+    return base64.b64encode(zlib.compress(b"[" + b",".join(cases) + b"]", 6)).decode()

@@ -64,7 +64,7 @@ def _arms(run: StoredRun) -> Iterator[ET.Element]:
     sampled, samples = comparison["cases_sampled"], run.environment["identity"]["samples_per_case"]
     drawn = list(cases) if sampled else list(read_order(run.folder))
     for arm in run.arms:
-        examples = _examples(comparison, arm)
+        examples = examples_of(comparison, arm)
         cells = ((case, cases.get(case, {}).get(arm)) for case in drawn)
         tests = [_case(arm, case, cell, examples, samples) for case, cell in cells]
         made = comparison["attempts"].get(arm)
@@ -96,7 +96,7 @@ def _case(
     return _test(name, case, kind, cell["reason"], message, example.get("excerpt", ()))
 
 
-def _examples(comparison: Mapping[str, Any], arm: str) -> dict[str, Mapping[str, Any]]:
+def examples_of(comparison: Mapping[str, Any], arm: str) -> dict[str, Mapping[str, Any]]:
     """An example of what failed, for the cases that have one."""
     groups = (group for group in comparison["failures"] if group["arm"] == arm)
     return {example["concept_id"]: example for group in groups for example in group["examples"]}

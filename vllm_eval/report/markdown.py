@@ -11,12 +11,22 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from vllm_eval.compare.summary import NO_TIER
-from vllm_eval.diagnose.example import excerpt
 from vllm_eval.diagnose.words import pattern_line, recovered, retried
-from vllm_eval.report import html_text
-from vllm_eval.report.markdown_text import Md, code, fence, finalize, sentence, words
+from vllm_eval.report.junit import examples_of
 from vllm_eval.report.next_steps import next_steps
-from vllm_eval.report.stored_run import read_details
+from vllm_eval.report.words import (
+    NUMBERS,
+    Md,
+    code,
+    facts,
+    fence,
+    finalize,
+    percent,
+    score,
+    sentence,
+    signed,
+    words,
+)
 from vllm_eval.store.folder import write_text
 
 if TYPE_CHECKING:
@@ -45,27 +55,22 @@ class FailedCase:
     status: str
     reason: str | None
     attempts: int
-    excerpt: tuple[str, ...] = ()
-    """Lines of the last attempt's raw answer, with the place to look at."""
-    message: str | None = None
 
 
 def write_markdown(run: StoredRun, path: Path) -> Path:
     """The report: verdict and next step on top, then what they stand on."""
     failed = failed_cases(run.comparison)
-    return write_text(
-        path,
-        _render(
-            "report.md.j2",
-            run,
-            failed=failed[:MOST_CASES],
-            more_failed=max(0, len(failed) - MOST_CASES),
-            shown=_with_excerpts(run, failed[:MOST_EXCERPTS]),
-            tiers=_tiers(run.comparison),
-            environment=_environment_facts(run.environment),
-            files=list(_files(run.folder)),
-        ),
+    page = _render(
+        "report.md.j2",
+        run,
+        failed=failed[:MOST_CASES],
+        more_failed=max(0, len(failed) - MOST_CASES),
+        shown=_with_examples(run.comparison, failed)[:MOST_EXCERPTS],
+        tiers=_tiers(run.comparison),
+        environment=_environment_facts(run.environment),
+        files=list(_files(run.folder)),
     )
+    return write_text(path, page)
 
 
 def write_summary(run: StoredRun, path: Path) -> Path:
@@ -92,21 +97,18 @@ def failed_cases(comparison: Mapping[str, Any]) -> list[FailedCase]:
     return sorted(found, key=lambda case: (places[case.arm] - 1) % len(places))
 
 
-def _render(template: str, run: StoredRun, **more: object) -> str:
+def _render(name: str, run: StoredRun, **more: object) -> str:
     groups = run.comparison["failures"]
-    return (
-        _templates()
-        .get_template(template)
-        .render(
-            run=run,
-            c=run.comparison,
-            name=run.folder.name,
-            steps=next_steps(run),
-            clusters=run.comparison["diagnosis"]["clusters"][:MOST_GROUPS],
-            groups=groups[:MOST_GROUPS],
-            more_groups=max(0, len(groups) - MOST_GROUPS),
-            **more,
-        )
+    template = _templates().get_template(name)
+    return template.render(
+        run=run,
+        c=run.comparison,
+        name=run.folder.name,
+        steps=next_steps(run),
+        clusters=run.comparison["diagnosis"]["clusters"][:MOST_GROUPS],
+        groups=groups[:MOST_GROUPS],
+        more_groups=max(0, len(groups) - MOST_GROUPS),
+        **more,
     )
 
 
@@ -120,21 +122,11 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    own: dict[str, Callable[..., str]] = {
-        "score": html_text.score,
-        "signed": html_text.signed,
-        "percent": html_text.percent,
-        "count": html_text.count,
-        "seconds": html_text.seconds,
-        "chance": html_text.chance,
-        "interval": _interval,
-        "recovered": recovered,
-        "retried": retried,
-        "md": str,
-    }
+    own: dict[str, Callable[..., str]] = {"interval": _interval, "md": str}
+    own |= NUMBERS | {"recovered": recovered, "retried": retried}
     environment.filters |= {name: _trusted(make) for name, make in own.items()}
-    environment.filters |= {"code": code, "fence": fence, "words": words, "sentence": sentence}
-    environment.filters |= {"pattern_line": pattern_line}
+    told = (code, fence, words, sentence, pattern_line)
+    environment.filters |= {make.__name__: make for make in told}
     return environment
 
 
@@ -144,43 +136,23 @@ def _trusted(make: Callable[..., str]) -> Callable[..., Md]:
 
 def _interval(interval: Mapping[str, Any], form: str = "score") -> str:
     """An interval's value and ends, or why there are none."""
-    show = html_text.signed if form == "signed" else html_text.score
+    show = signed if form == "signed" else score
     if interval["value"] is None:
         return f"unknown ({code(interval['reason'])})"
     if interval["low"] is None or interval["high"] is None:
         return f"{show(interval['value'])} ({code(interval['reason'])})"
     ends = f"[{show(interval['low'])}, {show(interval['high'])}]"
-    level = html_text.percent(interval["confidence"])
+    level = percent(interval["confidence"])
     return f"{show(interval['value'])} {ends} at {level} ({interval['method']})"
 
 
-def _with_excerpts(run: StoredRun, failed: list[FailedCase]) -> list[FailedCase]:
-    """The same cases with a look into their last attempt that failed."""
-    wanted = {(case.concept_id, case.arm) for case in failed}
-    ids = {case.concept_id for case in failed}
-    blocks, found = run.task.blocks, {}
-    for detail in read_details(run) if wanted else ():
-        for arm, attempts in detail.attempts.items():
-            bad = [attempt for attempt in attempts if attempt.final and attempt.status != "success"]
-            if (detail.concept_id, arm) in wanted and bad:
-                found[detail.concept_id, arm] = bad[0].error, excerpt(bad[0], blocks)
-        ids.discard(detail.concept_id)
-        if not ids:
-            break
-    return [
-        FailedCase(
-            case.concept_id,
-            case.tier,
-            case.arm,
-            case.status,
-            case.reason,
-            case.attempts,
-            lines,
-            why,
-        )
-        for case in failed
-        for why, lines in [found.get((case.concept_id, case.arm), (None, ()))]
-    ]
+def _with_examples(
+    comparison: Mapping[str, Any], failed: list[FailedCase]
+) -> list[tuple[FailedCase, Mapping[str, Any]]]:
+    """The cases of which `comparison.json` holds an example, with that."""
+    examples = {arm: examples_of(comparison, arm) for arm in comparison["arms"]}
+    found = ((case, examples[case.arm].get(case.concept_id)) for case in failed)
+    return [(case, example) for case, example in found if example is not None]
 
 
 def _tiers(comparison: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
@@ -198,12 +170,12 @@ def _tiers(comparison: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, A
 def _environment_facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Versions, hardware and hashes of a manifest, in a few words each."""
     identity, machine, engine = about["identity"], about["machine"], about.get("engine", {})
-    gpus = "; ".join(", ".join(w for _, w in html_text.facts(gpu)) for gpu in machine["gpus"])
-    facts = [
+    gpus = "; ".join(", ".join(w for _, w in facts(gpu)) for gpu in machine["gpus"])
+    rows = [
         ("begun", about["started_at"]),
         ("vllm_eval", about["vllm_eval"]),
         ("Python", machine["python"]),
-        *html_text.facts(engine),
+        *facts(engine),
         ("4-bit base (bitsandbytes)", "yes" if identity["load_4bit"] else None),
         ("system", machine["system"]),
         ("GPU", gpus or "none"),
@@ -220,8 +192,8 @@ def _environment_facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     for arm, digest in identity["adapters"].items():
         adapter = about["adapters"].get(arm, {})
         rank = f", rank {adapter['rank']}" if adapter else ""
-        facts.append((f"adapter {arm}", f"{_place(adapter.get('path'), digest) or 'none'}{rank}"))
-    return [(key, str(value)) for key, value in facts if value]
+        rows.append((f"adapter {arm}", f"{_place(adapter.get('path'), digest) or 'none'}{rank}"))
+    return [(key, str(value)) for key, value in rows if value]
 
 
 def _place(path: str | None, digest: str | None) -> str | None:

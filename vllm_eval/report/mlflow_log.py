@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_eval.config.settings import load_config
 from vllm_eval.errors import InputError
-from vllm_eval.report.html_text import facts
+from vllm_eval.report.words import facts
 from vllm_eval.store.folder import CONFIG
 
 if TYPE_CHECKING:

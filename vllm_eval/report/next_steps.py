@@ -9,8 +9,7 @@ from vllm_eval.diagnose.clusters import KINDS
 from vllm_eval.diagnose.remedies import NO_ANSWER
 from vllm_eval.diagnose.words import recovered
 from vllm_eval.inputs.adapters import SLOT_RANKS
-from vllm_eval.report.html_text import count, percent, signed
-from vllm_eval.report.markdown_text import Md, code, sentence, words
+from vllm_eval.report.words import Md, code, count, percent, sentence, signed, words
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping

@@ -1,0 +1,195 @@
+"""Words and numbers as they stand in the page and in Markdown.
+
+What a model, a data set or an adapter wrote stays text: nothing is hidden, nothing is markup. In
+Markdown nothing goes through unless it is an `Md`: templates put every other text into a code span.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from markupsafe import Markup, escape
+
+from vllm_eval.text import has_hidden, is_hidden, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+NOTHING = "\N{EN DASH}"
+"""Stands where there is no number."""
+_MINUS = str.maketrans("-", "\N{MINUS SIGN}")
+_UNSAFE = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
+MOST = 120
+"""Characters shown of a text on one line."""
+MOST_WORDS = 400
+"""The same, of a sentence."""
+_PLAIN_SPAN = re.compile(r"[^|\\]+")
+_ACTIVE = re.compile(r"[^\w \-]|_")
+_WORDS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_ ,()/-]*")
+_SENTENCE = re.compile(r"(?:[A-Za-z0-9_ ,;:%()+'-]|\.(?=[ 0-9]|$))*")
+_TICKS = re.compile("`+")
+
+
+def score(value: float | None) -> str:
+    """Three decimals."""
+    return NOTHING if value is None else f"{value:.3f}".translate(_MINUS)
+
+
+def signed(value: float | None) -> str:
+    """Three decimals and a sign."""
+    return NOTHING if value is None else f"{value:+.3f}".translate(_MINUS)
+
+
+def percent(value: float | None) -> str:
+    """A share; 99.6 % does not become 100 %, nor 0.4 % nothing."""
+    if value is None:
+        return NOTHING
+    shown = f"{value:.0%}"
+    return f"{value:.1%}" if shown in ("0%", "100%") and value not in (0, 1) else shown
+
+
+def count(value: float | None) -> str:
+    """Thousands apart."""
+    return NOTHING if value is None else f"{value:,.0f}"
+
+
+def seconds(value: float | None) -> str:
+    """Three figures or so, in milliseconds below one second."""
+    if value is None:
+        return NOTHING
+    if value < 1:
+        return f"{value * 1000:.1f} ms" if value < 0.1 else f"{value * 1000:.0f} ms"
+    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f} s"
+
+
+def chance(p: float) -> str:
+    """A p-value, as small as it is worth saying."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+NUMBERS = {f.__name__: f for f in (score, signed, percent, count, seconds, chance)}
+"""The filters of the templates that make words of numbers."""
+
+
+def facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A mapping's plain values as words, those of an inner mapping under `outer.inner`."""
+    found: list[tuple[str, str]] = []
+    for key, value in data.items():
+        if isinstance(value, dict):
+            found += [(f"{key}.{inner}", words) for inner, words in facts(value)]
+        elif isinstance(value, list):
+            found.append((key, "; ".join(map(_words, value)) or "none"))
+        else:
+            found.append((key, _words(value)))
+    return found
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {words}" for key, words in facts(value))
+    plain = {None: "none", True: "yes", False: "no"}
+    return plain[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def tone(word: str) -> str:
+    """The style class of a verdict: neither colour is that of a run that has not finished."""
+    return {"PASS": "pass", "FAIL": "fail"}.get(word, "open")
+
+
+def span(interval: Mapping[str, Any], threshold: float, width: float = 100.0) -> dict[str, float]:
+    """Where an interval, its value and a threshold lie on a scale of `width` that holds them."""
+    ends = [v for v in (interval["low"], interval["value"], interval["high"]) if v is not None]
+    low, high = min([*ends, threshold]), max([*ends, threshold])
+    pad = (high - low or 0.1) * 0.12
+    start, length = low - pad, (high - low) + 2 * pad
+    named = {"value": interval["value"], "low": interval["low"], "high": interval["high"]}
+    places = {key: v for key, v in (named | {"threshold": threshold}).items() if v is not None}
+    return {key: round((v - start) / length * width, 2) for key, v in places.items()}
+
+
+def visible(text: object) -> Markup:
+    """Escaped, with characters that show nothing or turn the reading direction named instead.
+
+    The result is isolated: whatever its direction, what stands around it stays where it is.
+    """
+    words = str(text)
+    parts = (_named(c) if is_hidden(c) else escape(c) for c in words)
+    shown = Markup("").join(parts) if has_hidden(words) else escape(words)
+    return Markup("<bdi>{}</bdi>").format(shown)
+
+
+def ticked(text: str) -> Markup:
+    """A sentence whose names stand between backticks: those as code, everything escaped."""
+    parts = (
+        Markup("<code>{}</code>").format(visible(part)) if number % 2 else visible(part)
+        for number, part in enumerate(text.split("`"))
+    )
+    return Markup("").join(parts)
+
+
+def json_in_script(data: Any) -> Markup:  # noqa: ANN401  any JSON value
+    """JSON that cannot end, or comment out, the script element around it."""
+    return Markup(orjson.dumps(data).decode().translate(_UNSAFE))  # noqa: S704  escaped just here
+
+
+def _named(c: str) -> Markup:
+    name = unicodedata.name(c, "control character")
+    mark = Markup('<span class="hidden-char" title="{}">U+{}</span>')
+    return mark.format(name.capitalize(), f"{ord(c):04X}")
+
+
+class Md(str):
+    """Markdown of our own making."""
+
+    __slots__ = ()
+
+
+def code(value: object, most: int = MOST) -> Md:
+    """Any value as a code span that holds on one line and in a table's cell.
+
+    Inside of one, GitHub makes no mention, link, emoji or HTML of anything. A bar or a backslash
+    cannot be escaped there, so a text with one becomes a `<code>` element of entities.
+    """
+    text = " ".join(plain(str(value)).split()) or "-"
+    text = text if len(text) <= most else f"{text[: most - 1]}…"
+    if _PLAIN_SPAN.fullmatch(text):
+        longest = max(map(len, _TICKS.findall(text)), default=0)
+        ticks, space = "`" * (longest + 1), " " if longest else ""
+        return Md(f"{ticks}{space}{text}{space}{ticks}")
+    entities = _ACTIVE.sub(lambda match: f"&#{ord(match.group())};", text)
+    return Md(f"<code>{entities}</code>")
+
+
+def words(value: object) -> Md:
+    """A name of letters, digits and what markup does not know as it is, any other as code."""
+    text = str(value)
+    return Md(text) if _WORDS.fullmatch(text) else code(text)
+
+
+def sentence(value: object) -> Md:
+    """Words whose names stand between backticks: those as code, the rest as it is or as code too.
+
+    What could be a link, a mention or markup is no plain sentence, whoever wrote it.
+    """
+    parts = (
+        code(part, MOST_WORDS) if number % 2 or not _SENTENCE.fullmatch(part) else part
+        for number, part in enumerate(str(value).split("`"))
+    )
+    return Md("".join(parts))
+
+
+def fence(lines: Sequence[str]) -> Md:
+    """Lines as a block of code that none of them can end."""
+    shown = "\n".join(plain(part) for line in lines for part in line.split("\n"))
+    ticks = "`" * max(3, *(len(run) + 1 for run in _TICKS.findall(shown)), 3)
+    return Md(f"{ticks}text\n{shown}\n{ticks}")
+
+
+def finalize(value: object) -> object:
+    """What a template's expression comes out as: only `Md` and whole numbers as they are."""
+    if isinstance(value, (Md, int)) or value is None:
+        return value
+    return code(value)
