@@ -143,7 +143,7 @@ def test_the_hash_is_that_of_the_file(write: Write) -> None:
         ({**ROW, "requirements_yaml": {"a": 1}}, "'requirements_yaml' must be a string"),
         ({**ROW, "tier": ["simple"]}, "'tier' must be a string"),
         ({**ROW, "prompt": 1}, "'prompt' must be a string"),
-        ({**ROW, "requirements_yaml": "a: 1\nb: c: d"}, "not valid YAML at its line 2"),
+        ({**ROW, "requirements_yaml": "a: 1\nb: c: d"}, "not valid YAML at line 2 of the text"),
         ({**ROW, "requirements_yaml": "a: \0"}, "requirements_yaml is not valid YAML"),
         ({**ROW, "concept_id": "K0"}, "id 'K0' is taken by line 1"),
         ({**ROW, "concept_id": "sample-2"}, None),
@@ -170,7 +170,7 @@ def test_a_given_id_may_not_be_one_that_a_line_number_makes(write: Write) -> Non
 def test_a_file_without_records_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "cases.jsonl"
     path.write_bytes(content)
-    with pytest.raises(DatasetError, match=r"cases\.jsonl: holds no record"):
+    with pytest.raises(DatasetError, match=r"cases\.jsonl: has no records"):
         open_dataset(path, None, 42, PRODUCT_OWNER)
 
 

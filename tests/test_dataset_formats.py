@@ -222,5 +222,5 @@ def test_a_line_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["hf:/etc", "hf:.", "hf:json", "hf:../x/y"])
 def test_only_the_hub_is_asked_for_a_name_of_the_hub(name: str) -> None:
-    with pytest.raises(DatasetError, match="is no OWNER/NAME"):
+    with pytest.raises(DatasetError, match="is not OWNER/NAME"):
         open_dataset(Path(name), None, 42, PRODUCT_OWNER)

@@ -109,7 +109,7 @@ def test_a_header_that_does_not_fit_its_file_is_an_error(
 @pytest.mark.parametrize("content", [b"", b"1234567", b"\x80\x04\x95" + bytes(50)])
 def test_what_is_no_safetensors_file_is_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x").write_bytes(content)
-    with pytest.raises(InputError, match="no safetensors file"):
+    with pytest.raises(InputError, match="not a safetensors file"):
         read_header(tmp_path / "x")
 
 
@@ -158,7 +158,7 @@ def test_a_base_that_is_neither_folder_nor_hub_id_is_named(name: str) -> None:
 def test_a_base_without_weights_is_named(tmp_path: Path) -> None:
     folder = write_base(tmp_path / "base")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="holds no weights"):
+    with pytest.raises(InputError, match="has no weights"):
         read_base(str(folder))
 
 
@@ -180,7 +180,7 @@ def test_a_weight_file_that_the_index_names_and_nobody_copied_is_named(tmp_path:
 def test_an_index_that_names_no_files_beside_it_is_refused(tmp_path: Path, held: object) -> None:
     folder = write_base(tmp_path / "base")
     write_json(folder / "model.safetensors.index.json", held)
-    with pytest.raises(InputError, match="names no files beside itself"):
+    with pytest.raises(InputError, match="does not name files in its own folder"):
         read_base(str(folder))
 
 

@@ -1,4 +1,4 @@
-"""From an adapter's name to its folder and what is known of it without loading a weight."""
+"""Find an adapter's folder by name and read what it says without loading weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def open_arms(config: Config) -> tuple[Arm, ...]:
     """The baseline and one arm per configured adapter, with names that can name files.
 
     Raises:
-        AdapterError: none is configured, one cannot be found or used, or two share a name.
+        AdapterError: no adapter is configured, one cannot be found or used, or two share a name.
     """
     if not config.adapters:
         msg = "adapters: none given, so there is nothing to compare; give --adapter NAME"
@@ -40,17 +40,17 @@ def open_arms(config: Config) -> tuple[Arm, ...]:
     arms = [Arm(BASELINE)]
     for given in config.adapters:
         if not given.strip("/ ").removeprefix(PACKAGE):
-            raise AdapterError(f"adapters: {given!r} names none; give --adapter NAME")
+            raise AdapterError(f"adapters: {given!r} is not a name; give --adapter NAME")
         name = file_name(given.rstrip("/").rpartition("/")[2].rpartition(":")[2])
         if not name.strip(".") or len(name) > MAX_NAME:
-            msg = f"adapters: {given!r} gives no name for files (1 to {MAX_NAME} characters)"
+            msg = f"adapters: {given!r} cannot name files (1 to {MAX_NAME} characters)"
             raise AdapterError(msg)
-        # Some disks do not tell upper from lower case.
+        # Some file systems ignore case.
         if name.casefold() in {arm.name.casefold() for arm in arms}:
             raise AdapterError(f"adapters: two arms would be called {name!r}; rename a folder")
         if config.answering == "scripted" or (
             config.engine == "openai" and not _places(given, config.adapter_dirs)
-        ):  # only a label, or a model's name on a server: no adapter file is read
+        ):  # only a label, or a model's name on a server; there are no files to read
             arms.append(Arm(name))
         else:
             arms.append(Arm(name, read_adapter(name, find_adapter(given, config.adapter_dirs))))
@@ -58,18 +58,18 @@ def open_arms(config: Config) -> tuple[Arm, ...]:
 
 
 def constrain_arms(arms: Sequence[Arm], config: Config, grammar: str) -> tuple[Arm, ...]:
-    """The arms as `config.constrain` has them: each held to `grammar`, or a variant of each beside.
+    """The arms with `config.constrain` applied: each constrained by `grammar`, or with a variant.
 
     Raises:
-        ConfigError: the engine cannot constrain its answers, or they must not end.
+        ConfigError: the engine cannot constrain answers, or `ignore_eos` forbids them to end.
     """
     if config.constrain == "none":
         return tuple(arms)
     if config.answering == "transformers":
         msg = "constrain: the transformers engine decodes freely; give --engine vllm"
-        raise ConfigError(f"{msg}, or leave it out")
+        raise ConfigError(f"{msg}, or leave out constrain")
     if config.ignore_eos:
-        msg = "constrain: an answer of the grammar ends where it is complete; leave ignore_eos out"
+        msg = "constrain: a constrained answer ends when it is complete; leave out ignore_eos"
         raise ConfigError(msg)
     if config.constrain == "only":
         return tuple(replace(arm, grammar=grammar) for arm in arms)
@@ -104,7 +104,7 @@ def find_adapter(given: str, adapter_dirs: Sequence[str]) -> Path:
     """The folder of an adapter: a path, a name in one of `adapter_dirs`, or a hub id.
 
     Raises:
-        AdapterError: nothing of that name; lists where it was looked for.
+        AdapterError: there is none of that name; lists where it was looked for.
     """
     if there := _places(given, adapter_dirs):
         return there[0].resolve()
@@ -124,10 +124,10 @@ def _places(given: str, adapter_dirs: Sequence[str]) -> list[Path]:
 
 
 def read_adapter(name: str, folder: Path) -> Adapter:
-    """What an adapter's folder says of it; its weights are hashed, not loaded.
+    """Read an adapter's folder; its weights are hashed, not loaded.
 
     Raises:
-        AdapterError: a file is missing or unreadable, or it is no LoRA in safetensors.
+        AdapterError: a file is missing or unreadable, or it is not a LoRA in safetensors.
     """
     fields, weights = read_settings(folder), folder / WEIGHTS_FILE
     if not weights.is_file():
@@ -148,7 +148,7 @@ def read_adapter(name: str, folder: Path) -> Adapter:
 
 
 def slot_rank(rank: int) -> int:
-    """The smallest rank of a slot that takes an adapter of `rank`; itself where none does."""
+    """The smallest slot rank that can hold an adapter of `rank`; `rank` itself if none can."""
     return next((allowed for allowed in SLOT_RANKS if allowed >= rank), rank)
 
 
@@ -156,7 +156,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """The adapter's configuration, as PEFT wrote it.
 
     Raises:
-        AdapterError: it is missing, unreadable, or not of a LoRA.
+        AdapterError: it is missing, unreadable, or not that of a LoRA.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
@@ -183,7 +183,7 @@ def _no_weights(folder: Path) -> AdapterError:
 
 
 def _local_or_hub(model: str) -> str:
-    """Absolute where the folder exists: a relative path would be taken for a hub id."""
+    """An absolute path if the folder exists, because a relative one would look like a hub id."""
     path = resolve_path(model)
     return str(path.resolve()) if path.is_dir() else model
 
@@ -198,5 +198,5 @@ def _download(hub_id: str) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
     except (OSError, ValueError, HfHubHTTPError) as error:
-        msg = f"adapter {hub_id!r}: neither a local folder nor to be had from the hub: {error}"
+        msg = f"adapter {hub_id!r}: not a local folder, and not available from the hub: {error}"
         raise AdapterError(msg) from error

@@ -1,4 +1,4 @@
-"""What a base model's files say of it before it is loaded: its sizes and its modules."""
+"""The sizes and modules of a base model, from its files, before it is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types whose layers have the seven linear modules of `linear_modules`, by these names."""
 NO_VOCABULARY_LORA = frozenset({"qwen2", "mistral"})
-"""Model types of which vLLM serves no adapter of `embed_tokens` or `lm_head`."""
+"""Model types for which vLLM cannot serve adapters of `embed_tokens` or `lm_head`."""
 MAX_LAYERS = 10_000
 _NOT_DENSE = ("num_experts", "num_local_experts", "n_routed_experts", "kv_lora_rank")
 
@@ -36,7 +36,7 @@ class Architecture:
     """Input and output embeddings are one tensor."""
     dtype: str
     max_len: int | None
-    """Longest text it was made for; None where that is not a plain number of its own."""
+    """The longest text it was made for, in tokens; None if the file does not say."""
 
     @property
     def layer_modules(self) -> dict[str, tuple[int, int]]:
@@ -63,7 +63,7 @@ class Architecture:
         return self.vocab * self.hidden * (1 if self.tied else 2)
 
     def uneven(self, shards: int) -> str | None:
-        """What cannot be split into so many equal parts; fewer key-value heads are repeated."""
+        """What cannot be split evenly over `shards`; too few key-value heads are repeated."""
         if self.heads % shards:
             return f"{self.heads} attention heads"
         if self.kv_heads % shards and shards % self.kv_heads:
@@ -75,17 +75,17 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A base model as far as its files are to be had without a network."""
+    """What is known of a base model from its files."""
 
     name: str
     folder: Path | None = None
     """None for a hub id that cannot be reached."""
     architecture: Architecture | None = None
-    """None where `config.json` does not describe a dense decoder."""
+    """None unless `config.json` describes a dense decoder."""
     quantization: Mapping[str, Any] | None = None
     """`quantization_config` of a checkpoint that is stored quantised."""
     tensors: Mapping[str, Tensor] | None = None
-    """Of all its weight files; None where they are not all here, or no safetensors."""
+    """From all its weight files; None unless all are here, as safetensors."""
 
 
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
@@ -93,12 +93,12 @@ SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
 def read_base(name: str, revision: str | None = None, *, weights: bool = True) -> Base:
-    """What is known of a base model: a folder, or a hub id, whose small files are fetched.
+    """Read a base model's folder, or the small files of a hub id, which are fetched.
 
-    The weights may be missing where `weights` is false: they are not going to be loaded.
+    If `weights` is false, the weights may be missing, because nothing will load them.
 
     Raises:
-        InputError: there is no such folder, or its files cannot be a model.
+        InputError: there is no such folder, or its files are not those of a model.
     """
     folder = _find(name, revision)
     if folder is None:
@@ -141,13 +141,13 @@ def is_vocabulary(name: str) -> bool:
 
 
 def missing_modules(base: Base) -> list[str]:
-    """Modules that `config.json` promises and the weights lack or have in another shape."""
+    """Modules of `config.json` that the weights lack or have with a different shape."""
     modules = linear_modules(base)
     stored = base.tensors
     if modules is None or stored is None or base.quantization is not None:
         return []
     if not any(name.startswith("model.") for name in stored):
-        return []  # saved without the head, under shorter names, which vLLM knows as well
+        return []  # saved without the head, under shorter names that vLLM accepts too
     return [
         name
         for name, (inputs, outputs) in modules.items()
@@ -160,7 +160,7 @@ def _find(name: str, revision: str | None) -> Path | None:
     if path.is_dir():
         return path
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise InputError(f"{name}: there is no such folder; give --base-model FOLDER or a hub id")
+        raise InputError(f"{name}: no such folder; give --base-model FOLDER or a hub id")
     try:
         from huggingface_hub import snapshot_download, try_to_load_from_cache
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -170,7 +170,7 @@ def _find(name: str, revision: str | None) -> Path | None:
         found = try_to_load_from_cache(name, "config.json", revision=revision)
         if isinstance(found, str):
             return Path(found).parent
-        # A few megabytes the engine is going to fetch anyway; without the hub nothing is known.
+        # A few megabytes that the engine will fetch anyway; without the hub nothing is known.
         found = snapshot_download(
             name, revision=revision, allow_patterns=SMALL_FILES, etag_timeout=5
         )
@@ -211,7 +211,7 @@ def _read_architecture(config: Mapping[str, Any]) -> Architecture | None:
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor] | None:
-    """The tensors of all weight files; None where they are no safetensors."""
+    """The tensors of all weight files; None unless they are safetensors."""
     index = folder / "model.safetensors.index.json"
     names = {path.name for path in folder.glob("*.safetensors")}
     if index.is_file():
@@ -220,13 +220,13 @@ def _read_weights(folder: Path) -> dict[str, Tensor] | None:
         files = listed.values() if isinstance(listed, dict) else ()
         names = {str(file) for file in files}
         if not names or any("/" in name for name in names):
-            raise InputError(f"{index}: names no files beside itself; copy it again")
+            raise InputError(f"{index}: does not name files in its own folder; copy it again")
     if not names:
         if any(folder.glob("*.bin")) or "snapshots" in folder.parts:
             return None
-        raise InputError(f"{folder}: holds no weights (*.safetensors); is the copy complete?")
+        raise InputError(f"{folder}: has no weights (*.safetensors); is the copy complete?")
     lacking = sorted(name for name in names if not (folder / name).is_file())
-    if lacking and "snapshots" in folder.parts:  # a download that vLLM is going to complete
+    if lacking and "snapshots" in folder.parts:  # vLLM will complete the download
         return None
     if lacking:
         msg = f"{folder}: lacks {len(lacking)} weight files, the first {lacking[0]}; copy them too"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vllm_eval.tasks.declaration import Declaration
 
 _BOM = b"\xef\xbb\xbf"
-"""Byte order mark: some editors put it at the start of a file; it belongs to no record."""
+"""Byte order mark, which some editors put at the start of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,34 +34,34 @@ class Dataset:
 
     lines: Lines
     declaration: Declaration
-    """Of the task whose cases these are."""
+    """The task that these cases belong to."""
     sha256: str
-    """Over its lines: the same for a file and for its gzip."""
+    """Of its lines: a file and its gzip have the same."""
     total: int
     """Records in the file."""
     drawn: array[int]
     """Line number of each drawn record, in the order drawn."""
     offsets: array[int]
-    """The byte at which each of them begins."""
+    """Byte offset of each drawn record."""
     version: tuple[int, int]
     """Size in bytes and time of the last change, in ns."""
 
     @property
     def path(self) -> Path:
-        """As it was given."""
+        """As given."""
         return self.lines.path
 
 
 def open_dataset(
     path: Path, max_samples: int | None, seed: int, declaration: Declaration
 ) -> Dataset:
-    """Check every record of `path`, then draw `max_samples` of them (all where None).
+    """Check every record of `path`, then draw `max_samples` of them (None: all).
 
-    Drawing is `random.Random(seed).shuffle` and the first N, as `product_owner.md` fixes it.
-    The data set may have any format that `open_lines` reads.
+    Draws by `random.Random(seed).shuffle` and takes the first N, as `product_owner.md` requires.
+    Reads any format that `open_lines` supports.
 
     Raises:
-        DatasetError: file or record that cannot be used, with what to do.
+        DatasetError: the file or a record cannot be used; says what to do.
         InputError: the format needs an extra that is not installed.
     """
     lines = open_lines(path, fields_of(declaration))
@@ -84,7 +84,7 @@ def open_dataset(
         msg = f"{path}: cannot read the data set: {error.strerror}; give --dataset-path"
         raise DatasetError(msg) from error
     if not numbers:
-        raise DatasetError(f"{path}: holds no record")
+        raise DatasetError(f"{path}: has no records")
     order = array("q", range(len(numbers)))
     random.Random(seed).shuffle(order)
     drawn = order[:max_samples]
@@ -100,21 +100,20 @@ def open_dataset(
 
 
 def read_cases(dataset: Dataset) -> Iterator[Case]:
-    """The drawn cases, in the order drawn, read again from the file one by one.
-
-    They were checked when the data set was opened, and the file is still the same.
+    """The drawn cases, in the order drawn, read one by one from the file, which was checked when
+    the data set was opened.
 
     Raises:
-        DatasetError: the file is gone, or was changed since it was checked.
+        DatasetError: the file is gone, or has changed since it was checked.
     """
     try:
         file = dataset.lines.file.open("rb")
     except OSError as error:
-        msg = f"{dataset.path}: cannot read the data set any more: {error.strerror}"
+        msg = f"{dataset.path}: can no longer read the data set: {error.strerror}"
         raise DatasetError(msg) from error
     with file:
         if _version(file) != dataset.version:
-            msg = f"{dataset.path}: was changed during the run; put it back, then --resume the run"
+            msg = f"{dataset.path}: was changed during the run; restore it, then --resume the run"
             raise DatasetError(msg)
         for number, offset in zip(dataset.drawn, dataset.offsets, strict=True):
             file.seek(offset)
@@ -124,7 +123,7 @@ def read_cases(dataset: Dataset) -> Iterator[Case]:
 def read_case(
     lines: Lines, file: BinaryIO, declaration: Declaration, number: int, offset: int
 ) -> Case:
-    """Record `number` of `lines`, opened as `file`, which begins at `offset`; checked.
+    """Read and check record `number` of `lines`, open as `file`, at byte `offset`.
 
     Raises:
         DatasetError: the record cannot be used.
@@ -134,12 +133,12 @@ def read_case(
 
 
 def holds_record(number: int, line: bytes) -> bool:
-    """Whether line `number` of a data set is more than white space."""
+    """Whether line `number` of a data set is not blank."""
     return bool(_without_mark(number, line).strip())
 
 
 def fields_of(declaration: Declaration) -> tuple[str, ...]:
-    """Every key of a record that is read, at its top or under `input`."""
+    """Every key that is read from a record, at the top level or under `input`."""
     keys = ("input", "concept_id", *declaration.id_keys, *declaration.inputs, "tier", "prompt")
     return tuple(dict.fromkeys(keys))
 
@@ -165,7 +164,7 @@ def read_record(
 
 
 def add_id(lines: Lines, number: int, identifier: str, seen: dict[str, int]) -> None:
-    """Note in `seen` the line of an id.
+    """Record the line of an id in `seen`.
 
     Raises:
         DatasetError: another line has it.
@@ -185,14 +184,14 @@ def _checked_case(lines: Lines, declaration: Declaration, number: int, line: byt
     for name, about in declaration.inputs.items():
         parsed = parse_yaml(case.inputs[name]) if about.yaml else None
         if parsed is not None and parsed.error is not None:
-            place = f" at its line {parsed.line}" if parsed.line else ""
+            place = f" at line {parsed.line} of the text" if parsed.line else ""
             message = f"{name} is not valid YAML{place}: {parsed.error}"
             raise _bad_line(lines, number, message)
     return case
 
 
 def _case(lines: Lines, declaration: Declaration, number: int, line: bytes) -> Case:
-    """The case, its YAML not looked into: that takes most of the time."""
+    """The case, without parsing its YAML, which would take most of the time."""
     texts, identifier = read_record(lines, declaration, number, line)
     for key, about in declaration.inputs.items():
         if about.required and texts.get(key) is None:
@@ -215,4 +214,4 @@ def _version(file: BinaryIO) -> tuple[int, int]:
 
 
 def _bad_line(lines: Lines, number: int, what: str) -> DatasetError:
-    return DatasetError(f"{lines.at(number)}: {what}; mend or remove this {lines.unit}")
+    return DatasetError(f"{lines.at(number)}: {what}; correct or remove this {lines.unit}")

@@ -1,4 +1,4 @@
-"""Data sets of other formats: each is streamed once into JSON lines that can be sought."""
+"""Data sets in other formats: each is streamed once into a file of JSON lines."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 HUB = "hf:"
 """Prefix of a data set on the Hugging Face hub: `hf:NAME`, or `hf:NAME:SPLIT`."""
 SAVED = ("state.json", "dataset_dict.json")
-"""Files that tell a saved data set, or one of several splits, from any other folder."""
+"""Files that mark a folder as a saved data set, or one with several splits."""
 BATCH_ROWS = 256
 HUB_NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"
-"""What may follow: anything else would be taken for a folder or a script here."""
+"""What may follow the prefix; `datasets` would take anything else for a folder or a script."""
 MAX_LINE = 2**24
-"""Bytes; a compressed file may hold a line that fills the memory."""
+"""Bytes; a line of a compressed file could fill the memory."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Lines:
-    """A data set as a file with one JSON object a line."""
+    """A data set as a file with one JSON object per line."""
 
     path: Path
-    """As it was given: for messages."""
+    """As given, for messages."""
     file: Path
-    """Where the lines are; a file of our own lives as long as this object."""
+    """Where the lines are; a temporary copy lives as long as this object."""
     unit: str = "line"
-    """What the data set itself would call a record."""
+    """What the data set calls a record: `line` or `row`."""
 
     def at(self, number: int) -> str:
         """A record's place, for messages."""
@@ -45,11 +45,11 @@ class Lines:
 
 
 def open_lines(path: Path, fields: Sequence[str]) -> Lines:
-    """JSON lines as they are; gzip, Parquet and Hugging Face data sets copied to such a file.
+    """Open JSON lines in place; copy gzip, Parquet and Hugging Face data sets to such a file.
 
     `path` is a file of JSON lines, `*.gz` of such a file, `*.parquet`, a folder written by
     `Dataset.save_to_disk`, or `hf:NAME[:SPLIT]`. The copy is a temporary file (`TMPDIR`) that holds
-    only `fields` and is deleted with the result; later changes of the data set do not reach it.
+    only `fields` and is deleted with the result. Later changes to the data set do not reach it.
 
     Raises:
         DatasetError: it cannot be read; names file and row.
@@ -124,7 +124,7 @@ def _hub_rows(path: Path, fields: Sequence[str]) -> Iterator[bytes]:
     datasets = _import_datasets(path)
     name, _, split = str(path).removeprefix(HUB).partition(":")
     if not re.fullmatch(HUB_NAME, name):
-        raise DatasetError(f"{path}: {name!r} is no OWNER/NAME of a data set on the hub")
+        raise DatasetError(f"{path}: {name!r} is not OWNER/NAME of a data set on the hub")
     found = datasets.load_dataset(name, split=split or None, streaming=True)
     if isinstance(found, dict):
         if len(found) > 1:
@@ -148,21 +148,21 @@ def _import_datasets(path: Path) -> Any:  # noqa: ANN401  an untyped module
 
 def _rows(table: Any, fields: Sequence[str]) -> Iterator[bytes]:  # noqa: ANN401  whole or streamed
     columns = table.column_names
-    if columns is not None:  # a stream may not know before its first row
+    if columns is not None:  # a stream may not know its columns before the first row
         table = table.select_columns([name for name in fields if name in columns])
     for row in table:
         yield _line({name: row[name] for name in fields if name in row})
 
 
 def _line(row: dict[str, Any]) -> bytes:
-    """Bytes are taken for text; any other thing that JSON does not know ends as an error."""
+    """Bytes are decoded as text; anything else that JSON cannot hold is an error."""
     return orjson.dumps(row, default=_text, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _text(value: object) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8")
-    raise ValueError(f"holds a {type(value).__name__}, which is no text")
+    raise ValueError(f"holds a {type(value).__name__}, which is not text")
 
 
 def _lacking(path: Path, extra: str) -> InputError:

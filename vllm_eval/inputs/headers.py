@@ -1,6 +1,6 @@
 """JSON files and safetensors headers of models, which may come from anywhere.
 
-No tensor is read, and no number is believed before it is checked.
+No tensor is read, and every number is checked before it is used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAX_JSON_BYTES = 50_000_000
 MAX_REASON = 200
-"""Characters of safetensors' own words that are passed on; they may quote a hostile name."""
+"""Characters kept of a message from safetensors, which may quote a hostile name."""
 FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 
 
@@ -28,26 +28,26 @@ class Tensor:
     """One entry of a safetensors header."""
 
     dtype: str
-    """safetensors' name of it, as `BF16`, `F8_E4M3` or `F4`."""
+    """As safetensors names it: `BF16`, `F8_E4M3`, `F4`."""
     shape: tuple[int, ...]
 
     @property
     def count(self) -> int:
-        """How many values it has."""
+        """Number of values."""
         return math.prod(self.shape)
 
     @property
     def size(self) -> int:
-        """Bytes in the file; the first number in a type's name is its bits, and `BOOL` has 8."""
+        """Bytes in the file. The first number in a type's name is its bits; `BOOL` has 8."""
         bits = re.search(r"\d+", self.dtype)
         return self.count * (int(bits[0]) if bits else 8) // 8
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; nothing but the header is read.
+    """The tensors of a safetensors file; only the header is read.
 
     Raises:
-        InputError: the file is cut short or damaged, or no safetensors file at all.
+        InputError: the file is truncated, damaged or not safetensors.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -63,15 +63,15 @@ def read_header(path: Path) -> dict[str, Tensor]:
         raise InputError(msg) from error
     except SafetensorError as error:
         reason = str(error).removeprefix("Error while deserializing header: ")[:MAX_REASON]
-        msg = f"{path}: is cut short, damaged, or no safetensors file ({reason})"
+        msg = f"{path}: is truncated, damaged or not a safetensors file ({reason})"
         raise InputError(f"{msg}; copy or save it again") from error
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401  any JSON value
-    """What a JSON file of reasonable size holds.
+    """The content of a JSON file of reasonable size.
 
     Raises:
-        InputError: the file is missing, too large, or no JSON.
+        InputError: the file is missing, too large, or not JSON.
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:

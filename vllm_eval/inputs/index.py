@@ -35,7 +35,7 @@ class CaseFile:
     """The cases of a run folder by their ids, each read from the disk when it is asked for."""
 
     def __init__(self, folder: Path, order: Mapping[str, int], declaration: Declaration) -> None:
-        """Nothing is opened before the first case is asked for.
+        """Opens nothing until the first case is asked for.
 
         Args:
             folder: of the run.
@@ -66,7 +66,7 @@ class CaseFile:
         """One case.
 
         Raises:
-            InputError: the file of the cases is missing or damaged.
+            InputError: the file of cases is missing or damaged.
         """
         file = self._file or self._open()
         place = self._order[concept_id]
@@ -84,7 +84,7 @@ class CaseFile:
             msg = f"{path}: cannot be read: {error.strerror}; restore it, or evaluate again"
             raise InputError(msg) from error
         if len(self._offsets) != len(self._order):
-            msg = f"{path}: holds {len(self._offsets)} cases, and the run has {len(self._order)}"
+            msg = f"{path}: holds {len(self._offsets)} cases, but the run has {len(self._order)}"
             raise InputError(msg)
         return file
 
@@ -117,7 +117,7 @@ def read_order(folder: Path) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class CaseIndex:
-    """Where the cases of a data set lie; their content is read when it is needed."""
+    """Where the cases of a data set are; their content is read when needed."""
 
     path: Path
     sha256: str
@@ -126,10 +126,10 @@ class CaseIndex:
 
 
 def index_cases(path: Path, declaration: Declaration) -> CaseIndex:
-    """Find every case of a data set, without looking into its inputs.
+    """Find every case of a data set, without checking its inputs.
 
     Raises:
-        DatasetError: the file cannot be read, or a line is no record or repeats an id.
+        DatasetError: the file cannot be read, or a line is not a record or repeats an id.
     """
     lines = open_lines(path, fields_of(declaration))
     digest = hashlib.sha256()
