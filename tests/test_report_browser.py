@@ -14,7 +14,7 @@ from tests.browser import DARK, LIGHT, PHONE, browsing, opened
 from tests.conftest import REQUIREMENTS, Answers
 from tests.report_runs import without
 from vllm_eval import cli
-from vllm_eval.report import html_text
+from vllm_eval.report import words
 from vllm_eval.report.html import write_html
 from vllm_eval.report.stored_run import load_run
 from vllm_eval.text import SPANS, is_hidden
@@ -211,7 +211,7 @@ def test_the_script_hides_and_rounds_as_its_maker_does(browser: Browser, half_do
         )
         assert found == [code for code in codes if is_hidden(chr(code))]
         shown = seen.page.evaluate("times => times.map(seconds)", times)
-        assert shown == [html_text.seconds(time) for time in times]
+        assert shown == [words.seconds(time) for time in times]
 
 
 def test_search_finds_ids_reasons_and_errors(browser: Browser, report: Path) -> None:

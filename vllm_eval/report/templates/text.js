@@ -126,7 +126,7 @@ const signed = (value) => (value === null || value === undefined ? NOTHING : (va
 const integer = (value) => value.toLocaleString('en');
 const points = (value) => (value === undefined ? NOTHING : String(Math.round(value * 100) / 100));
 
-/** As `html_text.seconds` has it. */
+/** As `words.seconds` has it. */
 function seconds(value) {
   if (value === null || value === undefined) return NOTHING;
   if (value < 1) return `${(value * 1000).toFixed(value < 0.1 ? 1 : 0)} ms`;
