@@ -16,8 +16,7 @@ import pytest
 from tests.conftest import PRODUCT_OWNER
 from vllm_eval.errors import DatasetError
 from vllm_eval.inputs.index import index_cases
-from vllm_eval.rescore import regrade
-from vllm_eval.rescore.regrade import grade_all
+from vllm_eval.rescore.answers import POOL_FROM, grade_all
 from vllm_eval.rescore.stored import open_file, read_answers
 
 if TYPE_CHECKING:
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Answers, Bench
     from vllm_eval.inputs.index import Place
-    from vllm_eval.rescore.recorded import StoredAnswer
-    from vllm_eval.rescore.regrade import Graded
+    from vllm_eval.rescore.answers import Graded, StoredAnswer
 
 COUNT = 700
 
@@ -70,7 +68,7 @@ def test_a_case_that_cannot_be_used_ends_all_processes(bench: Bench, many: Path)
 
 
 def test_many_answers_are_scored_from_the_command_line(bench: Bench, many: Path) -> None:
-    assert COUNT > regrade.POOL_FROM
+    assert COUNT > POOL_FROM
     scored = bench.call("score", str(many), "--dataset-path", str(bench.cases), "--json")
     rows: list[dict[str, Any]] = [json.loads(line) for line in scored.out.splitlines()]
     assert [row["valid"] for row in rows] == [n % 7 != 0 for n in range(1, COUNT + 1)]

@@ -23,7 +23,7 @@ from vllm_eval.inputs.index import index_cases
 from vllm_eval.inputs.plan import data_path
 from vllm_eval.records import BASELINE
 from vllm_eval.store import manifest
-from vllm_eval.store.folder import COMPARISON, JOURNAL
+from vllm_eval.store.folder import COMPARISON, CONFIG, JOURNAL
 from vllm_eval.tasks import refuse_file
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from vllm_eval.rescore.stored import StoredFile
     from vllm_eval.tasks import Task
 
-CONFIG_FILE = "config.yaml"
 OUR_KEYS = {"task", "engine", "gate", "dataset_path"}
 """Together in a stored configuration they tell that we wrote it."""
 
@@ -45,7 +44,7 @@ def config_of(file: StoredFile) -> Mapping[str, Any]:
     if file.config or file.path.name != JOURNAL:
         return file.config
     try:
-        text = file.path.with_name(CONFIG_FILE).read_text(encoding="utf-8")
+        text = file.path.with_name(CONFIG).read_text(encoding="utf-8")
         loaded = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}  # a journal without its folder
@@ -191,8 +190,8 @@ def other_data(files: Sequence[StoredFile], indexes: Mapping[Path, CaseIndex]) -
 
 
 @dataclass(frozen=True, slots=True)
-class Owed:
-    """What the files owe together."""
+class Expected:
+    """What the files should hold together."""
 
     arms: tuple[str, ...]
     """All that their runs evaluate, also those without an answer yet."""
@@ -213,10 +212,10 @@ class Owed:
         return replace(verdict, passed=False, rules=rules, pass_chance=chance)
 
 
-def find_pending(files: Sequence[StoredFile], indexes: Mapping[Path, CaseIndex]) -> Owed:
-    """What is pending, from what is stored in the files and beside them.
+def find_expected(files: Sequence[StoredFile], indexes: Mapping[Path, CaseIndex]) -> Expected:
+    """What the files should hold, from what is stored in them and beside them.
 
-    Where a run says nothing of its size, an arm owes every case and sample that another one has.
+    Where a run says nothing of its size, each arm should have every case and sample that any has.
     """
     arms: dict[str, None] = {}
     every: set[tuple[str, int]] = set()
@@ -229,7 +228,7 @@ def find_pending(files: Sequence[StoredFile], indexes: Mapping[Path, CaseIndex])
         if size is not None:
             sizes.append(size)
         gaps += _gaps(file, size)
-    return Owed(tuple(arms), max(len(every), *sizes), tuple(gaps))
+    return Expected(tuple(arms), max(len(every), *sizes), tuple(gaps))
 
 
 def _gaps(file: StoredFile, size: int | None) -> list[str]:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.compare import gate
 from vllm_eval.compare.summary import compare_arms
 from vllm_eval.conclude.repaired import as_repaired
-from vllm_eval.records import BASELINE, Progress, free_arms
+from vllm_eval.records import BASELINE, Outcome, Progress, free_arms
 from vllm_eval.rescore import stored
+from vllm_eval.rescore.answers import grade_all
 from vllm_eval.rescore.origin import (
     bootstrap_of,
+    find_expected,
     find_files,
-    find_pending,
     index_all,
     other_data,
     task_of,
     thresholds_of,
 )
-from vllm_eval.rescore.regrade import FileReport, count, grade_all
 from vllm_eval.tasks import open_task
 
 if TYPE_CHECKING:
@@ -31,11 +31,65 @@ if TYPE_CHECKING:
     from vllm_eval.compare.summary import Comparison
     from vllm_eval.config.settings import Config, GateConfig
     from vllm_eval.inputs.index import CaseIndex, Place
-    from vllm_eval.records import Outcome, Watcher
-    from vllm_eval.rescore.origin import Owed
-    from vllm_eval.rescore.recorded import StoredAnswer
-    from vllm_eval.rescore.regrade import Graded
+    from vllm_eval.records import Status, Watcher
+    from vllm_eval.rescore.answers import Graded, StoredAnswer
+    from vllm_eval.rescore.origin import Expected
     from vllm_eval.rescore.stored import StoredFile
+
+
+TOLERANCE = 1e-9
+"""A recorded score that differs by no more is reproduced."""
+MAX_CHANGES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One answer that is graded otherwise than recorded."""
+
+    concept_id: str
+    was: str
+    now: str
+    message: str
+
+
+@dataclass(slots=True)
+class FileReport:
+    """What scoring found in one arm of one file; counted up answer by answer."""
+
+    path: Path
+    arm: str
+    answers: int = 0
+    recorded_statuses: int = 0
+    """StoredAnswers that came with a status we know."""
+    incomplete: int = 0
+    """StoredAnswers without a status we know, or recorded as success without a score."""
+    not_gradable: int = 0
+    """StoredAnswers whose raw response is not stored."""
+    lost: int = 0
+    """Of those, the ones recorded as something else than `error`."""
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Every reason found now, with counts."""
+    newly_failing: dict[str, int] = field(default_factory=dict)
+    """Recorded as success: why they are none, with counts."""
+    newly_valid: dict[str, int] = field(default_factory=dict)
+    """Recorded as failed, and keep the contract: what was recorded, with counts."""
+    new_reasons: dict[str, int] = field(default_factory=dict)
+    """Failed before and now, for another reason: `old -> new`, with counts."""
+    scores_compared: int = 0
+    scores_changed: int = 0
+    max_difference: float = 0.0
+    unusable_scores: int = 0
+    """Recorded ones that are no numbers from 0 to 1, so that nothing can reproduce them."""
+    changes: list[Change] = field(default_factory=list)
+    """The first `MAX_CHANGES` changes."""
+    recorded: list[Outcome] = field(default_factory=list)
+    now: list[Outcome] = field(default_factory=list)
+
+    @property
+    def reproduced(self) -> bool:
+        """Whether every recorded status and score came out again."""
+        changed = self.newly_failing or self.newly_valid or self.scores_changed
+        return not (changed or self.unusable_scores or self.lost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +145,11 @@ def score(
     files = [stored.open_file(path) for path in find_files(paths)]
     task = task_of(files, config)
     indexes = index_all(files, config, open_task(task))
-    owes = find_pending(files, indexes)
-    why = _no_verdict(files, owes)
+    expected = find_expected(files, indexes)
+    why = _no_verdict(files, expected)
     thresholds = thresholds_of(files, config, graded=not why)
     notes = [note for file in files for note in file.notes]
-    notes += [*other_data(files, indexes), *owes.gaps]
+    notes += [*other_data(files, indexes), *expected.gaps]
     notes += [f"no verdict: {why}"] if why else []
     for note in notes:
         watcher.stage(note)
@@ -115,17 +169,17 @@ def score(
     found = tuple(reports.values())
     if bootstrap is None:
         return Scored(found, (), (), tuple(notes), repair=config.repair)
-    comparison, verdicts = _grade_arms([r.now for r in found], owes, thresholds, bootstrap)
+    comparison, verdicts = _grade_arms([r.now for r in found], expected, thresholds, bootstrap)
     before: tuple[Verdict, ...] = ()
     if all(_is_as_recorded(report) for report in found):
         before = verdicts
     elif not any(report.incomplete for report in found):
         recorded = [report.recorded for report in found]
-        _, before = _grade_arms(recorded, owes, thresholds, bootstrap)
+        _, before = _grade_arms(recorded, expected, thresholds, bootstrap)
     after: tuple[Verdict, ...] = ()
     if config.repair:
         repaired = [[as_repaired(outcome) for outcome in report.now] for report in found]
-        _, after = _grade_arms(repaired, owes, thresholds, bootstrap)
+        _, after = _grade_arms(repaired, expected, thresholds, bootstrap)
     return Scored(found, verdicts, before, tuple(notes), comparison, config.repair, after)
 
 
@@ -157,10 +211,10 @@ def _repair_row(graded: Graded) -> dict[str, Any]:
     return {"repairs": found.names if found else (), "repaired_score": found and found.score}
 
 
-def _no_verdict(files: Sequence[StoredFile], owes: Owed) -> str:
+def _no_verdict(files: Sequence[StoredFile], expected: Expected) -> str:
     """Why the gate has nothing to say on these files; empty where it has."""
     arms = [arm for file in files for arm in file.arms]
-    if BASELINE not in owes.arms or len(free_arms(owes.arms)) < 2:
+    if BASELINE not in expected.arms or len(free_arms(expected.arms)) < 2:
         return f"that takes a {BASELINE} and a student"
     if len(set(arms)) < len(arms):
         return "an arm is there in more than one file"
@@ -173,14 +227,90 @@ def _is_as_recorded(report: FileReport) -> bool:
 
 
 def _grade_arms(
-    arms: Sequence[Sequence[Outcome]], owes: Owed, thresholds: GateConfig, bootstrap: Bootstrap
+    arms: Sequence[Sequence[Outcome]],
+    expected: Expected,
+    thresholds: GateConfig,
+    bootstrap: Bootstrap,
 ) -> tuple[Comparison, tuple[Verdict, ...]]:
     """The gate on each student, also on one without any outcome yet."""
     outcomes = [outcome for arm in arms for outcome in arm]
-    free = free_arms(owes.arms)
+    free = free_arms(expected.arms)
     comparison = compare_arms(outcomes, free, bootstrap=bootstrap)
     students = [name for name in free if name != BASELINE]
     return comparison, tuple(
-        owes.refuse(gate.decide_student(comparison, student, owes.outcomes, thresholds))
+        expected.refuse(gate.decide_student(comparison, student, expected.outcomes, thresholds))
         for student in students
+    )
+
+
+def count(report: FileReport, answer: StoredAnswer, graded: Graded) -> None:
+    """Take one more answer into its report."""
+    problem = graded.problem
+    reason = problem.reason if problem else None
+    report.answers += 1
+    report.recorded_statuses += answer.status is not None
+    unscored = answer.status == "success" and answer.score is None
+    report.incomplete += answer.status is None or unscored
+    if answer.text is None:
+        report.not_gradable += 1
+        report.lost += answer.status != "error"
+    if reason:
+        _add(report.reasons, reason)
+    was, now = answer.reason or answer.status or "-", reason or "success"
+    if answer.status is not None and (answer.status == "success") != (reason is None):
+        if problem:
+            _add(report.newly_failing, problem.reason)
+        else:
+            _add(report.newly_valid, was)
+        _note(report, answer, was, now, problem.message if problem else "")
+    elif problem and answer.reason not in (None, reason) and answer.text is not None:
+        _add(report.new_reasons, f"{answer.reason} -> {reason}")
+        _note(report, answer, was, now, problem.message)
+    if answer.unusable_score:
+        report.unusable_scores += 1
+        is_now = "none" if graded.score is None else f"{graded.score:.6f}"
+        _note(report, answer, f"score {answer.unusable_score}", f"score {is_now}", "")
+    elif answer.score is not None and answer.text is not None:
+        _compare_scores(report, answer, graded)
+    if answer.final:
+        before = answer.outcome()
+        report.recorded.append(before)
+        report.now.append(_outcome(answer, graded, before))
+
+
+def _compare_scores(report: FileReport, answer: StoredAnswer, graded: Graded) -> None:
+    """A failed answer recorded with 0 is reproduced by failing: that is what its 0 says."""
+    was, now = answer.score or 0.0, graded.score or 0.0
+    counted_as_0 = was == 0 and answer.status != "success" and graded.problem is not None
+    difference = 0.0 if counted_as_0 else abs(now - was)
+    report.scores_compared += 1
+    report.max_difference = max(report.max_difference, difference)
+    if difference > TOLERANCE:
+        report.scores_changed += 1
+        _note(report, answer, f"score {was:.6f}", f"score {now:.6f}", "")
+
+
+def _note(report: FileReport, answer: StoredAnswer, was: str, now: str, message: str) -> None:
+    if len(report.changes) < MAX_CHANGES:
+        report.changes.append(Change(answer.concept_id, was, now, message))
+
+
+def _add(counts: dict[str, int], name: str) -> None:
+    counts[name] = counts.get(name, 0) + 1
+
+
+def _outcome(answer: StoredAnswer, graded: Graded, before: Outcome) -> Outcome:
+    valid = graded.problem is None
+    failed: Status = "error" if answer.text is None else "format_error"
+    return Outcome(
+        arm=before.arm,
+        concept_id=before.concept_id,
+        tier=before.tier or graded.tier,
+        sample=before.sample,
+        status="success" if valid else failed,
+        reason=graded.problem.reason if graded.problem else None,
+        score=graded.score,
+        attempts=before.attempts,
+        first_valid=valid and before.attempts == 1,
+        repair=graded.repair,
     )

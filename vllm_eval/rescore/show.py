@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -22,7 +23,6 @@ from vllm_eval.text import plain
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
-    from typing import Self
 
     from rich.table import Table
 
@@ -31,14 +31,13 @@ if TYPE_CHECKING:
     from vllm_eval.compare.summary import Summary
     from vllm_eval.records import Progress
     from vllm_eval.rescore.compare import ArmPair, Compared
-    from vllm_eval.rescore.regrade import FileReport
-    from vllm_eval.rescore.score import Scored
+    from vllm_eval.rescore.score import FileReport, Scored
 
 BAR_INTERVAL_S = 0.1
 SCORES = ("mean", "std", "min", "max", "mean (failures = 0)")
 
 
-class ScoreProgress:
+class ScoreProgress(contextlib.AbstractContextManager["ScoreProgress"]):
     """How far scoring has come, on standard error: a bar on a terminal, else lines.
 
     Where standard output is `silent` but for JSON, notes are said here too.
@@ -49,10 +48,6 @@ class ScoreProgress:
         self._console = UnbreakableConsole(file=sys.stderr, highlight=False, emoji=False)
         self._bar: Bar | None = None
         self._last = time.monotonic()
-
-    def __enter__(self) -> Self:
-        """Nothing to do."""
-        return self
 
     def __exit__(
         self,

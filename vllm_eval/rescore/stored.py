@@ -18,7 +18,7 @@ import orjson
 
 from vllm_eval.errors import InputError
 from vllm_eval.records import BASELINE
-from vllm_eval.rescore.recorded import STATUSES, read_answer, text_of
+from vllm_eval.rescore.answers import STATUSES, read_answer, text_of
 from vllm_eval.store.folder import JOURNAL
 from vllm_eval.store.journal import parts
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from vllm_eval.records import Key
-    from vllm_eval.rescore.recorded import StoredAnswer
+    from vllm_eval.rescore.answers import StoredAnswer
 
 MAX_BYTES = 2**30
 """Of a file that is read whole."""
