@@ -25,7 +25,7 @@ from typing import Any
 import orjson
 import yaml
 
-from vllm_eval.store.journal import parts, read_journal
+from vllm_eval.store.journal import read_journal
 
 DEMO = Path("vllm_eval/demo/cases.jsonl")
 EVERY = 20
@@ -170,8 +170,8 @@ def high_water(pid: int) -> int:
 
 def size_of(run: Path) -> int:
     """Bytes of the journal."""
-    files = parts(run / "attempts.jsonl")
-    return sum(path.stat().st_size for path in files if path.exists())
+    journal = run / "attempts.jsonl"
+    return journal.stat().st_size if journal.exists() else 0
 
 
 def outcomes(run: Path) -> str:
@@ -205,8 +205,7 @@ def show_parts(run: Path, count: int) -> None:
     rest = timing["attempts"] / max(generation - grading, 1e-9)
     rate = timing["attempts"] / generation
     print(f"{count:>8,} ceiling: {rate:,.0f} attempts a second, {rest:,.0f} without grading")
-    files = len(parts(run / "attempts.jsonl"))
-    print(f"{count:>8,} journal {size_of(run) / 2**20:,.0f} MiB in {files} files")
+    print(f"{count:>8,} journal {size_of(run) / 2**20:,.0f} MiB")
     sys.stdout.flush()
 
 

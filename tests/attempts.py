@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vllm_eval.diagnose.survey import Survey
 from vllm_eval.records import Attempt, Status
+from vllm_eval.tasks import open_task
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vllm_eval.diagnose.example import Blocks
     from vllm_eval.records import Case
     from vllm_eval.tasks import Task
 
@@ -46,3 +51,12 @@ def graded(task: Task, case: Case, text: str, **changes: Any) -> Attempt:
     place = {key: getattr(problem, key) for key in ("block", "line", "column", "key")}
     given: dict[str, Any] = place | {"error": problem.message, "raw_response": text}
     return failed(reason=problem.reason, **(given | changes))
+
+
+def surveyed(attempts: Iterable[Attempt], blocks: Blocks | None = None) -> Survey:
+    """All attempts counted; `blocks` splits an answer, as the product owner's task by default."""
+    task = open_task("product_owner")
+    found = Survey(blocks or task.blocks, task.declaration)
+    for attempt in attempts:
+        found.take(attempt)
+    return found

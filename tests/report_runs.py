@@ -10,6 +10,8 @@ import pytest
 
 from tests.conftest import REQUIREMENTS, Answers
 from vllm_eval import cli
+from vllm_eval.conclude.conclude import concluded
+from vllm_eval.report.stored_run import StoredRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -57,6 +59,11 @@ def make_run(
         cli.main([*command, "--profile", "none", "--retries", "1", *more])
     (made,) = set((folder / "out").glob("*")) - before
     return made
+
+
+def open_run(folder: Path) -> StoredRun:
+    """A run as `report` opens it: concluded first where that is to be done."""
+    return StoredRun(folder, concluded(folder))
 
 
 def without(run: Path, pending: Callable[[Mapping[str, Any]], bool]) -> Path:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.attempts import attempt, failed, graded
+from tests.attempts import attempt, failed, graded, surveyed
 from tests.malformed import CORPUS, GOOD
 from vllm_eval.compare.summary import summarise
 from vllm_eval.diagnose.diagnosis import UNTRAINED, diagnose
@@ -20,7 +20,8 @@ from vllm_eval.records import Outcome
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vllm_eval.diagnose.records import Diagnosis, Remedy
+    from vllm_eval.diagnose.diagnosis import Diagnosis
+    from vllm_eval.diagnose.remedies import Remedy
     from vllm_eval.records import Attempt, Case
     from vllm_eval.tasks import Task
 
@@ -35,8 +36,9 @@ def survey(
     limits: Limits = LIMITS,
 ) -> Diagnosis:
     """The diagnosis of a run of these attempts."""
-    seen = Survey(task.blocks, task.declaration, repaired)
-    kept = list(seen.watch(rows))
+    seen, kept = Survey(task.blocks, task.declaration), list(rows)
+    for row in kept:
+        seen.take(row, repaired=(row.arm, row.concept_id, row.sample) in repaired)
     arms = {
         arm: summarise([_outcome(row) for row in kept if row.final and row.arm == arm])
         for arm in dict.fromkeys(row.arm for row in kept)
@@ -155,8 +157,9 @@ def test_a_prompt_that_did_not_fit_asks_for_a_longer_context(task: Task) -> None
 
 def test_what_repairs_bring_is_unknown_where_they_could_not_be_graded(task: Task) -> None:
     broken = failed("K1", 1, "invalid_vision_yaml", block="VISION", raw_response=BROKEN)
-    seen = Survey(task.blocks, task.declaration, repaired=None)
-    list(seen.watch([broken, prose("K2")]))
+    seen = Survey(task.blocks, task.declaration, repairs=False)
+    for row in (broken, prose("K2")):
+        seen.take(row)
     arms = {broken.arm: summarise([_outcome(broken), _outcome(prose("K2"))])}
     found = diagnose(seen, arms, LIMITS)
     assert {group.repaired for group in found.clusters} == {None}
@@ -166,13 +169,12 @@ def test_what_repairs_bring_is_unknown_where_they_could_not_be_graded(task: Task
 
 
 def test_arms_with_answers_still_pending_are_not_held_against_each_other(task: Task) -> None:
-    seen = Survey(task.blocks, task.declaration)
     rows = [prose("K1"), prose("K2")]
-    list(seen.watch(rows))
+    seen = surveyed(rows)
     free, held = summarise([_outcome(row) for row in rows]), summarise([_outcome(rows[0])])
     arm = rows[0].arm
     for other, kind, recovered in ((free, "measured", 0.0), (held, "unknown", None)):
-        clusters = {"prose": [tally for (_, name, _), tally in seen.tallies.items() if name == arm]}
+        clusters = {"prose": [one for (_, name, _), one in seen.clusters.items() if name == arm]}
         patient = Patient(arm, free, seen.arms[arm], clusters, LIMITS, constrained=other)
         (found,) = (one for one in find_remedies(patient) if one.name == "constrain")
         assert (found.kind, found.recovered) == (kind, recovered)
@@ -195,17 +197,3 @@ def test_a_pattern_names_the_commonest_place_and_how_far_off_it_is(task: Task, c
     assert (theirs.attempts, theirs.of, theirs.size, theirs.bound) == (3, 3, 1, 2)
     assert mine.todo == UNTRAINED
     assert theirs.todo != UNTRAINED
-
-
-def test_attempts_pass_through_one_by_one(task: Task) -> None:
-    """Whoever reads them gets each before the next one is asked for."""
-    asked = 0
-
-    def rows() -> Iterable[Attempt]:
-        nonlocal asked
-        for number in range(5):
-            asked += 1
-            yield prose(f"K{number}")
-
-    for number, _ in enumerate(Survey(task.blocks, task.declaration).watch(rows()), start=1):
-        assert asked == number

@@ -85,7 +85,7 @@ def test_a_run_that_was_cut_off_is_diagnosed_from_what_it_has(failing: Path, ben
 
 
 def test_the_reports_hold_the_diagnosis(failing: Path) -> None:
-    write_reports(failing)
+    write_reports(load_run(failing))
     for name in ("report.html", "report.md"):
         text = (failing / name).read_text(encoding="utf-8")
         for said in ("a required key is missing or empty", "--constrain", "at most 1"):
@@ -95,7 +95,7 @@ def test_the_reports_hold_the_diagnosis(failing: Path) -> None:
 def test_asked_for_repairs_stand_beside_the_strict_figures(mendable: Bench) -> None:
     run = mendable.run("--repair")
     assert "With repairs, which count nowhere above" in run.out
-    write_reports(run.folder)
+    write_reports(load_run(run.folder))
     page, text, xml = (
         (run.folder / name).read_text(encoding="utf-8")
         for name in ("report.html", "report.md", "junit.xml")
@@ -117,7 +117,7 @@ def both_ways(bench: Bench) -> Run:
         {"concept_id": "K1", "arm": "pupil+constrained", "text": GOOD.replace("```yaml R", "R")},
     )
     run = bench.run("--constrain", "--retries", "0")
-    write_reports(run.folder)
+    write_reports(load_run(run.folder))
     return run
 
 
@@ -146,7 +146,7 @@ def test_a_run_of_constrained_answers_alone_says_so(bench: Bench) -> None:
     bench.dataset(2)
     bench.answers({"text": GOOD}, {"concept_id": "K2", "arm": "pupil", "text": "no blocks"})
     run = bench.run("-c", "constrain=only")
-    write_reports(run.folder)
+    write_reports(load_run(run.folder))
     assert "every answer held to the task's grammar" in run.out
     for name in ("report.html", "report.md", "summary.md"):
         assert "Constrained answers." in (run.folder / name).read_text(encoding="utf-8")
@@ -156,7 +156,7 @@ def test_a_run_of_constrained_answers_alone_says_so(bench: Bench) -> None:
 
 def test_without_being_asked_for_repairs_stand_in_the_diagnosis_alone(mendable: Bench) -> None:
     run = mendable.run()
-    write_reports(run.folder)
+    write_reports(load_run(run.folder))
     assert "With repairs" not in run.out
     text = (run.folder / "report.md").read_text(encoding="utf-8")
     assert "With repairs" not in text
@@ -174,7 +174,7 @@ def test_where_no_setting_helps_no_answer_is_said_to_be_saved(bench: Bench) -> N
     bench.dataset(2)
     bench.answers({"text": GOOD}, {"concept_id": "K2", "arm": "pupil", "error": "out of memory"})
     run = bench.run("--retries", "0")
-    write_reports(run.folder)
+    write_reports(load_run(run.folder))
     shown = bench.call("diagnose", str(run.folder)).out
     assert "no answer to grade in 1 of 1 failed attempts" in shown
     assert "stayed a failure" not in shown + (run.folder / "report.md").read_text("utf-8")
@@ -197,5 +197,5 @@ def test_a_report_is_made_where_constrained_answers_alone_failed(bench: Bench) -
     bench.answers({"text": GOOD}, {"arm": "pupil+constrained", "text": "no blocks"})
     run = bench.run("--constrain", "--retries", "0")
     assert run.code == 0
-    write_reports(run.folder)
+    write_reports(load_run(run.folder))
     assert "prose in place of the blocks" in (run.folder / "report.html").read_text("utf-8")

@@ -7,19 +7,33 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.attempts import attempt, failed
-from vllm_eval.conclude.account import MAX_EXAMPLES, take_account
+from tests.attempts import attempt, failed, surveyed
+from vllm_eval.conclude.one_pass import read_attempts
+from vllm_eval.conclude.timing import take_attempts
 from vllm_eval.diagnose.example import excerpt
+from vllm_eval.diagnose.survey import MAX_EXAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tests.conftest import Answers, Bench, Run
+    from vllm_eval.conclude.timing import ArmAttempts
+    from vllm_eval.diagnose.survey import FailureGroup
+    from vllm_eval.records import Attempt, Case
+    from vllm_eval.tasks import Task
 
 
 def one_block(text: str) -> Mapping[str, str]:
     """A task whose whole answer is the REVIEW."""
     return {"review": text}
+
+
+def failures(rows: list[Attempt]) -> list[FailureGroup]:
+    return list(surveyed(rows, one_block).failures.values())
+
+
+def attempts_of(rows: list[Attempt], arm: str = "pupil") -> ArmAttempts:
+    return take_attempts(surveyed(rows, one_block).arms[arm])
 
 
 def test_failures_are_grouped_by_reason_tier_and_arm() -> None:
@@ -30,7 +44,7 @@ def test_failures_are_grouped_by_reason_tier_and_arm() -> None:
         failed(tier="medium"),
         failed(),
     ]
-    groups = take_account(rows, one_block).failures
+    groups = failures(rows)
     assert {(g.reason, g.tier, g.arm): g.attempts for g in groups} == {
         ("no_ids", "simple", "pupil"): 2,
         ("other", "simple", "pupil"): 1,
@@ -39,26 +53,21 @@ def test_failures_are_grouped_by_reason_tier_and_arm() -> None:
     }
 
 
-def test_the_most_frequent_kind_comes_first() -> None:
-    rows = [failed(reason="rare"), *(failed(f"K{n}", reason="usual") for n in range(3))]
-    assert [g.reason for g in take_account(rows, one_block).failures] == ["usual", "rare"]
-
-
 def test_attempts_outcomes_and_cut_answers_are_counted_apart() -> None:
     rows = [failed(final=False, truncated=True), failed(number=2, truncated=True), failed("K2")]
-    (group,) = take_account(rows, one_block).failures
+    (group,) = failures(rows)
     assert (group.attempts, group.outcomes, group.truncated) == (3, 2, 2)
 
 
 def test_a_few_examples_are_kept_each_of_another_case() -> None:
     rows = [failed(f"K{n}", number) for n in range(9) for number in (1, 2)]
-    (group,) = take_account(rows, one_block).failures
+    (group,) = failures(rows)
     assert [e.concept_id for e in group.examples] == [f"K{n}" for n in range(MAX_EXAMPLES)]
 
 
 def test_an_attempt_without_an_answer_is_a_failure_without_an_excerpt() -> None:
     rows = [attempt(status="error", reason="engine_error", error="no blocks left")]
-    (group,) = take_account(rows, one_block).failures
+    (group,) = failures(rows)
     assert (group.reason, group.examples[0].excerpt) == ("engine_error", ())
 
 
@@ -106,35 +115,34 @@ def test_where_no_line_is_to_blame_the_end_of_the_answer_is_shown() -> None:
 def test_a_syntax_error_is_ascribed_to_the_nearest_key() -> None:
     text = "status: x\nsummary:\n- one\n- 'two\n"
     place = failed(block="REVIEW", line=4, column=3, raw_response=text)
-    (group,) = take_account([place], one_block).failures
+    (group,) = failures([place])
     assert group.examples[0].key == "summary"
 
 
 def test_scores_and_validity_are_counted_by_number_of_the_attempt() -> None:
     rows = [attempt("K1"), failed("K2", final=False), failed("K3", final=False)]
     rows += [attempt("K2", 2, score=0.5), failed("K3", 2)]
-    first, second = take_account(rows, one_block).attempts["pupil"].by_attempt
+    first, second = attempts_of(rows).by_attempt
     assert (first.made, first.valid, first.mean) == (3, 1, 0.8)
     assert (second.made, second.valid, second.valid_share, second.mean) == (2, 1, 0.5, 0.5)
     assert (first.valid_by_then, second.valid_by_then) == pytest.approx((1 / 3, 2 / 3))
 
 
 def test_an_attempt_number_without_a_valid_answer_has_no_mean() -> None:
-    (row,) = take_account([failed()], one_block).attempts["pupil"].by_attempt
+    (row,) = attempts_of([failed()]).by_attempt
     assert (row.mean, row.valid_share) == (None, 0.0)
 
 
 def test_retries_cost_attempts_tokens_and_seconds_of_their_arm() -> None:
     rows = [failed(final=False), attempt(number=2, output_tokens=7, total_s=0.25)]
     rows.append(attempt(arm="baseline"))
-    attempts = take_account(rows, one_block).attempts
-    retries = attempts["pupil"].retries
+    retries = attempts_of(rows).retries
     assert (retries.attempts, retries.output_tokens, retries.seconds) == (1, 7, 0.25)
-    assert attempts["pupil"].all.output_tokens == 17
-    assert attempts["baseline"].retries.attempts == 0
+    assert attempts_of(rows).all.output_tokens == 17
+    assert attempts_of(rows, "baseline").retries.attempts == 0
 
 
-def test_attempts_are_read_as_a_stream() -> None:
+def test_attempts_are_read_as_a_stream(task: Task, case: Case) -> None:
     """No attempt is asked for before the one before it is done with; none is kept."""
     alive = 0
 
@@ -150,9 +158,11 @@ def test_attempts_are_read_as_a_stream() -> None:
         for number in range(50):
             alive += 1
             assert alive <= 2
-            yield failed(f"K{number}", raw_response=Text("a: 1"))
+            yield number, failed(f"K{number}", raw_response=Text("a: 1"))
 
-    take_account(rows(), one_block)
+    order = {f"K{number}": number for number in range(50)}
+    reading = read_attempts(rows(), ["pupil"], order, 1, task, lambda _: case)
+    assert (len(reading.outcomes), alive) == (50, 0)
 
 
 @pytest.fixture
@@ -193,6 +203,20 @@ def test_the_screen_shows_failures_and_costs_and_stays_plain(run: Run) -> None:
     assert "invalid_review_yaml" in run.out
     assert "pupil: valid after each attempt 33%, 67%, 67%; 3 retries took" in run.out
     assert "\x1b" not in run.out
+
+
+def test_the_most_frequent_kind_comes_first(bench: Bench, answers: Answers) -> None:
+    bench.dataset(5)
+    bench.answers(
+        {"text": answers.text()},
+        {"concept_id": "K1", "arm": "pupil", "attempt": 1, "text": answers.text(review="a: b: c")},
+        *({"concept_id": f"K{n}", "arm": "pupil", "text": answers.bad()} for n in (2, 3, 4)),
+    )
+    groups = comparison(bench.run())["failures"]
+    assert [(group["reason"], group["attempts"]) for group in groups] == [
+        ("review_missing_narrative", 9),
+        ("invalid_review_yaml", 1),
+    ]
 
 
 def test_a_run_without_failures_shows_no_table_of_them(bench: Bench, answers: Answers) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -50,16 +51,16 @@ def test_a_full_disk_ends_the_run_with_a_journal_of_whole_lines(
 def test_what_json_cannot_hold_is_replaced(whole: Run) -> None:
     path = whole.folder / "attempts.jsonl"
     (_, attempt), *_ = read_journal(path)
-    with Journal(path) as journal:
+    with closing(Journal(path)) as journal:
         journal.append([replace(attempt, raw_response="a\ud800b")])
     *_, (_, last) = read_journal(path)
     assert last.raw_response == "a?b"
 
 
-def test_what_no_engine_has_seen_can_be_dropped_from_every_part(whole: Run) -> None:
+def test_what_no_engine_has_seen_can_be_dropped_from_the_journal(whole: Run) -> None:
     path = whole.folder / "attempts.jsonl"
     (_, attempt), *_ = read_journal(path)
-    with Journal(path, part_bytes=1) as journal:  # a part for each of what follows
+    with closing(Journal(path)) as journal:
         for sample in range(1, 4):
             journal.append([replace(attempt, sample=sample)])
         assert journal.drop(lambda attempt: attempt.sample in (1, 3)) == 2
@@ -71,7 +72,7 @@ def test_what_no_engine_has_seen_can_be_dropped_from_every_part(whole: Run) -> N
 def test_nothing_is_written_for_no_attempts(whole: Run) -> None:
     path = whole.folder / "attempts.jsonl"
     before = path.read_bytes()
-    with Journal(path) as journal:
+    with closing(Journal(path)) as journal:
         journal.append([])
     assert path.read_bytes() == before
 
@@ -83,6 +84,15 @@ def test_a_line_that_is_no_attempt_is_named(bench: Bench, whole: Run, line: str)
     run = bench.call("--resume", str(whole.folder))
     assert run.code == 3
     assert f"{path}, line 3" in run.err
+
+
+def test_a_journal_in_parts_is_refused_and_told_how_to_join_them(bench: Bench, whole: Run) -> None:
+    (whole.folder / "attempts.0001.jsonl").write_bytes(b"")
+    for command in (("--resume",), ("report",), ("score",)):
+        run = bench.call(*command, str(whole.folder))
+        assert run.code == 2
+        assert "attempts.jsonl attempts.0001.jsonl" in " ".join(run.err.split())
+        assert "append them" in run.err
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,10 @@ import pytest
 
 from tests.browser import DARK, LIGHT, PHONE, browsing, opened
 from tests.conftest import REQUIREMENTS, Answers
-from tests.report_runs import without
+from tests.report_runs import open_run, without
 from vllm_eval import cli
 from vllm_eval.report import words
 from vllm_eval.report.html import write_html
-from vllm_eval.report.stored_run import load_run
 from vllm_eval.text import SPANS, is_hidden
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = [f"K{n}" for n in range(1, CASES)] + [MARKUP]
     tiers = {name: "medium" if n % 3 == 0 else "simple" for n, name in enumerate(names)}
     made = make_run(folder, tiers | {MARKUP: MARKUP}, script, "--retries", "1")
-    return write_html(load_run(made), folder / "report.html")
+    return write_html(open_run(made), folder / "report.html")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +91,7 @@ def half_done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = make_run(folder, tiers, script, "--retries", "0", "--samples-per-case", "2")
     pending = [("pupil", "K2", 0), ("pupil", "K2", 1), ("pupil", "K3", 1)]
     part = without(made, lambda row: (row["arm"], row["concept_id"], row["sample"]) in pending)
-    return write_html(load_run(part), part / "report.html")
+    return write_html(open_run(part), part / "report.html")
 
 
 def make_run(

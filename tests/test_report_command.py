@@ -24,9 +24,10 @@ RENDERED = {"report.html", "report.md", "summary.md", "junit.xml", "plots/tiers.
 
 HOLD_LOCK = """
 import sys
+from contextlib import closing
 from pathlib import Path
 from vllm_eval.store.journal import Journal
-with Journal(Path(sys.argv[1])):
+with closing(Journal(Path(sys.argv[1]))):
     print("held", flush=True)
     sys.stdin.read()
 """

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.report_runs import WEAK, make_run, without
+from tests.report_runs import WEAK, make_run, open_run, without
 from vllm_eval.report import words
 from vllm_eval.report.display import show
 from vllm_eval.report.history import write_history
 from vllm_eval.report.html import write_html
 from vllm_eval.report.junit import write_junit
 from vllm_eval.report.markdown import render_summary, write_markdown
-from vllm_eval.report.stored_run import StoredRun, load_run
+from vllm_eval.report.stored_run import StoredRun
 from vllm_eval.text import is_hidden, plain
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def parse(page: Path) -> Parsed:
 
 
 def rendered(folder: Path) -> Parsed:
-    return parse(write_html(load_run(folder), folder / "report.html"))
+    return parse(write_html(open_run(folder), folder / "report.html"))
 
 
 def unpacked(page: Parsed) -> list[dict[str, Any]]:
@@ -134,7 +134,7 @@ def test_20_cases_and_2_arms_stay_under_3_mb(bench: Bench, answers: Answers) -> 
     ]
     bench.answers(*lines)
     folder = bench.run().folder
-    assert write_html(load_run(folder), folder / "r.html").stat().st_size < 3_000_000
+    assert write_html(open_run(folder), folder / "r.html").stat().st_size < 3_000_000
 
 
 def test_every_attempt_is_in_it_as_it_was_recorded(bench: Bench, answers: Answers) -> None:
@@ -261,7 +261,7 @@ def test_a_whole_student_of_a_partial_run_does_not_pass_on_the_page(half_done: P
 
 
 def test_no_other_text_says_that_a_student_of_a_partial_run_passes(half_done: Path) -> None:
-    run = load_run(half_done)
+    run = open_run(half_done)
     shown = show(half_done)
     page = write_history([run], half_done / "history.html").read_text("utf-8")
     texts = [
@@ -291,14 +291,22 @@ def test_a_case_with_nothing_but_a_failed_first_attempt_is_shown_unfinished(
     assert row["arms"][0]["reasons"] == ["review_missing_narrative"]
 
 
+def first_cases(run: StoredRun, count: int) -> StoredRun:
+    """The run as if so many of its cases were all that is shown of very many."""
+    rows, index = run.comparison["cases"][:count], run.comparison["index"]
+    cases = {row["concept_id"]: index["cases"][row["concept_id"]] for row in rows}
+    sample = {"cases": rows, "cases_sampled": True, "index": {**index, "cases": cases}}
+    return StoredRun(run.folder, {**run.comparison, **sample})
+
+
 def test_a_sample_of_very_many_cases_says_that_it_is_one(bench: Bench, answers: Answers) -> None:
     bench.dataset(3)
     bench.answers({"text": answers.text()})
-    run = load_run(bench.run().folder)
+    run = open_run(bench.run().folder)
     rows = run.comparison["cases"][:2]
-    many = {"cases": rows, "cases_sampled": True, "cases_total": 54_321}
-    sampled = StoredRun(run.folder, {**run.comparison, **many})
-    page = parse(write_html(sampled, bench.folder / "r.html"))
+    sampled = first_cases(run, 2)
+    many = StoredRun(run.folder, {**sampled.comparison, "cases_total": 54_321})
+    page = parse(write_html(many, bench.folder / "r.html"))
     assert "2 of 54,321 cases" in page.one("p", id="sampled").text
     assert "".join(element.text for element in page.all("main")).count("54,321") == 1
     assert [row["id"] for row in index_of(page)["cases"]] == [row["concept_id"] for row in rows]
@@ -309,11 +317,8 @@ def test_an_example_is_linked_only_to_a_case_that_is_on_the_page(
 ) -> None:
     bench.dataset(3)
     bench.answers({"text": answers.bad()})
-    run = load_run(bench.run("--retries", "0").folder)
-    sample = {"cases": run.comparison["cases"][:1], "cases_sampled": True}
-    page = parse(
-        write_html(StoredRun(run.folder, {**run.comparison, **sample}), bench.folder / "r")
-    )
+    run = open_run(bench.run("--retries", "0").folder)
+    page = parse(write_html(first_cases(run, 1), bench.folder / "r"))
     examples = [e.text.split()[0] for e in page.all("div", **{"class": "example"})]
     assert set(examples) == {"K1", "K2", "K3"}
     links = [e.attributes["href"] for e in page.all("a") if "#case=" in e.attributes["href"]]
@@ -349,7 +354,7 @@ def test_nothing_from_outside_becomes_markup(bench: Bench, answers: Answers) -> 
 def test_rendering_again_gives_the_same_page(bench: Bench, answers: Answers) -> None:
     bench.dataset()
     bench.answers({"text": answers.text()})
-    run = load_run(bench.run().folder)
+    run = open_run(bench.run().folder)
     pages = [write_html(run, bench.folder / f"{n}.html").read_bytes() for n in range(2)]
     assert pages[0] == pages[1]
 

@@ -7,9 +7,17 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.report_runs import FAILING, HOSTILE_ID, HOSTILE_TEXT, WEAK, cut_off, make_run, without
+from tests.report_runs import (
+    FAILING,
+    HOSTILE_ID,
+    HOSTILE_TEXT,
+    WEAK,
+    cut_off,
+    make_run,
+    open_run,
+    without,
+)
 from vllm_eval.report.junit import write_junit
-from vllm_eval.report.stored_run import load_run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +31,7 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _root(folder: Path) -> ET.Element:
-    return ET.parse(write_junit(load_run(folder), folder / "made.xml")).getroot()
+    return ET.parse(write_junit(open_run(folder), folder / "made.xml")).getroot()
 
 
 def test_the_totals_are_those_of_the_tests(failing: Path) -> None:
@@ -42,7 +50,7 @@ def test_every_test_has_a_name_of_its_own_and_at_most_one_result(failing: Path) 
 
 
 def test_rules_and_cases_are_tests_and_their_verdicts_results(failing: Path) -> None:
-    root, comparison = _root(failing), load_run(failing).comparison
+    root, comparison = _root(failing), open_run(failing).comparison
     suites = {suite.get("name"): suite for suite in root}
     assert list(suites) == ["gate of pupil", "cases of baseline", "cases of pupil"]
     failed = {
@@ -64,7 +72,7 @@ def test_rules_and_cases_are_tests_and_their_verdicts_results(failing: Path) -> 
 def test_what_a_partial_run_still_owes_is_skipped_not_passed(failing: Path) -> None:
     folder = cut_off(failing, 5)
     root = _root(folder)
-    assert root.get("skipped") == str(6 + load_run(folder).comparison["pending"])
+    assert root.get("skipped") == str(6 + open_run(folder).comparison["pending"])
     assert len(list(root.iter("testcase"))) == 6 + 2 * 8
 
 

@@ -23,10 +23,11 @@ from tests.report_runs import (
     WEAK,
     cut_off,
     make_run,
+    open_run,
 )
 from vllm_eval.report.markdown import MOST_CASES, failed_cases, render_summary, write_markdown
 from vllm_eval.report.next_steps import next_steps
-from vllm_eval.report.stored_run import StoredRun, load_run
+from vllm_eval.report.stored_run import StoredRun
 from vllm_eval.report.write import write_reports
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _report(folder: Path) -> str:
     path = folder / "made.md"
-    write_markdown(load_run(folder), path)
+    write_markdown(open_run(folder), path)
     text = path.read_text("utf-8")
     path.unlink()
     return text
@@ -95,7 +96,7 @@ def test_a_failed_case_stands_with_tier_arm_reason_and_the_place_in_its_answer(
 
 def test_every_rule_of_the_gate_stands_with_value_bound_and_margin(failing: Path) -> None:
     text = _report(failing)
-    rules = load_run(failing).comparison["verdicts"][0]["rules"]
+    rules = open_run(failing).comparison["verdicts"][0]["rules"]
     for rule in rules:
         line = next(row for row in text.splitlines() if row.startswith(f"| {rule['name']} | "))
         assert f" {rule['value']:.3f} | ≥ {rule['threshold']:.3f} | " in line
@@ -103,7 +104,7 @@ def test_every_rule_of_the_gate_stands_with_value_bound_and_margin(failing: Path
 
 
 def test_versions_hardware_and_hashes_are_said(failing: Path) -> None:
-    text, about = _report(failing), load_run(failing).environment
+    text, about = _report(failing), open_run(failing).environment
     for said in (about["vllm_eval"], about["machine"]["python"], about["machine"]["system"]):
         assert f"`{said}`" in text
     assert about["identity"]["dataset"][:12] in text
@@ -148,7 +149,7 @@ def test_missing_answers_are_put_down_to_what_kept_them_away(tmp_path: Path) -> 
         {"concept_id": "K3", "arm": "pupil", "text": Answers().bad()},
     ]
     folder = make_run(tmp_path, script)
-    steps = _steps(load_run(folder).comparison, folder)
+    steps = _steps(open_run(folder).comparison, folder)
     missing, _, rest = steps.partition("are missing. ")[2].partition("\n")
     assert "`engine_error` (1 answer)" in missing
     assert "(2 of 2 answers, `review_missing_narrative`)" in rest
@@ -157,13 +158,13 @@ def test_missing_answers_are_put_down_to_what_kept_them_away(tmp_path: Path) -> 
 def test_a_base_without_a_valid_answer_is_not_put_down_to_the_student(tmp_path: Path) -> None:
     script = [{"text": Answers().text()}, {"arm": "baseline", "text": Answers().bad()}]
     folder = make_run(tmp_path, script)
-    steps = _steps(load_run(folder).comparison, folder)
+    steps = _steps(open_run(folder).comparison, folder)
     assert "Too few answers of `baseline` are valid" in steps
     assert "scores too low" not in steps
 
 
 def test_a_rule_without_a_number_is_told_where_nothing_else_is(failing: Path) -> None:
-    comparison = load_run(failing).comparison
+    comparison = open_run(failing).comparison
     (verdict,) = comparison["verdicts"]
     rules = [
         rule | {"passed": False, "value": None, "reason": "there is no such number"}
@@ -179,7 +180,7 @@ def test_answers_are_called_cut_where_most_of_all_tiers_were(
     failing: Path, cut: tuple[int, int], told: bool
 ) -> None:
     """Fifty answers lack a key, and of each tier some were cut."""
-    comparison = load_run(failing).comparison
+    comparison = open_run(failing).comparison
     diagnosis = comparison["diagnosis"]
     group = next(g for g in diagnosis["clusters"] if g["cluster"] == "missing_key")
     groups = [group | {"outcomes": 50}] + [
@@ -191,7 +192,7 @@ def test_answers_are_called_cut_where_most_of_all_tiers_were(
 
 
 def test_doubt_that_is_not_known_is_not_told(failing: Path) -> None:
-    comparison = load_run(failing).comparison
+    comparison = open_run(failing).comparison
     (verdict,) = comparison["verdicts"]
     rule = verdict["rules"][0] | {"kind": "ratio_low", "passed": False, "value": 0.5}
     unknown = {"rules": [rule], "pass_chance": None, "cases_to_settle": None}
@@ -201,7 +202,7 @@ def test_doubt_that_is_not_known_is_not_told(failing: Path) -> None:
 
 def test_a_partial_run_says_what_is_pending_and_how_to_go_on(failing: Path) -> None:
     folder = cut_off(failing, 5)
-    run = load_run(folder)
+    run = open_run(folder)
     assert run.comparison["pending"] > 0
     text = _report(folder)
     assert "NOT FINISHED" in text.splitlines()[0]
@@ -219,7 +220,7 @@ def test_long_lists_end_with_how_many_more(tmp_path: Path) -> None:
 def test_the_students_failed_cases_come_before_the_baseline_s(tmp_path: Path) -> None:
     """Of both arms there are as many as the table holds."""
     folder = make_run(tmp_path, [{"text": "nothing"}], MOST_CASES, ("pupil", "other"))
-    failed = failed_cases(load_run(folder).comparison)
+    failed = failed_cases(open_run(folder).comparison)
     assert [case.arm for case in failed[::MOST_CASES]] == ["pupil", "other", "baseline"]
     text = _report(folder)
     shown = re.findall(r"\| `(\w+)` \| `format_error` \|", text)
@@ -228,7 +229,7 @@ def test_the_students_failed_cases_come_before_the_baseline_s(tmp_path: Path) ->
 
 @pytest.mark.parametrize("kind", ["report", "summary"])
 def test_hostile_text_is_code_and_nothing_else(hostile: Path, kind: str) -> None:
-    text = _report(hostile) if kind == "report" else render_summary(load_run(hostile))
+    text = _report(hostile) if kind == "report" else render_summary(open_run(hostile))
     html = [token.content for token in _tokens(text) if token.type.startswith("html")]
     assert set(html) <= {"<code>", "</code>"}
     assert not [token for token in _tokens(text) if token.type in ("link_open", "image")]
@@ -240,7 +241,7 @@ def test_hostile_text_is_code_and_nothing_else(hostile: Path, kind: str) -> None
 
 @pytest.mark.parametrize("kind", ["report", "summary"])
 def test_no_hostile_text_breaks_a_table(hostile: Path, kind: str) -> None:
-    text = _report(hostile) if kind == "report" else render_summary(load_run(hostile))
+    text = _report(hostile) if kind == "report" else render_summary(open_run(hostile))
     html = GITHUB.render(text)
     tables = re.findall(r"<table>.*?</table>", html, flags=re.DOTALL)
     assert len(tables) >= 2
@@ -257,7 +258,7 @@ def test_a_raw_answer_cannot_leave_its_block(hostile: Path) -> None:
 
 
 def test_the_summary_says_verdict_gate_failures_and_next_step(failing: Path) -> None:
-    text = render_summary(load_run(failing))
+    text = render_summary(open_run(failing))
     for said in ("FAIL", "| valid rate of pupil |", "### Failed attempts", "### Next step"):
         assert said in text
     assert len(text) < 6000
@@ -270,7 +271,7 @@ def test_a_quantised_base_is_said_beside_the_verdict(tmp_path: Path) -> None:
     manifest["engine"]["quantization"] = "bitsandbytes"
     path.write_text(json.dumps(manifest), encoding="utf-8")
     (run / "comparison.json").unlink()
-    write_reports(run)
+    write_reports(open_run(run))
     said = "All arms stand on a base quantised by `bitsandbytes`."
     assert said in (run / "report.md").read_text(encoding="utf-8")
     assert said in (run / "summary.md").read_text(encoding="utf-8")

@@ -9,10 +9,9 @@ from xml.etree import ElementTree as ET
 import orjson
 import pytest
 
-from tests.report_runs import FAILING, HOSTILE_ID, HOSTILE_TIER, WEAK, cut_off, make_run
+from tests.report_runs import FAILING, HOSTILE_ID, HOSTILE_TIER, WEAK, cut_off, make_run, open_run
 from vllm_eval.report.html import NOTES
 from vllm_eval.report.plots import ARM_COLOURS, inline_svgs, write_plots
-from vllm_eval.report.stored_run import load_run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def svgs(run: Path) -> dict[str, str]:
-    return inline_svgs(load_run(run).comparison)
+    return inline_svgs(open_run(run).comparison)
 
 
 def _many(comparison: dict[str, Any], count: int) -> dict[str, Any]:
@@ -78,7 +77,7 @@ def test_every_reference_inside_a_figure_has_its_target(svgs: dict[str, str]) ->
 
 
 def test_the_same_comparison_gives_the_same_files(run: Path, tmp_path: Path) -> None:
-    comparison = load_run(run).comparison
+    comparison = open_run(run).comparison
     first = [path.read_bytes() for path in write_plots(comparison, tmp_path)]
     other = dict(comparison) | {"cases": [*comparison["cases"]]}
     inline_svgs(_many(other, 3))  # nothing of another figure is left behind
@@ -86,7 +85,7 @@ def test_the_same_comparison_gives_the_same_files(run: Path, tmp_path: Path) -> 
 
 
 def test_files_for_slides_are_svg_and_png_of_every_figure(run: Path, tmp_path: Path) -> None:
-    written = write_plots(load_run(run).comparison, tmp_path)
+    written = write_plots(open_run(run).comparison, tmp_path)
     names = {path.relative_to(tmp_path).as_posix() for path in written}
     assert names == {f"plots/{name}.{kind}" for name in NOTES for kind in ("svg", "png")}
     for path in written:
@@ -98,7 +97,7 @@ def test_hostile_names_stay_text_in_a_figure(tmp_path: Path) -> None:
     """A dollar is no mathematics, a bracket no element, a line break no second line."""
     cases = [{"concept_id": f"{HOSTILE_ID}{n}", "tier": HOSTILE_TIER} for n in range(3)]
     folder = make_run(tmp_path, [{"text": WEAK}], cases, ("_pupil", "x" * 90))
-    drawn = inline_svgs(load_run(folder).comparison)
+    drawn = inline_svgs(open_run(folder).comparison)
     tiers = ET.fromstring(drawn["tiers"])
     texts = ["".join(element.itertext()) for element in tiers.findall(".//{*}text")]
     assert any(text.startswith("$x^2$") for text in texts)
@@ -109,7 +108,7 @@ def test_hostile_names_stay_text_in_a_figure(tmp_path: Path) -> None:
 
 
 def test_few_cases_are_lines_and_many_are_points(run: Path) -> None:
-    comparison = dict(load_run(run).comparison)
+    comparison = dict(open_run(run).comparison)
     few = inline_svgs(comparison)["paired"]
     many = inline_svgs(_many(comparison, 40))["paired"]
     assert "equal scores" not in few
@@ -119,7 +118,7 @@ def test_few_cases_are_lines_and_many_are_points(run: Path) -> None:
 
 @pytest.mark.parametrize("students", [("pupil",), ("pupil", "other")])
 def test_the_points_of_a_sample_are_counted_as_drawn(run: Path, students: tuple[str, ...]) -> None:
-    comparison = _many(dict(load_run(run).comparison), 40)
+    comparison = _many(dict(open_run(run).comparison), 40)
     paired = comparison["students"]["pupil"] | {"pairs": 4_900, "cases": 5_000}
     sampled = {"cases_sampled": True, "students": dict.fromkeys(students, paired)}
     drawn = inline_svgs(comparison | sampled)["paired"]
@@ -128,7 +127,7 @@ def test_the_points_of_a_sample_are_counted_as_drawn(run: Path, students: tuple[
 
 
 def test_two_thousand_cases_are_drawn_in_seconds_and_small(run: Path) -> None:
-    comparison = _many(dict(load_run(run).comparison), 2000)
+    comparison = _many(dict(open_run(run).comparison), 2000)
     begin = time.process_time()
     drawn = inline_svgs(comparison)
     assert time.process_time() - begin < 8
@@ -136,7 +135,7 @@ def test_two_thousand_cases_are_drawn_in_seconds_and_small(run: Path) -> None:
 
 
 def test_a_run_cut_off_before_its_first_answer_has_no_figure(run: Path) -> None:
-    assert inline_svgs(load_run(cut_off(run, 0)).comparison) == {}
+    assert inline_svgs(open_run(cut_off(run, 0)).comparison) == {}
 
 
 def test_a_notebook_s_own_style_does_not_reach_the_figures(svgs: dict[str, str], run: Path) -> None:

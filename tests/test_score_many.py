@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import PRODUCT_OWNER
 from vllm_eval.errors import DatasetError
-from vllm_eval.inputs.index import index_cases
+from vllm_eval.inputs.cases import index_cases
 from vllm_eval.rescore.answers import POOL_FROM, grade_all
 from vllm_eval.rescore.stored import open_file, read_answers
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import Answers, Bench
-    from vllm_eval.inputs.index import Place
+    from vllm_eval.inputs.cases import Place
     from vllm_eval.rescore.answers import Graded, StoredAnswer
 
 COUNT = 700

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.attempts import attempt, failed
+from tests.attempts import attempt, failed, surveyed
 from vllm_eval.conclude.timing import MOST_BINS, percentiles, take_timing
 
 if TYPE_CHECKING:
@@ -33,13 +33,17 @@ def test_nothing_has_no_percentiles() -> None:
 
 
 def test_inter_token_latency_is_the_decode_time_over_the_tokens_after_the_first() -> None:
-    timing = take_timing([attempt(output_tokens=11, ttft_s=1.0, total_s=3.0, finished_at=3.0)])
+    timing = take_timing(
+        surveyed([attempt(output_tokens=11, ttft_s=1.0, total_s=3.0, finished_at=3.0)])
+    )
     assert timing.all.itl is not None
     assert timing.all.itl.p50 == pytest.approx(0.2)
 
 
 def test_an_answer_of_one_token_has_no_inter_token_latency() -> None:
-    timing = take_timing([attempt(output_tokens=1, ttft_s=1.0, total_s=1.0, finished_at=1.0)])
+    timing = take_timing(
+        surveyed([attempt(output_tokens=1, ttft_s=1.0, total_s=1.0, finished_at=1.0)])
+    )
     assert timing.all.itl is None
     assert timing.all.ttft is not None
 
@@ -49,7 +53,7 @@ def test_arms_are_timed_apart_and_together() -> None:
         attempt(arm="baseline", ttft_s=1.0, total_s=2.0, prompt_tokens=5, cached_tokens=4),
         attempt(arm="pupil", ttft_s=3.0, total_s=4.0, prompt_tokens=7),
     ]
-    timing = take_timing(rows)
+    timing = take_timing(surveyed(rows))
     assert timing.arms["baseline"].ttft is not None
     assert timing.arms["pupil"].ttft is not None
     assert (timing.arms["baseline"].ttft.p99, timing.arms["pupil"].ttft.p99) == (1.0, 3.0)
@@ -57,13 +61,13 @@ def test_arms_are_timed_apart_and_together() -> None:
 
 
 def test_retries_and_their_tokens_are_counted() -> None:
-    timing = take_timing([failed(output_tokens=7), attempt(number=2, output_tokens=9)])
+    timing = take_timing(surveyed([failed(output_tokens=7), attempt(number=2, output_tokens=9)]))
     assert (timing.all.retry_attempts, timing.all.retry_output_tokens) == (1, 9)
 
 
 def test_an_attempt_that_never_reached_the_engine_counts_but_is_not_timed() -> None:
     refused = attempt(status="error", total_s=0.0, output_tokens=0)
-    timing = take_timing([refused])
+    timing = take_timing(surveyed([refused]))
     assert timing.all.attempts == 1
     assert timing.all.e2e is None
     assert timing.over_time.output_tokens_per_s == ()
@@ -74,7 +78,7 @@ def test_tokens_are_spread_from_the_first_to_the_last() -> None:
         attempt(output_tokens=100, ttft_s=0.0, total_s=10.0, finished_at=10.0),
         attempt(output_tokens=20, ttft_s=0.0, total_s=2.0, finished_at=7.0),
     ]
-    over = take_timing(rows).over_time
+    over = take_timing(surveyed(rows)).over_time
     assert over.width_s == 5.0
     assert over.output_tokens_per_s == pytest.approx((10.0, 14.0))
     assert over.requests_per_s == pytest.approx((0.0, 0.4))
@@ -85,7 +89,7 @@ def test_no_token_is_lost_over_time() -> None:
         attempt(output_tokens=n, ttft_s=0.3, total_s=n / 7, finished_at=n / 3)
         for n in range(5, 300)
     ]
-    over = take_timing(rows).over_time
+    over = take_timing(surveyed(rows)).over_time
     assert len(over.output_tokens_per_s) == MOST_BINS
     assert sum(over.output_tokens_per_s) * over.width_s == pytest.approx(sum(range(5, 300)))
     assert sum(over.requests_per_s) * over.width_s == pytest.approx(295)

@@ -1,11 +1,11 @@
-"""Many cases: a journal in parts, memory, a sample for readers, the table for everything else."""
+"""Many cases: memory, a sample for readers, the table for everything else."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import tracemalloc
-import zipfile
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
@@ -25,7 +25,7 @@ from vllm_eval.conclude.rows import (
     sample_rows,
 )
 from vllm_eval.report.stored_run import load_run, read_details
-from vllm_eval.store.journal import Journal, parts, read_journal
+from vllm_eval.store.journal import Journal, read_journal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,106 +34,39 @@ if TYPE_CHECKING:
     from tests.conftest import Bench
     from vllm_eval.records import Status
 
-PARTS = ("-c", "journal_part_mib=1")
-
 
 def outcomes(folder: Path) -> list[tuple[Any, ...]]:
     """Every final attempt, in an order that does not depend on when it ended."""
     keys = ("arm", "concept_id", "status", "score", "attempt", "seed")
-    texts = (part.read_text() for part in parts(folder / "attempts.jsonl"))
-    lines = [json.loads(line) for text in texts for line in text.splitlines()]
+    lines = [json.loads(line) for line in (folder / "attempts.jsonl").read_text().splitlines()]
     return sorted(tuple(line[key] for key in keys) for line in lines if line["final"])
 
 
 @pytest.fixture
-def rolled(bench: Bench, answers: Answers) -> Path:
-    """A run of three rounds of attempts, each of more than a MiB, in a journal of three parts."""
+def retried(bench: Bench, answers: Answers) -> Path:
+    """A run of twenty cases and two arms, each answer valid at its third attempt."""
     bench.dataset(20)
-    padding = "x" * 30_000
-    bench.answers(
-        {"text": answers.bad() + padding}, {"attempt": 3, "text": answers.text() + padding}
-    )
-    return bench.run(*PARTS).folder
+    bench.answers({"text": answers.bad()}, {"attempt": 3, "text": answers.text()})
+    return bench.run().folder
 
 
-def test_a_journal_goes_on_in_a_next_file_at_its_size(rolled: Path) -> None:
-    found = parts(rolled / "attempts.jsonl")
-    assert [path.name for path in found] == [
-        *("attempts.jsonl", "attempts.0001.jsonl", "attempts.0002.jsonl")
-    ]
-    assert set(found) == set(rolled.glob("attempts*"))
-    assert all(path.read_bytes().count(b"}\n") == 40 for path in found)
-
-
-def test_results_are_those_of_a_journal_in_one_file(
-    bench: Bench, rolled: Path, tmp_path: Path
-) -> None:
-    whole = bench.call(*bench.arguments(), "--output-dir", str(tmp_path / "one"))
-    (one,) = whole.output_dir.parent.glob("one/*")
-    assert (len(parts(one / "attempts.jsonl")), outcomes(one)) == (1, outcomes(rolled))
-    both = [json.loads((f / "comparison.json").read_text()) for f in (one, rolled)]
-    for key in ("arms", "students", "verdicts", "reasons", "cases"):
-        assert both[0][key] == both[1][key]
-
-
-@pytest.mark.parametrize("kept", [1, 2])
-def test_a_run_cut_off_in_any_part_is_resumed(bench: Bench, rolled: Path, kept: int) -> None:
-    whole = outcomes(rolled)
-    before = parts(rolled / "attempts.jsonl")
-    for part in before[kept:]:
-        part.unlink()
-    torn = before[kept - 1]
-    torn.write_bytes(torn.read_bytes()[:-700])
-    (rolled / "comparison.json").unlink()
-    assert bench.call("--resume", str(rolled)).code == 0
-    assert outcomes(rolled) == whole
-
-
-def test_a_cut_off_run_can_be_scored_from_all_its_parts(bench: Bench, rolled: Path) -> None:
-    (rolled / "comparison.json").unlink()
-    scored = bench.call("score", str(rolled))
-    assert scored.code == 0
-    assert "attempts.jsonl  baseline, 60 answers" in scored.out
-
-
-def test_the_archive_holds_every_part(rolled: Path) -> None:
-    (archive,) = rolled.glob("*.zip")
-    held = {name.rpartition("/")[2] for name in zipfile.ZipFile(archive).namelist()}
-    assert held >= {path.name for path in parts(rolled / "attempts.jsonl")}
-
-
-def test_the_report_reads_the_answers_of_every_part(rolled: Path) -> None:
-    details = list(read_details(load_run(rolled)))
+def test_the_report_reads_every_attempt_of_every_case(retried: Path) -> None:
+    details = list(read_details(load_run(retried)))
     numbers = [[a.attempt for a in made] for case in details for made in case.attempts.values()]
     assert numbers == [[1, 2, 3]] * 40
 
 
-def test_a_part_that_is_missing_is_named(bench: Bench, rolled: Path) -> None:
-    (rolled / "attempts.0001.jsonl").unlink()
-    again = bench.call("--resume", str(rolled))
-    assert again.code == 3
-    assert "attempts.0001.jsonl: is missing" in again.err.replace("\n", " ")
-
-
-def test_a_part_torn_before_the_last_one_is_damage_and_named(bench: Bench, rolled: Path) -> None:
-    first = rolled / "attempts.jsonl"
-    first.write_bytes(first.read_bytes()[:-100])
-    again = bench.call("--resume", str(rolled))
-    assert again.code == 3
-    assert "the journal is damaged here" in again.err.replace("\n", " ")
-
-
-def test_the_table_has_every_outcome_once(bench: Bench, rolled: Path) -> None:
-    done = bench.call("export", str(rolled), str(bench.folder / "out.parquet"))
+def test_the_table_has_every_outcome_once(bench: Bench, retried: Path) -> None:
+    done = bench.call("export", str(retried), str(bench.folder / "out.parquet"))
     assert (done.code, "40 rows" in done.out) == (0, True)
     rows = parquet.read_table(bench.folder / "out.parquet").to_pylist()
     keys = ("arm", "concept_id", "status", "score", "attempt", "seed")
-    assert sorted(tuple(row[key] for key in keys) for row in rows) == outcomes(rolled)
+    assert sorted(tuple(row[key] for key in keys) for row in rows) == outcomes(retried)
     assert all(sum(json.loads(row["parts"]).values()) == row["score"] * 120 for row in rows)
 
 
-def test_the_table_has_every_attempt_where_asked(bench: Bench, rolled: Path) -> None:
-    bench.call("export", str(rolled), str(bench.folder / "out.parquet"), "--attempts")
+def test_the_table_has_every_attempt_where_asked(bench: Bench, retried: Path) -> None:
+    bench.call("export", str(retried), str(bench.folder / "out.parquet"), "--attempts")
     rows = parquet.read_table(bench.folder / "out.parquet", columns=["final"]).to_pylist()
     assert [row["final"] for row in rows].count(False) == 80
 
@@ -234,7 +167,7 @@ def peak_bytes(folder: Path, count: int) -> int:
     texts = (json.dumps(row | {"concept_id": name}) for name in names)
     (folder / "cases.jsonl").write_text("\n".join(texts) + "\n")
     (folder / "attempts.jsonl").unlink()
-    with Journal(folder / "attempts.jsonl") as journal:
+    with closing(Journal(folder / "attempts.jsonl")) as journal:
         for arm in ("baseline", "pupil"):
             journal.append([replace(first, arm=arm, concept_id=name) for name in names])
     tracemalloc.start()

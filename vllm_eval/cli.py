@@ -189,17 +189,17 @@ def diagnose_command(run_name: str, output_dir: str, as_json: bool) -> None:
 
     Exit codes: 0 shown, 2 bad usage or input.
     """
-    from vllm_eval.report.stored_run import load_run
+    from vllm_eval.conclude.conclude import concluded
     from vllm_eval.report.tables import diagnosis_tables
     from vllm_eval.report.terminal import Terminal, show_json
     from vllm_eval.store.folder import find_run
 
-    run = load_run(find_run(run_name, output_dir))
+    diagnosis = concluded(find_run(run_name, output_dir))["diagnosis"]
     if as_json:
-        show_json(run.comparison["diagnosis"])
+        show_json(diagnosis)
     else:
         with Terminal() as terminal:
-            terminal.show(diagnosis_tables(run.comparison["diagnosis"]))
+            terminal.show(diagnosis_tables(diagnosis))
     sys.exit(PASS)
 
 

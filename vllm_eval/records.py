@@ -217,12 +217,12 @@ class Begun:
     """None where the attempt had no answer."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ledger:
-    """What a journal already holds."""
+    """What a journal already holds; kept up to date while it grows."""
 
     done: set[Key]
-    begun: Mapping[Key, Begun]
+    begun: dict[Key, Begun]
     valid: int = 0
     """Of those done, how many kept the contract."""
     attempts: int = 0

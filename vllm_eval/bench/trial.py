@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
@@ -109,7 +110,7 @@ def run_trial(
     else:
         path = folder / "journal.jsonl"
         try:
-            with Journal(path) as journal:
+            with closing(Journal(path)) as journal:
                 done, grading_s = _ours(plan, engine, way, chosen, work, journal)
         finally:
             path.unlink(missing_ok=True)

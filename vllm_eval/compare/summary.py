@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter
@@ -98,11 +98,8 @@ def compare_arms(
     """Summarise each of `arms`, also one without outcomes, and hold it against the baseline."""
     bootstrap = bootstrap or Bootstrap()
     by_arm = {arm: [o for o in outcomes if o.arm == arm] for arm in arms}
-    summaries = {arm: summarise(rows) for arm, rows in by_arm.items()}
-    by_case = {
-        arm: {case: _aggregate(samples) for case, samples in _grouped(rows, "concept_id").items()}
-        for arm, rows in by_arm.items()
-    }
+    by_case = {arm: _by_case(rows) for arm, rows in by_arm.items()}
+    summaries = {arm: summarise(rows, by_case[arm]) for arm, rows in by_arm.items()}
     students = {
         arm: compare_cases(by_case[arm], by_case[baseline], baseline, bootstrap)
         for arm in arms
@@ -122,15 +119,22 @@ def compare_arms(
     )
 
 
-def summarise(outcomes: Sequence[Outcome]) -> Summary:
+def summarise(
+    outcomes: Sequence[Outcome], by_case: Mapping[str, CaseScore] | None = None
+) -> Summary:
     """Counts and score statistics of some outcomes of one arm; defined for none of them too.
 
     Source: `product_owner.md`, "Aggregates and gate".
+
+    Args:
+        outcomes: of the arm.
+        by_case: the same outcomes by case, where that is known already.
     """
-    samples = _grouped(outcomes, "concept_id").values()
-    cases = [_aggregate(rows) for rows in samples]
+    by_case = _by_case(outcomes) if by_case is None else by_case
+    cases = list(by_case.values())
     scores = [case.score for case in cases if case.score is not None]
-    first_rates = [sum(o.first_valid for o in rows) / len(rows) for rows in samples]
+    first = Counter(outcome.concept_id for outcome in outcomes if outcome.first_valid)
+    first_rates = [first[name] / case.samples for name, case in by_case.items()]
     total, valid = len(outcomes), sum(case.valid for case in cases)
     within, between = _spreads(cases)
     return Summary(
@@ -151,6 +155,13 @@ def summarise(outcomes: Sequence[Outcome]) -> Summary:
         within_std=within,
         between_std=between,
     )
+
+
+def as_repaired(outcome: Outcome) -> Outcome:
+    """An outcome as it would be, were its repair part of the answer."""
+    if outcome.repair is None:
+        return outcome
+    return replace(outcome, status="success", reason=None, score=outcome.repair.score)
 
 
 def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
@@ -188,8 +199,16 @@ def _grouped(
     return groups
 
 
+def _by_case(outcomes: Iterable[Outcome]) -> dict[str, CaseScore]:
+    return {case: _aggregate(rows) for case, rows in _grouped(outcomes, "concept_id").items()}
+
+
 def _aggregate(rows: Sequence[Outcome]) -> CaseScore:
     """A case with a valid sample whose score is not known has no score."""
+    if len(rows) == 1:  # the usual case, and most of the work in a large run
+        (row,) = rows
+        score = row.score if row.status == "success" else None
+        return CaseScore(1, int(row.status == "success"), int(row.status == "error"), score, 0.0)
     valid = [o.score for o in rows if o.status == "success"]
     known = [score for score in valid if score is not None]
     scores = known if len(known) == len(valid) else []

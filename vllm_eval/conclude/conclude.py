@@ -2,116 +2,110 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.compare import gate
 from vllm_eval.compare.intervals import CONFIDENCE, Bootstrap
-from vllm_eval.compare.summary import compare_arms, comparison_to_json
-from vllm_eval.conclude.account import take_account
-from vllm_eval.conclude.constrained import Tally, compare_constrained
-from vllm_eval.conclude.repaired import Mending, Standing, repair_to_json, stand_repaired
-from vllm_eval.conclude.results import write_results
-from vllm_eval.conclude.rows import case_rows, distributions, sample_rows
-from vllm_eval.conclude.timing import take_timing
+from vllm_eval.compare.summary import as_repaired, compare_arms
+from vllm_eval.conclude.constrained import compare_constrained
+from vllm_eval.conclude.one_pass import Evaluated, first_pending, read_attempts
+from vllm_eval.conclude.results import (
+    SCHEMA_VERSION,
+    Finished,
+    repair_to_json,
+    write_comparison,
+    write_results,
+)
+from vllm_eval.conclude.timing import take_attempts, take_timing, timing_to_json
 from vllm_eval.config.settings import load_config
 from vllm_eval.diagnose.diagnosis import diagnose
 from vllm_eval.diagnose.remedies import Limits
-from vllm_eval.diagnose.survey import Survey
-from vllm_eval.errors import EvalError
-from vllm_eval.inputs.index import CaseFile, read_order
+from vllm_eval.errors import EvalError, InputError
 from vllm_eval.records import BASELINE, CONSTRAINED, free_arms
 from vllm_eval.store import manifest
-from vllm_eval.store.folder import COMPARISON, CONFIG, RunFolder, timestamp_of, write_json
-from vllm_eval.store.journal import read_journal
-from vllm_eval.store.ledger import check_complete, read_outcomes
+from vllm_eval.store.folder import (
+    CONFIG,
+    JOURNAL,
+    RunFolder,
+    index_rows,
+    read_comparison,
+    read_row,
+    timestamp_of,
+)
+from vllm_eval.store.journal import Journal, read_journal
 from vllm_eval.tasks import open_stored
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from vllm_eval.compare.gate import Verdict
     from vllm_eval.compare.summary import Comparison
-    from vllm_eval.conclude.account import Account
-    from vllm_eval.conclude.constrained import Constrained
-    from vllm_eval.conclude.timing import Timing
-    from vllm_eval.config.settings import Config
-    from vllm_eval.diagnose.records import Diagnosis
-    from vllm_eval.records import Outcome
-    from vllm_eval.tasks import Task
-
-SCHEMA_VERSION = 5
-"""Of `comparison.json`; 2 added cases, distributions, environment and the timing's details, 3 tells
-how many cases there are and whether those listed are a sample, 4 what repairs would recover and why
-answers failed."""
+    from vllm_eval.conclude.one_pass import Reading
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluated:
-    """A run folder whose journal can be concluded."""
+def concluded(folder: Path) -> dict[str, Any]:
+    """The `comparison.json` of a run, written anew where it is missing or behind the journal.
 
-    folder: RunFolder
-    config: Config
-    adapters: Mapping[str, str | None]
-    """Path of the adapter of each arm, the baseline first; None where it has none."""
-    order: Mapping[str, int]
-    """Place of each case drawn."""
-    task: Task
-    pending: int = 0
-    """Outcomes an interrupted run has not reached; 0 for a complete one."""
+    So is one of an earlier schema.
+
+    Raises:
+        InputError: the folder holds no run of ours, or a damaged one, or the run is to be concluded
+            and another process is at work on it.
+    """
+    journal, comparison = folder / JOURNAL, read_comparison(folder)
+    if not journal.is_file():  # else it would be made here, and the run concluded as an empty one
+        msg = f"{journal}: is missing; without its answers a run cannot be reported"
+        raise InputError(msg)
+    current = comparison and comparison.get("schema_version") == SCHEMA_VERSION
+    if comparison and current and "index" in comparison:
+        return comparison
+    try:
+        with closing(Journal(journal)):  # two at once would write to the same temporary files
+            conclude(_reopened(folder))
+    except InputError:
+        raise
+    except EvalError as error:
+        msg = f"{error}; restore the file, or evaluate again"
+        raise InputError(msg) from error
+    except OSError as error:
+        msg = f"{error.filename or folder}: cannot conclude this run: {error.strerror or error}"
+        raise InputError(msg) from error
+    return read_comparison(folder) or {}
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A concluded run, or what there is of an interrupted one."""
-
-    folder: Path
-    comparison: Comparison
-    verdicts: tuple[Verdict, ...]
-    account: Account
-    """Failures and costs."""
-    timing: Mapping[str, Any]
-    pending: int
-    """Outcomes an interrupted run has not reached; 0 for a complete one."""
-    repair: Mapping[str, Any]
-    """With repaired answers counted as valid, as `repairs.to_json` has it."""
-    diagnosis: Diagnosis
-    """Why answers failed, and what would help."""
-    constrained: Constrained
-    """Each arm against itself held to the task's grammar."""
-    quantization: str = "none"
-    """Of the base that all arms stand on, as the engine calls it: part of what was measured."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether the run is whole and every student passed the gate."""
-        return self.pending == 0 and all(verdict.passed for verdict in self.verdicts)
+def _reopened(folder: Path) -> Evaluated:
+    try:
+        return reopen(folder)
+    except (KeyError, TypeError, AttributeError) as error:
+        path = folder / manifest.FILE
+        msg = f"{path}: damaged ({error!r}); restore it, or evaluate again"
+        raise InputError(msg) from error
 
 
 def reopen(path: Path) -> Evaluated:
-    """A stored run that did not end, as its folder alone tells of it.
+    """A stored run, as its folder alone tells of it.
 
     Raises:
         InputError: the folder holds no run of ours, or not all that is needed.
     """
     recorded = manifest.read(path)
     config = load_config([str(path / CONFIG)])
-    folder = RunFolder(path, timestamp_of(path, recorded))
     paths = {name: about["path"] for name, about in recorded["adapters"].items()}
     names = [BASELINE, *recorded["identity"]["adapters"]]
     if config.constrain == "beside":
         paths |= {name + CONSTRAINED: path for name, path in paths.items()}
         names += [name + CONSTRAINED for name in names]
-    order = read_order(path)
-    done = sum(attempt.final for _, attempt in read_journal(folder.journal))
     return Evaluated(
-        folder=folder,
+        folder=RunFolder(path, timestamp_of(path, recorded)),
+        manifest=recorded,
         config=config,
         adapters={name: paths.get(name) for name in names},
-        order=order,
+        cases=index_rows(path),
         task=open_stored(path, config.task),
-        pending=len(order) * len(names) * config.samples_per_case - done,
+        partial=True,
     )
 
 
@@ -121,49 +115,22 @@ def conclude(run: Evaluated) -> Finished:
     Raises:
         EvalError: the journal does not hold exactly one outcome per arm and case.
     """
-    names, samples = list(run.adapters), run.config.samples_per_case
-    outcomes = read_outcomes(run.folder.journal)
-    expected = ((a, c, s) for a in names for c in run.order for s in range(samples))
-    check_complete(outcomes, expected, partial=run.pending > 0)
-    free = free_arms(names)  # what is constrained beside them is compared, never graded
-    rules = run.config.gate
-    bootstrap = Bootstrap(rules.confidence or CONFIDENCE, seed=run.config.seed)
-    each = len(run.order) * samples
-
-    def grade(comparison: Comparison) -> tuple[Verdict, ...]:
-        return tuple(gate.decide_student(comparison, name, each, rules) for name in free[1:])
-
-    comparison = compare_arms(outcomes, free, bootstrap=bootstrap)
-    strict = Standing(comparison, grade(comparison))
-    recorded = manifest.read(run.folder.path)
-    with CaseFile(run.folder.path, run.order, run.task.declaration) as case_file:
-        mending = Mending(run.task, case_file)
-        attempts = (attempt for _, attempt in read_journal(run.folder.journal))
-        found = mending.found if run.task.grades else None
-        survey = Survey(run.task.blocks, run.task.declaration, found)
-        tally = Tally()
-        account = take_account(survey.watch(mending.watch(tally.watch(attempts))), run.task.blocks)
-        outcomes = mending.attach(outcomes)
-        mended = stand_repaired(outcomes, strict, grade, bootstrap)
-        spent = take_timing(attempt for _, attempt in read_journal(run.folder.journal))
-        mode = run.config.constrain
-        held = compare_constrained(mode, outcomes, comparison, tally, bootstrap)
-        constrained = {arm: both.constrained.summary for arm, both in held.arms.items()}
-        limits = Limits(run.config.max_new_tokens, run.config.retries, mode)
-        then = () if run.pending else mended.verdicts
-        finished = Finished(
-            run.folder.path,
-            comparison,
-            strict.verdicts,
-            account,
-            _timing(spent, recorded.get("sessions", ())),
-            run.pending,
-            _repair(run, outcomes, mended),
-            diagnose(survey, comparison.arms, limits, then, constrained),
-            held,
-            recorded.get("engine", {}).get("quantization", "none"),
-        )
-        _write_files(run, finished, outcomes, mending)
+    config, names, order = run.config, list(run.adapters), run.cases.order
+    reading = read_attempts(
+        read_journal(run.folder.journal),
+        names,
+        order,
+        config.samples_per_case,
+        run.task,
+        partial(read_row, run.cases, run.task.declaration),
+    )
+    if reading.pending and not run.partial:
+        example = first_pending(reading, order, config.samples_per_case)
+        msg = f"the journal lacks {reading.pending} outcomes, for example {example}"
+        raise EvalError(msg)
+    finished = _summarise(run, reading, free_arms(names))
+    write_results(run, finished, reading)
+    write_comparison(run, finished, reading)
     return finished
 
 
@@ -181,87 +148,48 @@ def refuse_unanswered(finished: Finished) -> None:
             raise EvalError(msg)
 
 
-def _repair(run: Evaluated, outcomes: Sequence[Outcome], mended: Standing) -> dict[str, Any]:
-    asked, measured = run.config.repair, run.task.grades
-    return repair_to_json(outcomes, mended, asked=asked, measured=measured, pending=run.pending)
+def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finished:
+    """Everything computed; what is constrained beside the `free` arms is compared, never graded."""
+    config, survey, outcomes = run.config, reading.survey, reading.outcomes
+    bootstrap = Bootstrap(config.gate.confidence or CONFIDENCE, seed=config.seed)
+    each = len(run.cases.order) * config.samples_per_case
 
+    def grade(comparison: Comparison) -> tuple[Verdict, ...]:
+        return tuple(gate.decide_student(comparison, one, each, config.gate) for one in free[1:])
 
-def _timing(spent: Timing, sessions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the journal tells, and what only the processes knew that came to their end.
-
-    Starts, grading and wall time are sums over these, memory is the most of any.
-    """
-    sums = ("engine_load_s", "grading_s", "total_s")
-    peaks = ("peak_host_mib", "peak_device_mib")
-    known = {key: [s[key] for s in sessions if s.get(key) is not None] for key in sums + peaks}
-    tokens, seconds = spent.all.output_tokens, spent.generation_s
-    return {
-        "sessions": len(sessions),
-        **{key: sum(known[key]) if known[key] else None for key in sums},
-        **{key: max(known[key], default=None) for key in peaks},
-        "attempts": spent.all.attempts,
-        "output_tokens": tokens,
-        "output_tokens_per_s": tokens / seconds if seconds else 0.0,
-        "requests_per_s": spent.all.attempts / seconds if seconds else 0.0,
-        **asdict(spent),
-    }
-
-
-def _stem(arm: str, arms: int) -> str:
-    """What an arm's result file is called, among so many free arms: the only student just that."""
-    free = arm.removesuffix(CONSTRAINED)
-    if free != BASELINE:
-        free = "student" if arms == 2 else f"student_{free}"
-    return free + CONSTRAINED if arm.endswith(CONSTRAINED) else free
-
-
-def _write_files(
-    run: Evaluated, finished: Finished, outcomes: Sequence[Outcome], mending: Mending
-) -> None:
-    folder, comparison, asked = run.folder, finished.comparison, run.config.repair
-
-    def about(last: Mapping[str, Any]) -> dict[str, Any]:
-        blocks = {"blocks": run.task.blocks(last["raw_response"])}
-        return blocks | mending.result(last) if asked else blocks
-
-    for name, adapter in run.adapters.items():
-        head: dict[str, Any] = {
-            "arm": name,
-            "adapter": adapter,
-            "timestamp": folder.timestamp,
-            "partial": run.pending > 0,
-            "config": run.config.model_dump(mode="json"),
-            "timing": dict(finished.timing),
-        }
-        if asked:
-            head["repaired_samples"] = sum(o.arm == name for o in outcomes if o.repair)
-        path = folder.path / f"{_stem(name, len(comparison.arms))}_{folder.timestamp}.json"
-        free = name.removesuffix(CONSTRAINED)
-        held = finished.constrained.arms[free].constrained.summary if free != name else None
-        summary = held or comparison.arms[name]
-        write_results(path, folder.journal, run.order, head, summary, about)
-    graded = [outcome for outcome in outcomes if outcome.arm in comparison.arms]
-    rows = case_rows(graded, comparison, run.order, BASELINE)
-    groups = finished.account.failures
-    shown = sample_rows(rows, {e.concept_id for group in groups for e in group.examples})
-    whole = {
-        "schema_version": SCHEMA_VERSION,
-        "partial": run.pending > 0,
-        "pending": run.pending,
-        "passed": finished.passed,
-        "quantization": finished.quantization,
-        "verdicts": gate.to_json(finished.verdicts, run.pending),
-        **comparison_to_json(comparison),
-        **asdict(finished.account),
-        "repair": dict(finished.repair),
-        "diagnosis": asdict(finished.diagnosis),
-        "constrained": asdict(finished.constrained),
-        "timing": dict(finished.timing),
-        "distributions": {arm: asdict(d) for arm, d in distributions(comparison).items()},
-        "environment": manifest.read(folder.path),
-        "cases_total": len(run.order),
-        "cases_answered": len(rows),
-        "cases_sampled": len(shown) < len(rows),
-        "cases": [asdict(row) for row in shown],
-    }
-    write_json(folder.path / COMPARISON, whole)
+    comparison = compare_arms(outcomes, free, bootstrap=bootstrap)
+    verdicts = grade(comparison)
+    mended, mended_verdicts = comparison, verdicts
+    if any(outcome.repair for outcome in outcomes):
+        mended = compare_arms([as_repaired(o) for o in outcomes], free, bootstrap=bootstrap)
+        mended_verdicts = grade(mended)
+    held = compare_constrained(config.constrain, outcomes, comparison, survey.arms, bootstrap)
+    constrained = {arm: both.constrained.summary for arm, both in held.arms.items()}
+    limits = Limits(config.max_new_tokens, config.retries, config.constrain)
+    then = () if reading.pending else mended_verdicts
+    sessions = run.manifest.get("sessions", ())
+    return Finished(
+        folder=run.folder.path,
+        comparison=comparison,
+        verdicts=verdicts,
+        failures=tuple(
+            sorted(
+                survey.failures.values(),
+                key=lambda g: (-g.attempts, -g.outcomes, g.reason, g.tier or "", g.arm),
+            )
+        ),
+        attempts={arm: take_attempts(tally) for arm, tally in survey.arms.items()},
+        timing=timing_to_json(take_timing(survey), sessions),
+        pending=reading.pending,
+        repair=repair_to_json(
+            outcomes,
+            mended.arms,
+            mended_verdicts,
+            asked=config.repair,
+            measured=run.task.grades,
+            pending=reading.pending,
+        ),
+        diagnosis=diagnose(survey, comparison.arms, limits, then, constrained),
+        constrained=held,
+        quantization=run.manifest.get("engine", {}).get("quantization", "none"),
+    )

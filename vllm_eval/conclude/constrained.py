@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import statistics
-from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from vllm_eval.compare.paired import compare_cases
 from vllm_eval.compare.summary import compare_arms
+from vllm_eval.diagnose.survey import ArmTally
 from vllm_eval.records import BASELINE, CONSTRAINED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from vllm_eval.compare.intervals import Bootstrap
     from vllm_eval.compare.paired import Paired
     from vllm_eval.compare.summary import Comparison, Summary
-    from vllm_eval.records import Attempt, Outcome
+    from vllm_eval.records import Outcome
 
 NOTE = (
     "free and constrained answers share each step of the engine, so that the masks' cost slows "
@@ -65,38 +65,11 @@ class Constrained:
     note: str = NOTE
 
 
-@dataclass(slots=True)
-class _Counts:
-    attempts: int = 0
-    output_tokens: int = 0
-    speeds: array[float] = field(default_factory=lambda: array("d"))
-    truncated: int = 0
-
-
-@dataclass(slots=True)
-class Tally:
-    """Counts the attempts of each arm on their way to somebody else."""
-
-    arms: dict[str, _Counts] = field(default_factory=dict)
-
-    def watch(self, attempts: Iterable[Attempt]) -> Iterator[Attempt]:
-        """The same attempts."""
-        for attempt in attempts:
-            counts = self.arms.setdefault(attempt.arm, _Counts())
-            counts.attempts += 1
-            counts.output_tokens += attempt.output_tokens
-            counts.truncated += attempt.final and attempt.truncated
-            decoding = attempt.total_s - attempt.ttft_s
-            if attempt.output_tokens > 1 and decoding > 0:
-                counts.speeds.append((attempt.output_tokens - 1) / decoding)
-            yield attempt
-
-
 def compare_constrained(
     mode: Literal["none", "beside", "only"],
     outcomes: Sequence[Outcome],
     free: Comparison,
-    tally: Tally,
+    tallies: Mapping[str, ArmTally],
     bootstrap: Bootstrap,
 ) -> Constrained:
     """Hold every arm of `free` against its constrained variant, where the run has variants.
@@ -105,7 +78,7 @@ def compare_constrained(
         mode: as configured.
         outcomes: of all arms.
         free: of the arms themselves.
-        tally: has seen every attempt.
+        tallies: of all attempts, by arm.
         bootstrap: of the intervals.
     """
     if mode != "beside":
@@ -116,8 +89,8 @@ def compare_constrained(
         mode,
         arms={
             arm: Variant(
-                _side(arm, free, tally),
-                _side(arm + CONSTRAINED, held, tally),
+                _side(arm, free, tallies),
+                _side(arm + CONSTRAINED, held, tallies),
                 compare_cases(held.cases[arm + CONSTRAINED], free.cases[arm], arm, bootstrap),
             )
             for arm in free.arms
@@ -126,14 +99,16 @@ def compare_constrained(
     )
 
 
-def _side(arm: str, comparison: Comparison, tally: Tally) -> Side:
-    counts = tally.arms.get(arm, _Counts())
+def _side(arm: str, comparison: Comparison, tallies: Mapping[str, ArmTally]) -> Side:
+    tally = tallies.get(arm, ArmTally())
+    attempts, tokens = tally.total("made"), tally.total("output_tokens")
+    speeds = [1 / seconds for seconds in tally.itl if seconds > 0]
     return Side(
         arm=arm,
         summary=comparison.arms[arm],
-        truncated=counts.truncated,
-        attempts=counts.attempts,
-        output_tokens=counts.output_tokens,
-        tokens_per_attempt=counts.output_tokens / counts.attempts if counts.attempts else None,
-        tokens_per_s=statistics.median(counts.speeds) if counts.speeds else None,
+        truncated=tally.truncated,
+        attempts=attempts,
+        output_tokens=tokens,
+        tokens_per_attempt=tokens / attempts if attempts else None,
+        tokens_per_s=statistics.median(speeds) if speeds else None,
     )

@@ -1,32 +1,180 @@
-"""Result files: one arm's answers in data set order, with the predecessor's keys."""
+"""The files of a concluded run: `comparison.json`, and one result file an arm.
+
+A result file has the predecessor's keys. What repairs would recover is told beside the strict
+figures, which alone decide: nothing here changes what an answer was graded to be.
+"""
 
 from __future__ import annotations
 
-from array import array
+from collections import Counter
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from vllm_eval.store.folder import written_whole
-from vllm_eval.store.journal import open_journal, read_journal
+from vllm_eval.compare import gate
+from vllm_eval.compare.summary import comparison_to_json
+from vllm_eval.conclude.rows import case_rows, distributions, sample_rows
+from vllm_eval.records import BASELINE, CONSTRAINED, free_arms
+from vllm_eval.store.folder import COMPARISON, read_row, write_json, written_whole
+from vllm_eval.tasks.repair import NAMES, mend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from vllm_eval.compare.summary import Summary
+    from vllm_eval.compare.gate import Verdict
+    from vllm_eval.compare.summary import Comparison, Summary
+    from vllm_eval.conclude.constrained import Constrained
+    from vllm_eval.conclude.one_pass import Evaluated, Places, Reading
+    from vllm_eval.conclude.rows import CaseRow
+    from vllm_eval.conclude.timing import ArmAttempts
+    from vllm_eval.diagnose.diagnosis import Diagnosis
+    from vllm_eval.diagnose.survey import FailureGroup
+    from vllm_eval.records import Case, Key, Outcome
+    from vllm_eval.tasks import Task
 
+SCHEMA_VERSION = 5
+"""Of `comparison.json`; 2 added cases, distributions, environment and the timing's details, 3 tells
+how many cases there are and whether those listed are a sample, 4 what repairs would recover and why
+answers failed, 5 renamed `owed` and `judging_s` and added the index."""
 METRICS = ("mean", "std", "min", "max", "mean_all")
-
-
 CASE_KEYS = ("arm", "concept_id", "tier")
 """Keys of an attempt that its case states once."""
+REPAIRED = "repaired"
+"""Status, in a result file, of an answer that broke the contract and keeps it after a repair."""
 
 
-def write_results(
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A concluded run, or what there is of an interrupted one."""
+
+    folder: Path
+    comparison: Comparison
+    verdicts: tuple[Verdict, ...]
+    failures: tuple[FailureGroup, ...]
+    """Most frequent first."""
+    attempts: Mapping[str, ArmAttempts]
+    """Scores and costs, by arm."""
+    timing: Mapping[str, Any]
+    pending: int
+    """Outcomes an interrupted run has not reached; 0 for a complete one."""
+    repair: Mapping[str, Any]
+    """With repaired answers counted as valid, as `repair_to_json` has it."""
+    diagnosis: Diagnosis
+    """Why answers failed, and what would help."""
+    constrained: Constrained
+    """Each arm against itself held to the task's grammar."""
+    quantization: str = "none"
+    """Of the base that all arms stand on, as the engine calls it: part of what was measured."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the run is whole and every student passed the gate."""
+        return self.pending == 0 and all(verdict.passed for verdict in self.verdicts)
+
+
+def _stem(arm: str, arms: int) -> str:
+    """What an arm's result file is called, among so many free arms: the only student just that."""
+    free = arm.removesuffix(CONSTRAINED)
+    if free != BASELINE:
+        free = "student" if arms == 2 else f"student_{free}"
+    return free + CONSTRAINED if arm.endswith(CONSTRAINED) else free
+
+
+def write_results(run: Evaluated, finished: Finished, reading: Reading) -> None:
+    """One file an arm, with the attempts of each case fetched from the journal by their places."""
+    folder, task, arms = run.folder, run.task, finished.comparison.arms
+    mended: set[Key] = set()
+    if run.config.repair:
+        mended = {(o.arm, o.concept_id, o.sample) for o in reading.outcomes if o.repair}
+
+    def about(last: Mapping[str, Any]) -> dict[str, Any]:
+        told = {"blocks": task.blocks(last["raw_response"])}
+        if (last["arm"], last["concept_id"], last["sample"]) in mended:
+            case = partial(read_row, run.cases, task.declaration, last["concept_id"])
+            return told | _repaired(task, case, last)
+        return told
+
+    for name, adapter in run.adapters.items():
+        head: dict[str, Any] = {
+            "arm": name,
+            "adapter": adapter,
+            "timestamp": folder.timestamp,
+            "partial": finished.pending > 0,
+            "config": run.config.model_dump(mode="json"),
+            "timing": dict(finished.timing),
+        }
+        if run.config.repair:
+            head["repaired_samples"] = sum(arm == name for arm, _, _ in mended)
+        path = folder.path / f"{_stem(name, len(arms))}_{folder.timestamp}.json"
+        free = name.removesuffix(CONSTRAINED)
+        held = finished.constrained.arms[free].constrained.summary if free != name else None
+        summary = held or arms[name]
+        _write_arm(path, folder.journal, reading.places[name], head, summary, about)
+
+
+def write_comparison(run: Evaluated, finished: Finished, reading: Reading) -> None:
+    """`comparison.json`: every figure, and where the report finds the texts of a case."""
+    comparison, order = finished.comparison, run.cases.order
+    graded = [outcome for outcome in reading.outcomes if outcome.arm in comparison.arms]
+    rows = case_rows(graded, comparison, order, BASELINE)
+    examples = {e.concept_id for group in finished.failures for e in group.examples}
+    shown = sample_rows(rows, examples)
+    sampled = len(shown) < len(rows)
+    whole = {
+        "schema_version": SCHEMA_VERSION,
+        "partial": finished.pending > 0,
+        "pending": finished.pending,
+        "passed": finished.passed,
+        "quantization": finished.quantization,
+        "verdicts": gate.to_json(finished.verdicts, finished.pending),
+        **comparison_to_json(comparison),
+        "failures": [asdict(group) for group in finished.failures],
+        "attempts": {arm: asdict(made) for arm, made in finished.attempts.items()},
+        "repair": dict(finished.repair),
+        "diagnosis": asdict(finished.diagnosis),
+        "constrained": asdict(finished.constrained),
+        "timing": dict(finished.timing),
+        "distributions": {arm: asdict(d) for arm, d in distributions(comparison).items()},
+        "environment": dict(run.manifest),
+        "cases_total": len(order),
+        "cases_answered": len(rows),
+        "cases_sampled": sampled,
+        "cases": [asdict(row) for row in shown],
+        "index": {
+            "journal_bytes": run.folder.journal.stat().st_size,
+            "cases": _index(run, reading, shown if sampled else None),
+        },
+    }
+    write_json(run.folder.path / COMPARISON, whole)
+
+
+def _index(
+    run: Evaluated, reading: Reading, shown: Collection[CaseRow] | None
+) -> dict[str, dict[str, Any]]:
+    """The bytes at which a case and the attempts of its free arms begin, of all or those shown."""
+    names, samples = list(run.cases.order), run.config.samples_per_case
+    wanted = None if shown is None else {run.cases.order[row.concept_id] for row in shown}
+    found: dict[int, list[int]] = {}
+    for arm in free_arms(reading.places):
+        places = reading.places[arm]
+        for answer, byte in zip(places.answers, places.bytes, strict=True):
+            case = answer // samples
+            if wanted is None or case in wanted:
+                found.setdefault(case, []).append(byte)
+    return {
+        names[case]: {"row": run.cases.offsets[case], "attempts": sorted(found[case])}
+        for case in sorted(found)
+    }
+
+
+def _write_arm(
     path: Path,
     journal: Path,
-    order: Mapping[str, int],
+    places: Places,
     head: Mapping[str, Any],
     summary: Summary,
     about: Callable[[Mapping[str, Any]], Mapping[str, Any]],
@@ -37,14 +185,6 @@ def write_results(
     makes of a last attempt is added to its result. Memory holds one case at a time: its attempts
     are fetched from the journal by their places.
     """
-    places: dict[tuple[int, int], array[int]] = {}
-    ended: list[tuple[int, int]] = []
-    for place, attempt in read_journal(journal):
-        if attempt.arm == head["arm"]:
-            key = (order[attempt.concept_id], attempt.sample)
-            places.setdefault(key, array("q")).append(place)
-            if attempt.final:  # an interrupted run has begun more than it has ended
-                ended.append(key)
     top = {
         **head,
         "total_samples": summary.total,
@@ -54,12 +194,21 @@ def write_results(
         "first_attempt_valid_samples": summary.first_valid,
         "metrics": {key: getattr(summary, key) for key in METRICS},
     }
-    with written_whole(path) as out, open_journal(journal) as line_at:
+    answer_of = places.answers.__getitem__
+    in_order = sorted(range(len(places.answers)), key=answer_of)
+    with written_whole(path) as out, journal.open("rb") as file:
         out.write(orjson.dumps(top)[:-1] + b',"results":[')
-        for number, key in enumerate(sorted(ended)):
-            attempts = [orjson.loads(line_at(place)) for place in places[key]]
-            out.write(b",\n" if number else b"\n")
+        before = b"\n"
+        for answer, numbers in groupby(in_order, answer_of):
+            if not places.ended[answer]:  # an interrupted run has begun more than it has ended
+                continue
+            attempts = []
+            for number in numbers:
+                file.seek(places.bytes[number])
+                attempts.append(orjson.loads(file.readline()))
+            out.write(before)
             out.write(orjson.dumps(_result(attempts, about)))
+            before = b",\n"
         out.write(b"\n]}\n")
     return path
 
@@ -79,4 +228,61 @@ def _result(
             {key: value for key, value in attempt.items() if key not in CASE_KEYS}
             for attempt in attempts
         ],
+    }
+
+
+def _repaired(task: Task, case: Callable[[], Case], last: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result file says of a last attempt that a repair makes valid; empty of others."""
+    found = mend(task, case, last["raw_response"], ended=not last["truncated"])
+    if found is None:
+        return {}
+    return {
+        "status": REPAIRED,
+        "repairs": found.names,
+        "repaired_response": found.text,
+        "repaired_score": found.score,
+        "repaired_parts": found.parts,
+    }
+
+
+def repair_to_json(
+    outcomes: Sequence[Outcome],
+    arms: Mapping[str, Summary],
+    verdicts: Sequence[Verdict],
+    *,
+    asked: bool,
+    measured: bool,
+    pending: int,
+) -> dict[str, Any]:
+    """What `comparison.json` says of repairs, apart from single cases; no figure if unmeasured.
+
+    Args:
+        outcomes: with their repairs.
+        arms: summaries with the repaired outcomes counted as valid.
+        verdicts: of the gate on these.
+        asked: whether the configuration asks for repairs.
+        measured: whether repaired answers could be graded.
+        pending: outcomes an interrupted run has not reached; there is no verdict then.
+    """
+    told = {"asked": asked, "measured": measured}
+    if not measured:
+        return told | {"passed": None, "arms": {}, "verdicts": []}
+    repaired = [outcome for outcome in outcomes if outcome.repair]
+    return told | {
+        "passed": pending == 0 and all(verdict.passed for verdict in verdicts),
+        "arms": {
+            arm: _count([o for o in repaired if o.arm == arm]) | {"summary": asdict(summary)}
+            for arm, summary in arms.items()
+        },
+        "verdicts": gate.to_json(verdicts, pending),
+    }
+
+
+def _count(repaired: Sequence[Outcome]) -> dict[str, Any]:
+    names = Counter(name for o in repaired if o.repair for name in o.repair.names)
+    reasons = Counter(outcome.reason for outcome in repaired)
+    return {
+        "repaired": len(repaired),
+        "by_repair": {name: names[name] for name in NAMES if names[name]},
+        "by_reason": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0] or ""))),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import statistics
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -73,12 +74,12 @@ def case_rows(
         order: place of each case.
         baseline: the arm that differences are taken from.
     """
-    by_case: dict[str, dict[str, list[Outcome]]] = {}
-    for outcome in outcomes:
-        by_case.setdefault(outcome.concept_id, {}).setdefault(outcome.arm, []).append(outcome)
     rows = []
-    for case in sorted(by_case, key=order.__getitem__):
-        arms = by_case[case]
+    in_order = sorted(outcomes, key=lambda outcome: order[outcome.concept_id])
+    for case, found in groupby(in_order, key=lambda outcome: outcome.concept_id):
+        arms: dict[str, list[Outcome]] = {}
+        for outcome in found:
+            arms.setdefault(outcome.arm, []).append(outcome)
         scores = {arm: comparison.cases[arm][case].score for arm in arms}
         base = scores.get(baseline)
         cells = {

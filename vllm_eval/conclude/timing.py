@@ -1,16 +1,15 @@
-"""Where a run's time and tokens went: latencies and throughput, in one pass over the attempts."""
+"""Where a run's time and tokens went, and what each attempt was worth; from counted attempts."""
 
 from __future__ import annotations
 
 import math
-from array import array
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from vllm_eval.records import Attempt
+    from vllm_eval.diagnose.survey import ArmTally, Numbered, Spans, Survey
 
 MOST_BINS = 60
 """Points of the throughput curve at most."""
@@ -77,23 +76,93 @@ class Timing:
     note: str = NOTE
 
 
-def take_timing(attempts: Iterable[Attempt]) -> Timing:
-    """Latencies and throughput, over all sessions of a run, with a few numbers an attempt kept.
+@dataclass(frozen=True, slots=True)
+class AttemptScores:
+    """All attempts of one arm with the same number."""
+
+    attempt: int
+    """Counted from 1."""
+    made: int
+    valid: int
+    valid_share: float
+    """Of those made."""
+    mean: float | None
+    """Score of the valid ones."""
+    valid_by_then: float
+    """Share of all answers that were valid after at most so many attempts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What some attempts took."""
+
+    attempts: int
+    output_tokens: int
+    seconds: float
+    """Summed over the attempts; they ran side by side, so the run took less."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArmAttempts:
+    """Score and cost of one arm by number of the attempt; over answers, not over cases."""
+
+    by_attempt: tuple[AttemptScores, ...]
+    all: Cost
+    retries: Cost
+    """Every attempt but the first."""
+    counts: Literal["last"] = "last"
+    """The attempt that makes the outcome."""
+
+
+def take_timing(survey: Survey) -> Timing:
+    """Latencies and throughput, over all sessions of a run.
 
     Attempts that never reached the engine (a refused prompt) count, but are not timed.
     """
-    tallies: dict[str, _Tally] = {}
-    spans, ended = _Spans(), 0.0
-    for attempt in attempts:
-        ended = max(ended, attempt.finished_at)
-        _count(tallies.setdefault(attempt.arm, _Tally()), attempt)
-        _note(spans, attempt)
     return Timing(
-        generation_s=ended,
-        first_answer_s=min(spans.end, default=None),
-        all=_sum_up(list(tallies.values())),
-        arms={arm: _sum_up([tally]) for arm, tally in tallies.items()},
-        over_time=_over_time(spans),
+        generation_s=survey.seconds,
+        first_answer_s=min(survey.spans.end, default=None),
+        all=_sum_up(list(survey.arms.values())),
+        arms={arm: _sum_up([tally]) for arm, tally in survey.arms.items()},
+        over_time=_over_time(survey.spans),
+    )
+
+
+def timing_to_json(timing: Timing, sessions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the journal tells, and what only the processes knew that came to their end.
+
+    Starts, grading and wall time are sums over these, memory is the most of any.
+    """
+    sums = ("engine_load_s", "grading_s", "total_s")
+    peaks = ("peak_host_mib", "peak_device_mib")
+    ended = [{"grading_s": s.get("judging_s"), **s} for s in sessions]  # its name before
+    known = {key: [s[key] for s in ended if s.get(key) is not None] for key in sums + peaks}
+    attempts, tokens, seconds = timing.all.attempts, timing.all.output_tokens, timing.generation_s
+    return {
+        "sessions": len(sessions),
+        **{key: sum(known[key]) if known[key] else None for key in sums},
+        **{key: max(known[key], default=None) for key in peaks},
+        "attempts": attempts,
+        "output_tokens": tokens,
+        "output_tokens_per_s": tokens / seconds if seconds else 0.0,
+        "requests_per_s": attempts / seconds if seconds else 0.0,
+        **asdict(timing),
+    }
+
+
+def take_attempts(tally: ArmTally) -> ArmAttempts:
+    """Scores and costs of one arm by number of the attempt."""
+    answers = max(row.made for row in tally.numbers.values())
+    rows, valid = [], 0
+    for number, row in sorted(tally.numbers.items()):
+        valid += row.valid
+        mean = row.score / row.valid if row.valid else None
+        share, by_then = row.valid / row.made, valid / answers
+        rows.append(AttemptScores(number, row.made, row.valid, share, mean, by_then))
+    return ArmAttempts(
+        by_attempt=tuple(rows),
+        all=_cost(tally.numbers.values()),
+        retries=_cost(row for number, row in tally.numbers.items() if number > 1),
     )
 
 
@@ -106,70 +175,26 @@ def percentiles(seconds: Sequence[float]) -> Percentiles | None:
     return Percentiles(*(ordered[rank] for rank in ranks))
 
 
-def _doubles() -> array[float]:
-    return array("d")
+def _cost(rows: Iterable[Numbered]) -> Cost:
+    made = list(rows)
+    return Cost(
+        sum(row.made for row in made),
+        sum(row.output_tokens for row in made),
+        sum(row.seconds for row in made),
+    )
 
 
-@dataclass(slots=True)
-class _Tally:
-    attempts: int = 0
-    prompt: int = 0
-    cached: int = 0
-    output: int = 0
-    retries: int = 0
-    retry_output: int = 0
-    queued: array[float] = field(default_factory=_doubles)
-    ttft: array[float] = field(default_factory=_doubles)
-    itl: array[float] = field(default_factory=_doubles)
-    e2e: array[float] = field(default_factory=_doubles)
-
-
-@dataclass(slots=True)
-class _Spans:
-    """Of every attempt the engine answered: first token, end, tokens, whether it is a retry."""
-
-    first: array[float] = field(default_factory=_doubles)
-    end: array[float] = field(default_factory=_doubles)
-    tokens: array[float] = field(default_factory=_doubles)
-    retry: array[float] = field(default_factory=_doubles)
-
-
-def _count(tally: _Tally, attempt: Attempt) -> None:
-    tally.attempts += 1
-    tally.prompt += attempt.prompt_tokens
-    tally.cached += attempt.cached_tokens
-    tally.output += attempt.output_tokens
-    if attempt.attempt > 1:
-        tally.retries += 1
-        tally.retry_output += attempt.output_tokens
-    if attempt.total_s > 0:
-        tally.queued.append(attempt.queued_s)
-        tally.ttft.append(attempt.ttft_s)
-        tally.e2e.append(attempt.total_s)
-        if attempt.output_tokens > 1:
-            tally.itl.append((attempt.total_s - attempt.ttft_s) / (attempt.output_tokens - 1))
-
-
-def _note(spans: _Spans, attempt: Attempt) -> None:
-    if attempt.status == "error":
-        return
-    spans.first.append(max(0.0, attempt.finished_at - attempt.total_s + attempt.ttft_s))
-    spans.end.append(attempt.finished_at)
-    spans.tokens.append(attempt.output_tokens)
-    spans.retry.append(attempt.attempt > 1)
-
-
-def _sum_up(tallies: Sequence[_Tally]) -> ArmTiming:
+def _sum_up(tallies: Sequence[ArmTally]) -> ArmTiming:
     def over(name: str) -> Percentiles | None:
         return percentiles([value for tally in tallies for value in getattr(tally, name)])
 
     return ArmTiming(
-        attempts=sum(tally.attempts for tally in tallies),
-        prompt_tokens=sum(tally.prompt for tally in tallies),
-        cached_tokens=sum(tally.cached for tally in tallies),
-        output_tokens=sum(tally.output for tally in tallies),
-        retry_attempts=sum(tally.retries for tally in tallies),
-        retry_output_tokens=sum(tally.retry_output for tally in tallies),
+        attempts=sum(tally.total("made") for tally in tallies),
+        prompt_tokens=sum(tally.prompt_tokens for tally in tallies),
+        cached_tokens=sum(tally.cached_tokens for tally in tallies),
+        output_tokens=sum(tally.total("output_tokens") for tally in tallies),
+        retry_attempts=sum(tally.total("made", 2) for tally in tallies),
+        retry_output_tokens=sum(tally.total("output_tokens", 2) for tally in tallies),
         queued=over("queued"),
         ttft=over("ttft"),
         itl=over("itl"),
@@ -177,7 +202,7 @@ def _sum_up(tallies: Sequence[_Tally]) -> ArmTiming:
     )
 
 
-def _over_time(spans: _Spans) -> Throughput:
+def _over_time(spans: Spans) -> Throughput:
     end = max(spans.end, default=0.0)
     if end <= 0.0:
         return Throughput(0.0, (), (), ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 NOT_IDENTITY = frozenset(
     (
         *("profile", "tag", "output_dir", "gate", "report", "repair", "engine_env"),
-        *("max_engine_restarts", "journal_part_mib"),
+        "max_engine_restarts",
         "batch_size",  # decides what fits: each row is drawn with its own request's seed
         # where and how servers are asked; their models and release are noted by `run`
         *("base_url", "served_models", "load_adapters", "max_concurrency"),

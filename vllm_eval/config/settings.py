@@ -28,6 +28,8 @@ ENGINE_ENV = "^(VLLM|OMP|MKL|TORCH(DYNAMO)?|PYTORCH|CUDA|NCCL|TRITON|HF|TOKENIZE
 """Names of variables a configuration may set: it may come with somebody else's run folder."""
 SERVER_URL = r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$"
 """No user and password: the configuration is stored. The key comes from the environment."""
+RETIRED = frozenset(("journal_part_mib",))
+"""Keys in files of earlier versions, also in the `config.yaml` of their runs; without effect."""
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -115,8 +117,6 @@ class Config(_Record):
     engine_env: dict[Annotated[str, Field(pattern=ENGINE_ENV)], str] = {}
     """Environment of the engine, where a variable is not set already."""
     gate: GateConfig = GateConfig()
-    journal_part_mib: Annotated[int, Field(gt=0)] = 256
-    """Size in MiB from which the journal goes on in a next file."""
     constrain: Literal["none", "beside", "only"] = "none"
     """Decoding by the task's grammar: not, as a variant beside each arm, or in every arm."""
     repair: bool = False
@@ -221,7 +221,7 @@ def read_layer(name: str, *, shipped_only: bool = False) -> dict[str, Any]:
     if not isinstance(data, dict):
         msg = f"{path}: must hold a mapping of keys to values, not a {type(data).__name__}"
         raise ConfigError(msg)
-    return data
+    return {key: value for key, value in data.items() if key not in RETIRED}
 
 
 def _profile_layers(name: str) -> list[dict[str, Any]]:

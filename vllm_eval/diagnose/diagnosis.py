@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from vllm_eval.diagnose.clusters import KINDS
-from vllm_eval.diagnose.records import ClusterGroup, Diagnosis, Pattern
 from vllm_eval.diagnose.remedies import Patient, find_remedies
 from vllm_eval.records import BASELINE
 
@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
     from vllm_eval.compare.gate import Verdict
     from vllm_eval.compare.summary import Summary
-    from vllm_eval.diagnose.records import Remedy
-    from vllm_eval.diagnose.remedies import Limits
-    from vllm_eval.diagnose.survey import Survey, Tally
+    from vllm_eval.diagnose.remedies import Limits, Remedy
+    from vllm_eval.diagnose.survey import Cluster, ClusterGroup, Survey
     from vllm_eval.tasks.declaration import Declaration, Value
 
 MOST_PATTERNS = 3
@@ -27,6 +26,44 @@ UNTRAINED = (
     "That is the base's failure, not the adapter's: make the prompt clearer (`--prompt-template`), "
     "constrain it (`--constrain`) or take another base."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """What one arm does wrong most, for training or prompt."""
+
+    arm: str
+    cluster: str
+    what: str
+    attempts: int
+    """Failed attempts of this cluster."""
+    of: int
+    """All failed attempts of the arm."""
+    place: str | None
+    """Block and key that the most of them have in common, as `REVIEW.narrative`."""
+    at_place: int
+    """How many of them."""
+    size: float | None
+    """Median of the items or words, where their number is what is wrong."""
+    bound: int | None
+    """Least items, or most words."""
+    todo: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """All of it."""
+
+    attempts: int
+    """Failed ones."""
+    outcomes: int
+    """Of those, the ones that stayed failures."""
+    clusters: tuple[ClusterGroup, ...]
+    """Most frequent first."""
+    remedies: tuple[Remedy, ...]
+    """By arm, the one that recovers most first; none for an arm without a failed outcome."""
+    patterns: tuple[Pattern, ...]
+    """By arm, the most frequent first."""
 
 
 def diagnose(
@@ -46,21 +83,8 @@ def diagnose(
         constrained: by arm, its summary under the task's grammar, where the run has both.
     """
     groups = [
-        ClusterGroup(
-            cluster=cluster,
-            what=KINDS[cluster].what,
-            arm=arm,
-            tier=tier,
-            attempts=tally.attempts,
-            outcomes=tally.outcomes,
-            truncated=tally.truncated,
-            repaired=None if survey.repaired is None else tally.repaired,
-            retried=tally.retried,
-            then_valid=tally.then_valid,
-            reasons=dict(tally.reasons.most_common()),
-            example=tally.example,
-        )
-        for (cluster, arm, tier), tally in survey.tallies.items()
+        replace(group, reasons=dict(sorted(group.reasons.items(), key=lambda item: -item[1])))
+        for group in (cluster.group for cluster in survey.clusters.values())
     ]
     groups.sort(key=lambda g: (-g.attempts, -g.outcomes, g.cluster, g.tier or "", g.arm))
     passes = {verdict.arm: verdict.passed for verdict in repaired}
@@ -69,7 +93,7 @@ def diagnose(
     by_arm = {arm: _clusters(survey, arm) for arm in arms}
     remedies: list[Remedy] = []
     for arm, summary in arms.items():
-        if any(tally.outcomes for tallies in by_arm[arm].values() for tally in tallies):
+        if any(one.group.outcomes for found in by_arm[arm].values() for one in found):
             patient = Patient(
                 arm,
                 summary,
@@ -78,7 +102,7 @@ def diagnose(
                 limits,
                 passes.get(arm),
                 (constrained or {}).get(arm),
-                mending=survey.repaired is not None,
+                repairs=survey.repairs,
             )
             remedies += find_remedies(patient)
     patterns = [
@@ -95,23 +119,23 @@ def diagnose(
     )
 
 
-def _clusters(survey: Survey, arm: str) -> dict[str, list[Tally]]:
-    found: dict[str, list[Tally]] = {}
-    for (cluster, of, _), tally in survey.tallies.items():
+def _clusters(survey: Survey, arm: str) -> dict[str, list[Cluster]]:
+    found: dict[str, list[Cluster]] = {}
+    for (name, of, _), cluster in survey.clusters.items():
         if of == arm:
-            found.setdefault(cluster, []).append(tally)
+            found.setdefault(name, []).append(cluster)
     return found
 
 
 def _patterns(
-    arm: str, clusters: Mapping[str, Sequence[Tally]], declaration: Declaration
+    arm: str, clusters: Mapping[str, Sequence[Cluster]], declaration: Declaration
 ) -> Iterator[Pattern]:
     """The most frequent clusters of an arm, each at the place it has most often."""
-    total = sum(tally.attempts for tallies in clusters.values() for tally in tallies)
-    counts = {name: sum(tally.attempts for tally in tallies) for name, tallies in clusters.items()}
+    counts = {name: sum(one.group.attempts for one in found) for name, found in clusters.items()}
+    total = sum(counts.values())
     for cluster in sorted(counts, key=lambda name: (-counts[name], name))[:MOST_PATTERNS]:
-        places = sum((tally.places for tally in clusters[cluster]), Counter[str]())
-        sizes = sum((tally.sizes for tally in clusters[cluster]), Counter[int]())
+        places = sum((one.places for one in clusters[cluster]), Counter[str]())
+        sizes = sum((one.sizes for one in clusters[cluster]), Counter[int]())
         place, times = next(iter(places.most_common(1)), (None, 0))
         kind = KINDS[cluster]
         yield Pattern(
@@ -141,3 +165,35 @@ def _bound(place: str | None, declaration: Declaration) -> int | None:
         value = keys.get(name)
         keys = value.keys if value else {}
     return None if value is None else value.max_words or value.min_items
+
+
+def recovered(remedy: Mapping[str, Any]) -> str:
+    """How many failures a remedy would make valid, and how well that is known."""
+    if remedy["recovered"] is None:
+        return "unknown"
+    if remedy["kind"] in ("counted", "measured"):
+        return f"{remedy['recovered']:,.0f} ({remedy['kind']})"
+    if remedy["kind"] == "at most":
+        return f"at most {remedy['recovered']:,.0f}"
+    ends = "" if remedy["low"] is None else f" [{remedy['low']:,.1f}, {remedy['high']:,.1f}]"
+    return f"about {remedy['recovered']:,.1f}{ends}"
+
+
+def retried(group: Mapping[str, Any]) -> str:
+    """What came of asking again after such a failure."""
+    if not group["retried"]:
+        return "-"
+    return f"{group['then_valid']:,} of {group['retried']:,} valid"
+
+
+def pattern_line(pattern: Mapping[str, Any]) -> str:
+    """What an arm does wrong, where, how often, and what to change; names between backticks."""
+    often = f"{pattern['attempts']:,} of {pattern['of']:,} failed attempts"
+    place = size = ""
+    if pattern["place"]:
+        times = "all" if pattern["at_place"] == pattern["attempts"] else f"{pattern['at_place']:,}"
+        place = f", {times} of them in `{pattern['place'].replace('`', '')}`"
+    if pattern["size"] is not None and pattern["bound"] is not None:
+        least = "at least" if pattern["size"] < pattern["bound"] else "at most"
+        size = f" (median {pattern['size']:g}, {least} {pattern['bound']})"
+    return f"{pattern['what']} in {often}{place}{size}. {pattern['todo']}"

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vllm_eval.compare.intervals import share_interval
 from vllm_eval.diagnose.clusters import BEYOND_GRAMMAR, MENDABLE
-from vllm_eval.diagnose.records import Remedy
 
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Iterator, Mapping, Sequence
 
     from vllm_eval.compare.summary import Summary
-    from vllm_eval.diagnose.survey import ArmTally, Tally
+    from vllm_eval.diagnose.survey import ArmTally, Cluster
 
 NO_ANSWER, TRUNCATED, TOO_LONG = "no_answer", "truncated", "prompt_too_long"
 UNMEASURED = (
@@ -24,6 +23,36 @@ UNMEASURED = (
 )
 ROUND_TO = 128
 """Tokens to which a proposed limit is rounded up."""
+
+
+Kind = Literal["counted", "measured", "estimated", "at most", "unknown"]
+"""`counted`: the remedy was applied to the stored answers; `measured`: in an arm of the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """What one setting would do for one arm; counts are of outcomes that stayed failures."""
+
+    name: Literal["repair", "max_new_tokens", "max_model_len", "retries", "constrain"]
+    arm: str
+    setting: str
+    """What to add to the command line."""
+    clusters: tuple[str, ...]
+    """Those it addresses, of which this arm has failures."""
+    addressed: int
+    """Failures in them."""
+    recovered: float | None
+    """How many of those would be valid; None where nothing stored tells."""
+    low: float | None
+    """Ends of its interval at 0.95, where it has one."""
+    high: float | None
+    kind: Kind
+    basis: str
+    """Where the number comes from, in one sentence."""
+    valid_rate: float | None
+    """Of the arm with them."""
+    passes: bool | None = None
+    """The gate's word with them; None where it cannot be known, as scores are not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +72,19 @@ class Patient:
     arm: str
     summary: Summary
     tally: ArmTally
-    clusters: Mapping[str, Sequence[Tally]]
+    clusters: Mapping[str, Sequence[Cluster]]
     """All tiers of each cluster."""
     limits: Limits
     passes: bool | None = None
     """The gate's word on the run with repaired answers; for a student, on that one alone."""
     constrained: Summary | None = None
     """Of the same arm held to the task's grammar, where the run has that as well."""
-    mending: bool = True
+    repairs: bool = True
     """Whether repaired answers could be graded."""
 
     def outcomes(self, *clusters: str) -> int:
         """Failures that stayed in some clusters."""
-        return sum(tally.outcomes for name in clusters for tally in self.clusters.get(name, ()))
+        return sum(one.group.outcomes for name in clusters for one in self.clusters.get(name, ()))
 
 
 def find_remedies(patient: Patient) -> list[Remedy]:
@@ -79,7 +108,7 @@ def _rated(patient: Patient, remedy: Remedy) -> Remedy:
 
 
 def _repair(patient: Patient) -> Iterator[Remedy]:
-    if not patient.mending:
+    if not patient.repairs:
         clusters = tuple(name for name in patient.clusters if name in MENDABLE)
         if count := patient.outcomes(*clusters):
             yield Remedy(
@@ -97,7 +126,8 @@ def _repair(patient: Patient) -> Iterator[Remedy]:
             )
         return
     by_cluster = {
-        name: sum(tally.repaired for tally in tallies) for name, tallies in patient.clusters.items()
+        name: sum(one.group.repaired or 0 for one in found)
+        for name, found in patient.clusters.items()
     }
     clusters = tuple(name for name, count in by_cluster.items() if count)
     if clusters:
@@ -128,12 +158,12 @@ def _longer_answers(patient: Patient) -> Iterator[Remedy]:
     worth = truncated - looping
     parts = [f"{worth} of {truncated} truncated answers do not repeat themselves at their end"]
     recovered = low = high = None
-    if tally.uncut:
-        share = tally.uncut_valid / tally.uncut
-        ends = share_interval(tally.uncut_valid, tally.uncut)
+    if tally.ended:
+        share = tally.ended_valid / tally.ended
+        ends = share_interval(tally.ended_valid, tally.ended)
         recovered, (low, high) = share * worth, (worth * end for end in ends)
         parts.append(
-            f"{share:.0%} of the {tally.uncut} attempts that ended by themselves are valid"
+            f"{share:.0%} of the {tally.ended} attempts that ended by themselves are valid"
         )
     if tally.lengths:
         usual, most = _at_share(tally.lengths, 0.95), max(tally.lengths)
@@ -157,7 +187,7 @@ def _longer_answers(patient: Patient) -> Iterator[Remedy]:
 
 def _longer_prompts(patient: Patient) -> Iterator[Remedy]:
     """Prompts that did not fit are answered as validly as the others, at best."""
-    count = sum(tally.final_reasons[TOO_LONG] for tally in patient.clusters.get(NO_ANSWER, ()))
+    count = sum(one.final_reasons[TOO_LONG] for one in patient.clusters.get(NO_ANSWER, ()))
     if not count:
         return
     answered = patient.summary.total - patient.summary.errors
@@ -184,11 +214,12 @@ def _retry(patient: Patient) -> Iterator[Remedy]:
     failed = patient.outcomes(*clusters)
     if not failed:
         return
-    tally, last = patient.tally, max(patient.tally.made)
+    numbers = patient.tally.numbers
+    last = max(numbers)
     recovered = low = high = None
     basis = "no answer of this arm was asked for again"
     if last > 1:
-        made, valid = tally.made[last], tally.valid[last]
+        made, valid = numbers[last].made, numbers[last].valid
         low, high = (failed * end for end in share_interval(valid, made))
         recovered = failed * valid / made
         times = "once" if last == 2 else f"{last - 1} times"

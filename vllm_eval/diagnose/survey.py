@@ -1,46 +1,130 @@
-"""Every attempt of a run looked at once: clusters with their counts, lengths, what retries did."""
+"""Every attempt of a run counted once: what costs, timing, failures and remedies come from."""
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vllm_eval.diagnose.clusters import Cause, find_cause
-from vllm_eval.diagnose.example import make_example
+from vllm_eval.diagnose.clusters import KINDS, find_cause
+from vllm_eval.diagnose.example import Example, make_example
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
-
-    from vllm_eval.diagnose.example import Blocks, Example
+    from vllm_eval.diagnose.clusters import Cause
+    from vllm_eval.diagnose.example import Blocks
     from vllm_eval.records import Attempt, Key
     from vllm_eval.tasks.declaration import Declaration
 
+MAX_EXAMPLES = 3
+"""Examples kept of each kind of failure; the journal holds all of them."""
 LOOP, TIMES = 40, 4
 """An answer runs in circles where its last so many characters stand at its end so many times."""
 LOOPED = 4096
 """Characters from the end in which they are looked for."""
 
 
-@dataclass(slots=True)
-class Tally:
-    """The failed attempts of one cluster, arm and tier, counted up."""
+def _doubles() -> array[float]:
+    return array("d")
 
-    example: Example
-    """The first of them."""
+
+@dataclass(slots=True)
+class Numbered:
+    """The attempts of one arm with the same number."""
+
+    made: int = 0
+    valid: int = 0
+    score: float = 0.0
+    """Sum over the valid ones."""
+    output_tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class ArmTally:
+    """All attempts of one arm."""
+
+    numbers: dict[int, Numbered] = field(default_factory=dict)
+    """By number of the attempt, counted from 1."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    truncated: int = 0
+    """Outcomes truncated at the token limit."""
+    ended: int = 0
+    """Attempts with an answer that ended by itself."""
+    ended_valid: int = 0
+    lengths: Counter[int] = field(default_factory=Counter)
+    """Output tokens of valid answers."""
+    queued: array[float] = field(default_factory=_doubles)
+    """Seconds, one value a timed attempt, as are the next three."""
+    ttft: array[float] = field(default_factory=_doubles)
+    itl: array[float] = field(default_factory=_doubles)
+    """Decode time over the tokens but one: of attempts with more than one token."""
+    e2e: array[float] = field(default_factory=_doubles)
+
+    def total(self, what: str, first: int = 1) -> int:
+        """Sum of `made`, `valid` or `output_tokens` over the attempts from number `first` on."""
+        return sum(getattr(row, what) for number, row in self.numbers.items() if number >= first)
+
+
+@dataclass(slots=True)
+class Spans:
+    """Of every attempt the engine answered: first token, end, tokens, whether it is a retry."""
+
+    first: array[float] = field(default_factory=_doubles)
+    end: array[float] = field(default_factory=_doubles)
+    tokens: array[float] = field(default_factory=_doubles)
+    retry: array[float] = field(default_factory=_doubles)
+
+
+@dataclass(slots=True)
+class FailureGroup:
+    """The failed attempts of one arm and tier with one reason."""
+
+    reason: str
+    tier: str | None
+    arm: str
     attempts: int = 0
     outcomes: int = 0
-    """Of the attempts, those after which none was left."""
+    """Of the attempts, those after which none was left: the answer stayed a failure."""
     truncated: int = 0
-    looping: int = 0
-    """Of the outcomes, those that were cut while they repeated themselves."""
-    repaired: int = 0
-    """Of the outcomes, those that a repair of their text makes valid."""
+    """Of the attempts, those truncated at the token limit."""
+    examples: list[Example] = field(default_factory=list)
+    """The first few, each of another case."""
+
+
+@dataclass(slots=True, kw_only=True)
+class ClusterGroup:
+    """The failed attempts of one arm and tier whose text has the same shape."""
+
+    cluster: str
+    what: str
+    """The cluster in a few words."""
+    arm: str
+    tier: str | None
+    attempts: int = 0
+    outcomes: int = 0
+    """Of the attempts, those after which none was left: the answer stayed a failure."""
+    truncated: int = 0
+    """Of the attempts, those truncated at the token limit."""
+    repaired: int | None
+    """Of the outcomes, those that a repair of their text makes valid; None if not measured."""
     retried: int = 0
     """Of the attempts, those that another attempt followed."""
     then_valid: int = 0
     """Of the retried ones, those whose next attempt was valid."""
-    reasons: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, int] = field(default_factory=dict)
+    example: Example
+    """The first one met."""
+
+
+@dataclass(slots=True)
+class Cluster:
+    """A group, and what only remedies and patterns look at."""
+
+    group: ClusterGroup
+    looping: int = 0
+    """Of the outcomes, those that were truncated while they repeated themselves."""
     final_reasons: Counter[str] = field(default_factory=Counter)
     """Reasons of the outcomes alone."""
     places: Counter[str] = field(default_factory=Counter)
@@ -48,77 +132,124 @@ class Tally:
 
 
 @dataclass(slots=True)
-class ArmTally:
-    """What the remedies of one arm are computed from."""
-
-    lengths: Counter[int] = field(default_factory=Counter)
-    """Output tokens of valid answers."""
-    uncut: int = 0
-    """Attempts with an answer that ended by itself."""
-    uncut_valid: int = 0
-    made: Counter[int] = field(default_factory=Counter)
-    """Attempts by their number."""
-    valid: Counter[int] = field(default_factory=Counter)
-
-
-@dataclass(slots=True)
 class Survey:
-    """Looks at attempts on their way to somebody else; one is in memory at a time."""
+    """Counts attempts, one after the other; holds no text but that of the examples."""
 
     blocks: Blocks
+    """Gives the text of each block of an answer, by its label in lower case."""
     declaration: Declaration
-    repaired: Collection[Key] | None = frozenset()
-    """Failed outcomes that a repair of their text makes valid; None where that is not measured."""
-    tallies: dict[tuple[str, str, str | None], Tally] = field(default_factory=dict)
-    """By cluster, arm and tier."""
+    repairs: bool = True
+    """Whether repaired answers are graded, so that a group's `repaired` is known."""
     arms: dict[str, ArmTally] = field(default_factory=dict)
-    _waiting: dict[Key, Tally] = field(default_factory=dict)
+    spans: Spans = field(default_factory=Spans)
+    seconds: float = 0.0
+    """From the first submission to the last completion, without the time between sessions."""
+    failures: dict[tuple[str, str | None, str], FailureGroup] = field(default_factory=dict)
+    """By reason, tier and arm."""
+    clusters: dict[tuple[str, str, str | None], Cluster] = field(default_factory=dict)
+    """By cluster, arm and tier."""
+    _waiting: dict[Key, Cluster] = field(default_factory=dict)
     """Of those that failed and are to be asked again, where they are counted."""
 
-    def watch(self, attempts: Iterable[Attempt]) -> Iterator[Attempt]:
-        """The same attempts, each counted."""
-        for attempt in attempts:
-            self._take(attempt)
-            yield attempt
+    def take(self, attempt: Attempt, *, repaired: bool = False) -> None:
+        """Count one attempt.
 
-    def _take(self, attempt: Attempt) -> None:
+        Args:
+            attempt: in the order of the journal.
+            repaired: whether a repair of its text makes it valid.
+        """
+        arm = self.arms.get(attempt.arm)
+        if arm is None:
+            arm = self.arms[attempt.arm] = ArmTally()
+        _count(arm, attempt)
+        self.seconds = max(self.seconds, attempt.finished_at)
+        if attempt.status != "error":
+            _note(self.spans, attempt)
         valid = attempt.status == "success"
-        arm = self.arms.setdefault(attempt.arm, ArmTally())
-        arm.made[attempt.attempt] += 1
-        arm.valid[attempt.attempt] += valid
-        if attempt.status != "error" and not attempt.truncated:
-            arm.uncut += 1
-            arm.uncut_valid += valid
-        if valid:
-            arm.lengths[attempt.output_tokens] += 1
-        key = (attempt.arm, attempt.concept_id, attempt.sample)
-        if (before := self._waiting.pop(key, None)) is not None:
-            before.retried += 1
-            before.then_valid += valid
+        if self._waiting:
+            key = (attempt.arm, attempt.concept_id, attempt.sample)
+            if (before := self._waiting.pop(key, None)) is not None:
+                before.group.retried += 1
+                before.group.then_valid += valid
         if not valid:
-            tally = self._count(attempt, find_cause(attempt, self.blocks, self.declaration))
-            if not attempt.final:
-                self._waiting[key] = tally
+            self._take_failed(attempt, repaired=repaired)
 
-    def _count(self, attempt: Attempt, cause: Cause) -> Tally:
-        key = (cause.cluster, attempt.arm, attempt.tier)
-        tally = self.tallies.get(key)
-        if tally is None:
-            tally = self.tallies[key] = Tally(make_example(attempt, self.blocks))
-        tally.attempts += 1
-        tally.truncated += attempt.truncated
-        tally.reasons[attempt.reason or attempt.status] += 1
-        if cause.place is not None:
-            tally.places[cause.place] += 1
-        if cause.size is not None:
-            tally.sizes[cause.size] += 1
+    def _take_failed(self, attempt: Attempt, *, repaired: bool) -> None:
+        reason = attempt.reason or attempt.status
+        key = (reason, attempt.tier, attempt.arm)
+        group = self.failures.setdefault(key, FailureGroup(*key))
+        group.attempts += 1
+        group.outcomes += attempt.final
+        group.truncated += attempt.truncated
+        if len(group.examples) < MAX_EXAMPLES and all(
+            example.concept_id != attempt.concept_id for example in group.examples
+        ):
+            group.examples.append(make_example(attempt, self.blocks))
+        cluster = self._cluster(attempt, find_cause(attempt, self.blocks, self.declaration))
         if attempt.final:
-            tally.outcomes += 1
-            tally.final_reasons[attempt.reason or attempt.status] += 1
-            tally.looping += attempt.truncated and runs_in_circles(attempt.raw_response)
-            outcome = (attempt.arm, attempt.concept_id, attempt.sample)
-            tally.repaired += outcome in (self.repaired or ())
-        return tally
+            cluster.group.outcomes += 1
+            cluster.final_reasons[reason] += 1
+            cluster.looping += attempt.truncated and runs_in_circles(attempt.raw_response)
+            if cluster.group.repaired is not None:
+                cluster.group.repaired += repaired
+        else:
+            self._waiting[attempt.arm, attempt.concept_id, attempt.sample] = cluster
+
+    def _cluster(self, attempt: Attempt, cause: Cause) -> Cluster:
+        key = (cause.cluster, attempt.arm, attempt.tier)
+        cluster = self.clusters.get(key)
+        if cluster is None:
+            group = ClusterGroup(
+                cluster=cause.cluster,
+                what=KINDS[cause.cluster].what,
+                arm=attempt.arm,
+                tier=attempt.tier,
+                repaired=0 if self.repairs else None,
+                example=make_example(attempt, self.blocks),
+            )
+            cluster = self.clusters[key] = Cluster(group)
+        group, reason = cluster.group, attempt.reason or attempt.status
+        group.attempts += 1
+        group.truncated += attempt.truncated
+        group.reasons[reason] = group.reasons.get(reason, 0) + 1
+        if cause.place is not None:
+            cluster.places[cause.place] += 1
+        if cause.size is not None:
+            cluster.sizes[cause.size] += 1
+        return cluster
+
+
+def _count(arm: ArmTally, attempt: Attempt) -> None:
+    row = arm.numbers.get(attempt.attempt)
+    if row is None:
+        row = arm.numbers[attempt.attempt] = Numbered()
+    row.made += 1
+    row.output_tokens += attempt.output_tokens
+    row.seconds += attempt.total_s
+    arm.prompt_tokens += attempt.prompt_tokens
+    arm.cached_tokens += attempt.cached_tokens
+    arm.truncated += attempt.final and attempt.truncated
+    valid = attempt.status == "success"
+    if valid:
+        row.valid += 1
+        row.score += attempt.score or 0.0
+        arm.lengths[attempt.output_tokens] += 1
+    if attempt.status != "error" and not attempt.truncated:
+        arm.ended += 1
+        arm.ended_valid += valid
+    if attempt.total_s > 0:
+        arm.queued.append(attempt.queued_s)
+        arm.ttft.append(attempt.ttft_s)
+        arm.e2e.append(attempt.total_s)
+        if attempt.output_tokens > 1:
+            arm.itl.append((attempt.total_s - attempt.ttft_s) / (attempt.output_tokens - 1))
+
+
+def _note(spans: Spans, attempt: Attempt) -> None:
+    spans.first.append(max(0.0, attempt.finished_at - attempt.total_s + attempt.ttft_s))
+    spans.end.append(attempt.finished_at)
+    spans.tokens.append(attempt.output_tokens)
+    spans.retry.append(attempt.attempt > 1)
 
 
 def runs_in_circles(text: str) -> bool:

@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from vllm_eval.errors import DatasetError
-from vllm_eval.inputs.formats import open_lines
+from vllm_eval.inputs.formats import Lines, open_lines
 from vllm_eval.records import Case
 from vllm_eval.tasks.parse import parse_yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
     from typing import BinaryIO
 
-    from vllm_eval.inputs.formats import Lines
     from vllm_eval.tasks.declaration import Declaration
+
+Place = tuple[Lines, int, int]
+"""Data set, line number and byte offset of a case."""
 
 _BOM = b"\xef\xbb\xbf"
 """Byte order mark, which some editors put at the start of a file."""
@@ -97,6 +99,42 @@ def open_dataset(
         offsets=array("q", (offsets[place] for place in drawn)),
         version=version,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class CaseIndex:
+    """Where the cases of a data set are; their content is read when needed."""
+
+    path: Path
+    sha256: str
+    places: Mapping[str, Place]
+    """By concept id."""
+
+
+def index_cases(path: Path, declaration: Declaration) -> CaseIndex:
+    """Find every case of a data set, without checking its inputs.
+
+    Raises:
+        DatasetError: the file cannot be read, or a line is not a record or repeats an id.
+    """
+    lines = open_lines(path, fields_of(declaration))
+    digest = hashlib.sha256()
+    places: dict[str, Place] = {}
+    seen: dict[str, int] = {}
+    offset = 0
+    try:
+        with lines.file.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                digest.update(line)
+                if holds_record(number, line):
+                    _, identifier = read_record(lines, declaration, number, line)
+                    add_id(lines, number, identifier, seen)
+                    places[identifier] = (lines, number, offset)
+                offset += len(line)
+    except OSError as error:
+        msg = f"{path}: cannot read the data set: {error.strerror}; give --dataset-path"
+        raise DatasetError(msg) from error
+    return CaseIndex(path, digest.hexdigest(), places)
 
 
 def read_cases(dataset: Dataset) -> Iterator[Case]:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from vllm_eval.compare import gate
 from vllm_eval.compare.summary import comparison_from_json
+from vllm_eval.conclude.conclude import concluded
 from vllm_eval.config.settings import resolve_path
 from vllm_eval.errors import InputError
 from vllm_eval.report.html import render_page
 from vllm_eval.report.markdown import render_summary
 from vllm_eval.report.plots import TITLES, slide_svgs
-from vllm_eval.report.stored_run import HTML, StoredRun, load_run
+from vllm_eval.report.stored_run import HTML, StoredRun
 from vllm_eval.report.words import score, signed
 from vllm_eval.store.export import read_rows, read_table
 from vllm_eval.store.folder import JOURNAL, find_run
@@ -131,7 +132,8 @@ def show(run: str | Path, output_dir: str | Path = "results") -> Result:
     Raises:
         InputError: there is no such run, or a damaged one.
     """
-    stored = load_run(find_run(str(resolve_path(str(run))), str(output_dir)))
+    folder = find_run(str(resolve_path(str(run))), str(output_dir))
+    stored = StoredRun(folder, concluded(folder))
     verdicts = gate.from_json(stored.comparison["verdicts"])
     return Result(stored, verdicts, comparison_from_json(stored.comparison))
 

@@ -16,7 +16,7 @@ import orjson
 from markupsafe import Markup
 
 from vllm_eval.compare.summary import NO_TIER
-from vllm_eval.diagnose.words import pattern_line, recovered, retried
+from vllm_eval.diagnose.diagnosis import pattern_line, recovered, retried
 from vllm_eval.records import BASELINE
 from vllm_eval.report import words
 from vllm_eval.report.plots import ARM_COLOURS, TITLES, inline_svgs

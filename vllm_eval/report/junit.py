@@ -6,8 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
-from vllm_eval.inputs.index import read_order
-from vllm_eval.store.folder import write_text
+from vllm_eval.store.folder import index_rows, write_text
 from vllm_eval.text import plain
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def _arms(run: StoredRun) -> Iterator[ET.Element]:
     comparison = run.comparison
     cases = {row["concept_id"]: row["arms"] for row in comparison["cases"]}
     sampled, samples = comparison["cases_sampled"], run.environment["identity"]["samples_per_case"]
-    drawn = list(cases) if sampled else list(read_order(run.folder))
+    drawn = list(cases) if sampled else list(index_rows(run.folder).order)
     for arm in run.arms:
         examples = examples_of(comparison, arm)
         cells = ((case, cases.get(case, {}).get(arm)) for case in drawn)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from vllm_eval.compare.summary import NO_TIER
-from vllm_eval.diagnose.words import pattern_line, recovered, retried
+from vllm_eval.diagnose.diagnosis import pattern_line, recovered, retried
 from vllm_eval.report.junit import examples_of
 from vllm_eval.report.next_steps import next_steps
 from vllm_eval.report.words import (

@@ -6,8 +6,8 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.diagnose.clusters import KINDS
+from vllm_eval.diagnose.diagnosis import recovered
 from vllm_eval.diagnose.remedies import NO_ANSWER
-from vllm_eval.diagnose.words import recovered
 from vllm_eval.inputs.adapters import SLOT_RANKS
 from vllm_eval.report.words import Md, code, count, percent, sentence, signed, words
 

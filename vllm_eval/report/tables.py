@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vllm_eval.compare.summary import CORRECTION, NO_TIER
-from vllm_eval.diagnose.words import pattern_line, recovered, retried
+from vllm_eval.diagnose.diagnosis import pattern_line, recovered, retried
 from vllm_eval.text import plain
 
 if TYPE_CHECKING:
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from vllm_eval.compare.intervals import Interval
     from vllm_eval.compare.paired import Paired, Significance
     from vllm_eval.compare.summary import Comparison, Summary
-    from vllm_eval.conclude.account import Account, FailureGroup
-    from vllm_eval.conclude.conclude import Finished
     from vllm_eval.conclude.constrained import Constrained
+    from vllm_eval.conclude.results import Finished
+    from vllm_eval.conclude.timing import ArmAttempts
+    from vllm_eval.diagnose.survey import FailureGroup
 
 MOST_CLUSTERS = 12
 """Groups shown; the file has all of them."""
@@ -41,9 +42,9 @@ def run_tables(finished: Finished) -> Iterator[Table | Text]:
     """Scores, failures, costs, and each student's gate with its doubt."""
     comparison = finished.comparison
     yield _arms_table(comparison)
-    if finished.account.failures:
-        yield from _failures(finished.account)
-    yield from _costs(finished.account)
+    if finished.failures:
+        yield from _failures(finished.failures)
+    yield from _costs(finished.attempts)
     for verdict in finished.verdicts:
         yield gate_table(verdict)
         if verdict.arm in comparison.students:
@@ -188,20 +189,20 @@ def timing_lines(timing: Mapping[str, Any]) -> Iterator[str]:
         yield f"latency, median / 90th percentile: {', '.join(seconds)}"
 
 
-def _failures(account: Account) -> Iterator[Table | Text]:
+def _failures(failures: Sequence[FailureGroup]) -> Iterator[Table | Text]:
     table = new_table("Failures", "reason", "arm", "tier", right=("attempts", "final", "truncated"))
     table.columns[0].no_wrap = True
     table.add_column("first example")
-    for group in account.failures[:MAX_FAILURES]:
+    for group in failures[:MAX_FAILURES]:
         table.add_row(
             *(Text(plain(text)) for text in (group.reason, group.arm, group.tier or NO_TIER)),
             *(str(count) for count in (group.attempts, group.outcomes, group.truncated)),
             Text(plain(_place(group))),
         )
     yield table
-    if (left := len(account.failures) - MAX_FAILURES) > 0:
+    if (left := len(failures) - MAX_FAILURES) > 0:
         yield Text(f"  and {left} more kinds in comparison.json")
-    firsts = (group.examples[0] for group in account.failures[:MAX_FAILURES])
+    firsts = (group.examples[0] for group in failures[:MAX_FAILURES])
     if example := next((first for first in firsts if first.line is not None), None):
         yield Text(f"  {plain(example.concept_id)}: {plain(example.message or '')}")
         yield from (Text(f"  {plain(line)}", style="dim") for line in example.excerpt)
@@ -215,8 +216,8 @@ def _place(group: FailureGroup) -> str:
     return " ".join(part for part in (*parts, example.key or "") if part)
 
 
-def _costs(account: Account) -> Iterator[Text]:
-    for arm, attempts in account.attempts.items():
+def _costs(costs: Mapping[str, ArmAttempts]) -> Iterator[Text]:
+    for arm, attempts in costs.items():
         steps = ", ".join(f"{row.valid_by_then:.0%}" for row in attempts.by_attempt)
         retries, share = attempts.retries, 0.0
         if attempts.all.output_tokens:

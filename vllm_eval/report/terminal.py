@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from vllm_eval.conclude.conclude import Finished
+    from vllm_eval.conclude.results import Finished
     from vllm_eval.preflight.finding import Finding
     from vllm_eval.records import Progress
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vllm_eval.conclude.conclude import concluded
 from vllm_eval.config.settings import resolve_path
 from vllm_eval.errors import EvalError, InputError
-from vllm_eval.report.stored_run import HTML, JUNIT, MARKDOWN, SUMMARY, load_run
+from vllm_eval.report.stored_run import HTML, JUNIT, MARKDOWN, SUMMARY, StoredRun
 from vllm_eval.store.folder import RunFolder, find_run, timestamp_of, write_zip
 
 if TYPE_CHECKING:
@@ -14,34 +15,29 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vllm_eval.records import Watcher
-    from vllm_eval.report.stored_run import StoredRun
 
 
-def write_reports(folder: Path) -> list[Path]:
-    """Render a run anew: report.html, report.md, plots and what other tools read; then the ZIP.
-
-    A run that was cut off is concluded first, from what it has.
+def write_reports(run: StoredRun) -> list[Path]:
+    """Render a run anew: report.html, report.md, plots and what other tools read.
 
     Returns the files written.
 
     Raises:
-        InputError: the folder holds no run of ours, or a damaged one.
+        InputError: the folder holds a damaged run.
     """
     from vllm_eval.report.html import write_html
     from vllm_eval.report.junit import write_junit
     from vllm_eval.report.markdown import write_markdown, write_summary
     from vllm_eval.report.plots import write_plots
 
-    run = load_run(folder)
-    timestamp = timestamp_of(folder, run.environment)
-    files = [
+    folder = run.folder
+    return [
         write_html(run, folder / HTML),
         *write_plots(run.comparison, folder),
         write_junit(run, folder / JUNIT),
         write_summary(run, folder / SUMMARY),
         write_markdown(run, folder / MARKDOWN),  # lists the others
     ]
-    return [*files, write_zip(RunFolder(folder, timestamp))]
 
 
 def render(
@@ -51,7 +47,9 @@ def render(
     output: Path | None = None,
     mlflow: str | None = None,
 ) -> None:
-    """Write each run's report anew and, for several runs, one page over time.
+    """Write each run's report and ZIP anew and, for several runs, one page over time.
+
+    A run that was cut off is concluded first, from what it has.
 
     Args:
         names: folders of runs, or their names in `output_dir`.
@@ -66,7 +64,6 @@ def render(
     """
     from vllm_eval.report.history import FILE, write_history
     from vllm_eval.report.mlflow_log import log_run
-    from vllm_eval.report.stored_run import load_run
 
     written: dict[Path, tuple[StoredRun, list[Path]]] = {}
     bad: dict[str, None] = {}
@@ -74,8 +71,10 @@ def render(
         try:
             folder = find_run(name, output_dir)
             if folder.resolve() not in written:
-                files = write_reports(folder)
-                written[folder.resolve()] = load_run(folder), files
+                run = StoredRun(folder, concluded(folder))
+                files = write_reports(run)
+                archive = write_zip(RunFolder(folder, timestamp_of(folder, run.environment)))
+                written[folder.resolve()] = run, [*files, archive]
         except EvalError as error:  # also of a journal: here it is input
             bad[str(error)] = None
         except OSError as error:

@@ -16,12 +16,11 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from vllm_eval.conclude.repaired import REPAIRED
+from vllm_eval.conclude.results import REPAIRED
 from vllm_eval.config.machine import usable_cpus
 from vllm_eval.errors import EvalError
-from vllm_eval.inputs.cases import read_case
+from vllm_eval.inputs.cases import Place, read_case
 from vllm_eval.inputs.formats import Lines
-from vllm_eval.inputs.index import Place
 from vllm_eval.records import Outcome, Problem, Repair, Status
 from vllm_eval.tasks import open_task
 from vllm_eval.tasks.check import compile_contract

@@ -11,8 +11,9 @@ from vllm_eval.config.identity import NOT_IDENTITY
 from vllm_eval.errors import InputError
 from vllm_eval.records import BASELINE
 from vllm_eval.rescore import stored
-from vllm_eval.rescore.origin import config_of, find_files, identity_of, is_whole
+from vllm_eval.rescore.origin import config_of, find_files, identity_of
 from vllm_eval.store import manifest
+from vllm_eval.store.folder import is_finished
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -164,7 +165,7 @@ def _read_outcomes(file: StoredFile, outcomes: dict[str, list[Outcome]]) -> list
 
 def _is_whole(path: Path) -> bool:
     """Whether a folder's run came to its end; a file by itself is not asked."""
-    return not (path / manifest.FILE).is_file() or is_whole(path)
+    return not (path / manifest.FILE).is_file() or is_finished(path)
 
 
 def _unfinished(*sides: RecordedRun) -> list[str]:

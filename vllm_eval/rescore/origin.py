@@ -19,11 +19,11 @@ from vllm_eval.compare.gate import Rule
 from vllm_eval.compare.intervals import CONFIDENCE, Bootstrap
 from vllm_eval.config.settings import Config, GateConfig, resolve_path
 from vllm_eval.errors import InputError
-from vllm_eval.inputs.index import index_cases
+from vllm_eval.inputs.cases import index_cases
 from vllm_eval.inputs.plan import data_path
 from vllm_eval.records import BASELINE
 from vllm_eval.store import manifest
-from vllm_eval.store.folder import COMPARISON, CONFIG, JOURNAL
+from vllm_eval.store.folder import CONFIG, JOURNAL, is_finished
 from vllm_eval.tasks import refuse_file
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vllm_eval.compare.gate import Verdict
-    from vllm_eval.inputs.index import CaseIndex
+    from vllm_eval.inputs.cases import CaseIndex
     from vllm_eval.rescore.stored import StoredFile
     from vllm_eval.tasks import Task
 
@@ -283,18 +283,10 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
             found.append(path)
             continue
         inside = [*sorted(path.glob(f"{BASELINE}*.json")), *sorted(path.glob("student*.json"))]
-        if (path / JOURNAL).is_file() and not (inside and is_whole(path)):
+        if (path / JOURNAL).is_file() and not (inside and is_finished(path)):
             inside = [path / JOURNAL]
         if not inside:
             msg = f"{path}: holds no {BASELINE}_*.json, student_*.json or {JOURNAL}"
             raise InputError(msg)
         found += inside
     return list(dict.fromkeys(found))
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether the run in a folder came to its end."""
-    try:
-        return not orjson.loads((folder / COMPARISON).read_bytes())["partial"]
-    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
-        return False

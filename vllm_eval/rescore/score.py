@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.compare import gate
-from vllm_eval.compare.summary import compare_arms
-from vllm_eval.conclude.repaired import as_repaired
+from vllm_eval.compare.summary import as_repaired, compare_arms
 from vllm_eval.records import BASELINE, Outcome, Progress, free_arms
 from vllm_eval.rescore import stored
 from vllm_eval.rescore.answers import grade_all
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from vllm_eval.compare.intervals import Bootstrap
     from vllm_eval.compare.summary import Comparison
     from vllm_eval.config.settings import Config, GateConfig
-    from vllm_eval.inputs.index import CaseIndex, Place
+    from vllm_eval.inputs.cases import CaseIndex, Place
     from vllm_eval.records import Status, Watcher
     from vllm_eval.rescore.answers import Graded, StoredAnswer
     from vllm_eval.rescore.origin import Expected

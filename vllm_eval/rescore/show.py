@@ -13,8 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from vllm_eval.compare.summary import summarise
-from vllm_eval.conclude.repaired import as_repaired
+from vllm_eval.compare.summary import as_repaired, summarise
 from vllm_eval.report.tables import doubt_lines, gate_table, new_table
 from vllm_eval.report.terminal import PLAIN_INTERVAL_S, PLAIN_WIDTH, UnbreakableConsole, write_out
 from vllm_eval.rescore.compare import to_json

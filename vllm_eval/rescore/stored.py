@@ -20,7 +20,7 @@ from vllm_eval.errors import InputError
 from vllm_eval.records import BASELINE
 from vllm_eval.rescore.answers import STATUSES, read_answer, text_of
 from vllm_eval.store.folder import JOURNAL
-from vllm_eval.store.journal import parts
+from vllm_eval.store.journal import refuse_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -184,11 +184,10 @@ def _read(path: Path, reading: _Reading) -> Iterator[StoredAnswer]:
 
 
 def _rows(path: Path, reading: _Reading) -> Iterator[tuple[str, object]]:
-    """Place and content of every answer, of a journal through all its parts."""
+    """Place and content of every answer."""
     if path.name == JOURNAL:
-        for part in parts(path):
-            for place, row in _lines(part, reading):
-                yield (place if part == path else f"{part.name}, {place}"), row
+        refuse_parts(path)
+        yield from _lines(path, reading)
     elif _has_lines(path):
         yield from _lines(path, reading)
     else:

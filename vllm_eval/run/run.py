@@ -7,29 +7,31 @@ import threading
 import time
 from contextlib import closing, contextmanager, nullcontext
 from datetime import datetime
-from sys import intern
 from typing import TYPE_CHECKING, Literal
 
-from vllm_eval.conclude.conclude import Evaluated, conclude, refuse_unanswered
+from vllm_eval.conclude.conclude import conclude, refuse_unanswered
+from vllm_eval.conclude.one_pass import Evaluated
 from vllm_eval.config.settings import dump_config, resolve_path
 from vllm_eval.engines import open_engine
 from vllm_eval.errors import EngineDiedError, EngineError, EvalError, InputError
 from vllm_eval.inputs import cases
-from vllm_eval.inputs.index import CASES
 from vllm_eval.inputs.plan import complete, read_plan
 from vllm_eval.preflight.check import check_plan, refuse
 from vllm_eval.records import Progress
+from vllm_eval.report.stored_run import load_run
 from vllm_eval.report.write import write_reports
 from vllm_eval.run.loop import Job, evaluate
 from vllm_eval.run.peak_memory import PeakMemory
 from vllm_eval.run.resume import AUTO, other_engine, refuse_other_engine, requeue_refused
 from vllm_eval.store import manifest
 from vllm_eval.store.folder import (
+    CASES,
     CONFIG,
     RunFolder,
     add_to_json,
     create_run,
     find_like,
+    index_rows,
     note_config,
     timestamp_of,
     write_cases,
@@ -38,7 +40,6 @@ from vllm_eval.store.folder import (
     write_zip,
 )
 from vllm_eval.store.journal import Journal
-from vllm_eval.store.ledger import read_ledger
 from vllm_eval.tasks.declaration import TASK_FILE, dump_declaration
 
 if TYPE_CHECKING:
@@ -47,10 +48,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from vllm_eval.conclude.conclude import Finished
+    from vllm_eval.conclude.results import Finished
     from vllm_eval.config.settings import Config
     from vllm_eval.inputs.plan import Plan
-    from vllm_eval.records import Watcher
+    from vllm_eval.records import Ledger, Watcher
 
     _Stops = Callable[[Progress], AbstractContextManager[object]]
 
@@ -88,21 +89,12 @@ def run(
     plan = complete(draft)
     config = plan.config
     folder = _open_folder(plan, resume, watcher)
-    with Journal(folder.journal, config.journal_part_mib * 2**20) as journal:
+    with closing(Journal(folder.journal)) as journal:
         if changed := note_config(folder.path, dump_config(config)):
             watcher.stage(f"resumed with another {', '.join(changed)}")
         if requeued := requeue_refused(plan, folder.path, journal):
             watcher.stage(f"{requeued} prompts were too long for the limit before; asked again")
-        ledger = read_ledger(folder.journal)
-        progress = Progress(
-            total=len(plan.dataset.drawn) * len(plan.arms) * config.samples_per_case,
-            done=len(ledger.done),
-            valid=ledger.valid,
-            failed=len(ledger.done) - ledger.valid,
-            attempts=ledger.attempts,
-            output_tokens=ledger.output_tokens,
-            seconds=ledger.seconds,
-        )
+        progress = _progress(plan, journal.ledger)
         if progress.done < progress.total:
             refuse_other_engine(plan, folder.path)
             stops: _Stops = _stop_on_signals if stop_on_signals else nullcontext
@@ -117,26 +109,44 @@ def run(
             }
             sessions = [*manifest.read(folder.path).get("sessions", ()), session]
             add_to_json(folder.path / manifest.FILE, {"sessions": sessions})
-        # Without a stop nothing may be pending: `conclude` then finds what was lost.
-        pending = progress.total - progress.done if progress.stopping else 0
         watcher.stage("scoring and writing results")
-        finished = conclude(_evaluated(plan, folder, pending))
-    write_zip(folder)
-    if config.report:
-        watcher.stage("writing the report")
-        try:
-            write_reports(folder.path)
-        except (EvalError, OSError) as error:  # the verdict stands without it
-            again = f"python -m vllm_eval report {folder.path}"
-            watcher.stage(f"the report was not written: {error}; try again with {again}")
+        finished = conclude(_evaluated(plan, folder, partial=progress.stopping))
+    _write_reports(config, folder, watcher)
     refuse_unanswered(finished)
     return finished
 
 
-def _evaluated(plan: Plan, folder: RunFolder, pending: int) -> Evaluated:
+def _progress(plan: Plan, ledger: Ledger) -> Progress:
+    """Where an evaluation stands that goes on from a journal."""
+    return Progress(
+        total=len(plan.dataset.drawn) * len(plan.arms) * plan.config.samples_per_case,
+        done=len(ledger.done),
+        valid=ledger.valid,
+        failed=len(ledger.done) - ledger.valid,
+        attempts=ledger.attempts,
+        output_tokens=ledger.output_tokens,
+        seconds=ledger.seconds,
+    )
+
+
+def _write_reports(config: Config, folder: RunFolder, watcher: Watcher) -> None:
+    """The report and then the ZIP, which is written also where the report fails."""
+    try:
+        if config.report:
+            watcher.stage("writing the report")
+            write_reports(load_run(folder.path))
+    except (EvalError, OSError) as error:  # the verdict stands without it
+        again = f"python -m vllm_eval report {folder.path}"
+        watcher.stage(f"the report was not written: {error}; try again with {again}")
+    finally:
+        write_zip(folder)
+
+
+def _evaluated(plan: Plan, folder: RunFolder, *, partial: bool) -> Evaluated:
+    """What is concluded; without a stop nothing may be pending, so that what was lost is found."""
     paths = {arm.name: str(arm.adapter.path) if arm.adapter else None for arm in plan.arms}
-    order = {intern(case.id): place for place, case in enumerate(cases.read_cases(plan.dataset))}
-    return Evaluated(folder, plan.config, paths, order, plan.task, pending)
+    recorded, rows = manifest.read(folder.path), index_rows(folder.path)
+    return Evaluated(folder, recorded, plan.config, paths, rows, plan.task, partial)
 
 
 def _open_folder(plan: Plan, resume: Path | Literal["auto"] | None, watcher: Watcher) -> RunFolder:
@@ -209,9 +219,9 @@ def _generate(
                 load_s = load_s or time.monotonic() - begin
                 _note_engine(folder, engine.about)
                 watcher.stage(f"evaluating {len(plan.dataset.drawn)} cases, {len(plan.arms)} arms")
-                ledger = read_ledger(folder.journal)
                 with stops(progress):
-                    evaluate(job, engine, ledger, journal.append, progress, watcher.progress)
+                    ledger, record = journal.ledger, journal.append
+                    evaluate(job, engine, ledger, record, progress, watcher.progress)
                 _note_engine(folder, engine.about)  # and what it had to send again
                 return load_s
         except EngineDiedError as error:

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import zipfile
+from array import array
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from sys import intern
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import yaml
 
 from vllm_eval.config.settings import file_name
-from vllm_eval.errors import EvalError, InputError
-from vllm_eval.inputs.index import CASES
+from vllm_eval.errors import InputError
+from vllm_eval.inputs.cases import read_case
+from vllm_eval.inputs.formats import Lines
 from vllm_eval.store import manifest
-from vllm_eval.store.journal import LOCK, parts
+from vllm_eval.store.journal import LOCK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import BinaryIO
 
     from vllm_eval.records import Case
+    from vllm_eval.tasks.declaration import Declaration
 
+CASES = "cases.jsonl"
 COMPARISON = "comparison.json"
 CONFIG = "config.yaml"
 JOURNAL = "attempts.jsonl"
@@ -44,7 +49,7 @@ class RunFolder:
 
     @property
     def journal(self) -> Path:
-        """Every attempt, in the order they finished: the first part."""
+        """Every attempt, in the order they finished."""
         return self.path / JOURNAL
 
     @property
@@ -135,18 +140,31 @@ def find_like(
         folder = journal.parent
         try:
             recorded = orjson.loads((folder / manifest.FILE).read_bytes())
-            same = recorded["identity"] == identity
-            owes, engine = _is_unfinished(folder), recorded.get("engine", {})
-            if same and (usable(folder, engine) if owes else finished):
-                newest = max(newest or (0.0, folder), (parts(journal)[-1].stat().st_mtime, folder))
-        except (OSError, EvalError, KeyError, TypeError, orjson.JSONDecodeError):
+            same, engine = recorded["identity"] == identity, recorded.get("engine", {})
+            if same and (finished if is_finished(folder) else usable(folder, engine)):
+                newest = max(newest or (0.0, folder), (journal.stat().st_mtime, folder))
+        except (OSError, KeyError, TypeError, AttributeError, orjson.JSONDecodeError):
             continue  # no run folder of ours
     return newest[1] if newest else None
 
 
-def _is_unfinished(folder: Path) -> bool:
-    path = folder / COMPARISON
-    return not path.is_file() or bool(orjson.loads(path.read_bytes())["partial"])
+def is_finished(folder: Path) -> bool:
+    """Whether a run came to its end and was concluded."""
+    comparison = read_comparison(folder)
+    return comparison is not None and comparison.get("partial") is False
+
+
+def read_comparison(folder: Path) -> dict[str, Any] | None:
+    """What was concluded of a run; None where nothing was, or the journal has changed since."""
+    try:
+        comparison: dict[str, Any] = orjson.loads((folder / COMPARISON).read_bytes())
+        counted = comparison.get("index", {}).get("journal_bytes")  # schema 4 had none
+    except (OSError, AttributeError, orjson.JSONDecodeError):
+        return None
+    journal = folder / JOURNAL
+    if counted is not None and journal.is_file() and journal.stat().st_size != counted:
+        return None
+    return comparison
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> Path:
@@ -198,6 +216,65 @@ def write_cases(folder: RunFolder, rows: Iterable[tuple[Case, str]]) -> Path:
             }
             out.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
     return path
+
+
+@dataclass(frozen=True, slots=True)
+class CaseRows:
+    """Where the cases of a run lie in its `cases.jsonl`."""
+
+    path: Path
+    order: Mapping[str, int]
+    """Place of each case, by its id, in the order drawn."""
+    offsets: array[int]
+    """The byte at which each of them begins."""
+
+
+def index_rows(folder: Path) -> CaseRows:
+    """Find every row of `write_cases`.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    path, order, offsets, offset = folder / CASES, {}, array("q"), 0
+    try:
+        with path.open("rb") as file:
+            for place, line in enumerate(file):
+                order[intern(orjson.loads(line)["concept_id"])] = place
+                offsets.append(offset)
+                offset += len(line)
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
+    return CaseRows(path, order, offsets)
+
+
+def read_row(rows: CaseRows, declaration: Declaration, concept_id: str) -> Case:
+    """One case of a run, read from the disk.
+
+    Raises:
+        DatasetError: the row cannot be used.
+    """
+    place, lines = rows.order[concept_id], Lines(rows.path, rows.path)
+    with rows.path.open("rb") as file:
+        return read_case(lines, file, declaration, place + 1, rows.offsets[place])
+
+
+def row_at(path: Path, file: BinaryIO, offset: int) -> dict[str, Any]:
+    """The row that begins at byte `offset` of the opened `cases.jsonl`.
+
+    Raises:
+        InputError: no row begins there.
+    """
+    file.seek(offset)
+    try:
+        row: dict[str, Any] = orjson.loads(file.readline())
+    except orjson.JSONDecodeError as error:
+        raise _damaged(path, error) from error
+    return row
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    why = f"missing or damaged ({error}); restore it, evaluate again, or use `score`"
+    return InputError(f"{path}: {why}")
 
 
 def write_zip(folder: RunFolder) -> Path:

@@ -1,83 +1,64 @@
-"""The journal: every attempt as one line, append-only, safe against whatever ends the process.
-
-Its lines stand in `attempts.jsonl` and, once that has reached its size, in `attempts.0001.jsonl`
-and so on: `parts` lists them, and only the last is ever written to.
-"""
+"""The journal: every attempt as one line, append-only, safe against whatever ends the process."""
 
 from __future__ import annotations
 
 import fcntl
 import functools
 import os
-import re
-from bisect import bisect_right
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
-from itertools import accumulate
+from sys import intern
 from typing import TYPE_CHECKING
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from vllm_eval.errors import EvalError, InputError
-from vllm_eval.records import Attempt
+from vllm_eval.records import Attempt, Begun, Ledger, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from pathlib import Path
-    from typing import Self
+    from typing import BinaryIO
+
+    from vllm_eval.records import Key
 
 LOCK = ".lock"
-
-
-PART_BYTES = 256 * 2**20
-"""Size from which a part is followed by the next one."""
-
-
-def parts(path: Path) -> list[Path]:
-    """The files of the journal that begins at `path`, in the order written.
-
-    Raises:
-        EvalError: one between them is missing.
-    """
-    name = re.compile(rf"{re.escape(path.stem)}\.(\d{{4,}}){re.escape(path.suffix)}")
-    siblings = path.parent.glob(f"{path.stem}.*{path.suffix}")
-    count = sum(name.fullmatch(sibling.name) is not None for sibling in siblings)
-    found = [path, *(_part(path, number) for number in range(1, count + 1))]
-    if lacking := [part for part in found[1:] if not part.exists()]:
-        msg = f"{lacking[0]}: is missing, and later parts of this journal are there"
-        raise EvalError(msg)
-    return found
-
-
-def _part(path: Path, number: int) -> Path:
-    return path.with_name(f"{path.stem}.{number:04}{path.suffix}") if number else path
 
 
 class Journal:
     """The one writer of a journal; what `append` returned from is on the disk."""
 
-    def __init__(self, path: Path, part_bytes: int = PART_BYTES) -> None:
+    def __init__(self, path: Path) -> None:
         """Open or create `path`, keep every other process out, cut off a torn last line.
 
-        Args:
-            path: the journal's first part.
-            part_bytes: size from which the next part is begun.
-
         Raises:
-            InputError: another process writes this journal.
+            InputError: another process writes this journal, or it lies in parts.
             EvalError: it cannot be opened, or is damaged before its end.
         """
-        self._path, self._part_bytes = path, part_bytes
+        refuse_parts(path)
+        self._path = path
+        self._ledger: Ledger | None = None
         with ExitStack() as stack:
             self._lock_file = _open(path.with_name(LOCK), path)
             stack.callback(os.close, self._lock_file)
             self._lock()
-            self._parts = parts(path)
-            self._file = _open(self._parts[-1], path)
+            self._file = _open(path, path)
             stack.callback(os.close, self._file)
-            os.ftruncate(self._file, _whole_length(self._parts[-1]))
+            os.ftruncate(self._file, _whole_length(path))
             stack.pop_all()
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the journal has brought to an end and begun: read once, then kept up to date.
+
+        Raises:
+            EvalError: a line is no attempt.
+        """
+        if self._ledger is None:
+            self._ledger = Ledger(set(), {})
+            _follow(self._ledger, (attempt for _, attempt in read_journal(self._path)))
+        return self._ledger
 
     def append(self, attempts: Sequence[Attempt]) -> None:
         """Write each attempt as one line; all of them or none.
@@ -89,56 +70,39 @@ class Journal:
             return
         data = b"".join(_dump(attempt) for attempt in attempts)
         before = os.fstat(self._file).st_size
-        if before >= self._part_bytes:
-            self._begin_part()
-            before = 0
         try:
             while data:
                 data = data[os.write(self._file, data) :]
             os.fsync(self._file)
         except OSError as error:
             os.ftruncate(self._file, before)
-            part = self._parts[-1]
-            msg = f"{part}: cannot write: {error.strerror}; make room, then --resume this run"
-            raise EvalError(msg) from error
+            raise _full(self._path, error) from error
+        if self._ledger is not None:
+            _follow(self._ledger, attempts)
 
     def drop(self, unwanted: Callable[[Attempt], bool]) -> int:
-        """Write the parts again without the lines of attempts that no engine has seen.
+        """Write the journal again without the lines of attempts that no engine has seen.
 
-        Each part is whole at every moment; what an engine answered is never dropped.
+        It is whole at every moment; what an engine answered is never dropped.
 
         Returns:
             How many lines were dropped.
 
         Raises:
-            EvalError: the disk refuses; what is left to drop is dropped when it is called again.
+            EvalError: the disk refuses; the journal is as it was.
         """
-        dropped = 0
-        for part in self._parts:
-            with part.open("rb") as lines:
-                found = [unwanted(_read_line(part, n, line)) for n, line in enumerate(lines, 1)]
-            if any(found):
-                _write_without(part, found)
-                dropped += sum(found)
-        os.close(self._file)
-        self._file = _open(self._parts[-1], self._path)
-        return dropped
+        places = {place for place, attempt in read_journal(self._path) if unwanted(attempt)}
+        if places:
+            _write_without(self._path, places)
+            os.close(self._file)
+            self._file = _open(self._path, self._path)
+            self._ledger = None
+        return len(places)
 
-    def __enter__(self) -> Self:
-        """Nothing to do."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the file, which lets go of the lock."""
+    def close(self) -> None:
+        """Close the file and release the lock."""
         os.close(self._file)
         os.close(self._lock_file)
-
-    def _begin_part(self) -> None:
-        part = _part(self._path, len(self._parts))
-        file = _open(part, part, os.O_EXCL)
-        os.close(self._file)
-        self._file = file
-        self._parts.append(part)
 
     def _lock(self) -> None:
         # A POSIX lock on a file of its own: unlike flock, an engine process that outlives a
@@ -153,60 +117,81 @@ class Journal:
 
 
 def read_journal(path: Path) -> Iterator[tuple[int, Attempt]]:
-    """Every whole line's place and attempt; a torn last line is passed over.
-
-    A place is a byte, counted through all parts; `open_journal` goes back to it.
+    """The byte at which each whole line begins, and its attempt; skips a torn last line.
 
     Raises:
-        EvalError: a line is no attempt, or a part is missing.
+        InputError: the journal lies in parts.
+        EvalError: a line is no attempt.
     """
+    refuse_parts(path)
     place = 0
-    files = parts(path)
-    for part in files:
-        with part.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.endswith(b"\n") or part != files[-1]:
-                    yield place, _read_line(part, number, line)
-                place += len(line)
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith(b"\n"):
+                yield place, _read_line(path, number, line)
+            place += len(line)
 
 
-def _read_line(part: Path, number: int, line: bytes) -> Attempt:
+def attempt_at(path: Path, file: BinaryIO, place: int) -> Attempt:
+    """The attempt on the line that begins at byte `place` of the open journal.
+
+    Raises:
+        EvalError: no attempt begins there.
+    """
+    file.seek(place)
     try:
-        return parse_attempt(line)
+        return _reader().validate_json(file.readline(), strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        what = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
-        msg = f"{part}, line {number}: the journal is damaged here: {what}"
+        msg = f"{path}: the journal is damaged at byte {place}"
         raise EvalError(msg) from error
 
 
-@contextmanager
-def open_journal(path: Path) -> Iterator[Callable[[int], bytes]]:
-    """Gives a function that returns the line at a place of `read_journal`."""
-    files = parts(path)
-    starts = list(accumulate((part.stat().st_size for part in files[:-1]), initial=0))
-    with ExitStack() as stack:
-        # One at a time: a journal may have more parts than a process may have files open.
-        number, file = 0, stack.enter_context(files[0].open("rb"))
-
-        def line_at(place: int) -> bytes:
-            nonlocal number, file
-            if (wanted := bisect_right(starts, place) - 1) != number:
-                stack.close()
-                number, file = wanted, stack.enter_context(files[wanted].open("rb"))
-            file.seek(place - starts[number])
-            return file.readline()
-
-        yield line_at
-
-
-def parse_attempt(line: bytes) -> Attempt:
-    """One line of a journal.
+def refuse_parts(path: Path) -> None:
+    """Earlier versions went on in `attempts.0001.jsonl` and so on from 256 MiB.
 
     Raises:
-        ValidationError: it is no attempt.
+        InputError: there is such a file beside the journal.
     """
-    return _reader().validate_json(line, strict=True)
+    parts = sorted(path.parent.glob(f"{path.stem}.[0-9]*{path.suffix}"))
+    if parts:
+        names = " ".join(part.name for part in parts)
+        msg = (
+            f"{path.parent}: the journal is in several files ({path.name} {names}), as an earlier "
+            f"version wrote it; append them to {path.name} in this order, then remove them"
+        )
+        raise InputError(msg)
+
+
+def _follow(ledger: Ledger, attempts: Iterable[Attempt]) -> None:
+    for attempt in attempts:
+        key = key_of(attempt)
+        ledger.attempts += 1
+        ledger.valid += attempt.status == "success"
+        ledger.output_tokens += attempt.output_tokens
+        ledger.seconds = max(ledger.seconds, attempt.finished_at)
+        if attempt.final:
+            ledger.done.add(key)
+            ledger.begun.pop(key, None)
+        else:
+            graded = attempt.status == "format_error"
+            place = (attempt.block, attempt.line, attempt.column)
+            problem = Problem(attempt.reason or "", attempt.error or "", *place) if graded else None
+            ledger.begun[key] = Begun(attempt.attempt, problem)
+
+
+def key_of(attempt: Attempt) -> Key:
+    """Arm, case and sample, of names that many attempts share: each is in memory once."""
+    return intern(attempt.arm), intern(attempt.concept_id), attempt.sample
+
+
+def _read_line(path: Path, number: int, line: bytes) -> Attempt:
+    try:
+        return _reader().validate_json(line, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+        msg = f"{path}, line {number}: the journal is damaged here: {what}"
+        raise EvalError(msg) from error
 
 
 @functools.cache
@@ -214,11 +199,10 @@ def _reader() -> TypeAdapter[Attempt]:
     return TypeAdapter(Attempt)
 
 
-def _open(path: Path, journal: Path, flags: int = 0) -> int:
+def _open(path: Path, journal: Path) -> int:
     """A file of the journal to be added to, created where it is not there; never through a link."""
     try:
-        flags |= os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-        file = os.open(path, flags, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         msg = f"{journal}: cannot open the journal: {error.strerror}"
         raise EvalError(msg) from error
@@ -231,19 +215,27 @@ def _open(path: Path, journal: Path, flags: int = 0) -> int:
     return file
 
 
-def _write_without(part: Path, unwanted: Sequence[bool]) -> None:
-    """Replace a part of the journal by its lines that are wanted."""
-    new = part.with_name(part.name + ".part")
+def _write_without(path: Path, places: Collection[int]) -> None:
+    """Replace the journal by one without the lines that begin at `places`."""
+    new = path.with_name(path.name + ".part")
     try:
         new.unlink(missing_ok=True)
-        with part.open("rb") as lines, new.open("xb") as out:
-            out.writelines(line for line, no in zip(lines, unwanted, strict=True) if not no)
+        with path.open("rb") as lines, new.open("xb") as out:
+            place = 0
+            for line in lines:
+                if place not in places:
+                    out.write(line)
+                place += len(line)
             out.flush()
             os.fsync(out.fileno())
-        new.replace(part)
+        new.replace(path)
     except OSError as error:
-        msg = f"{part}: cannot write: {error.strerror}; make room, then --resume this run"
-        raise EvalError(msg) from error
+        raise _full(path, error) from error
+
+
+def _full(path: Path, error: OSError) -> EvalError:
+    why = f"{path}: cannot write: {error.strerror}; make room, then --resume this run"
+    return EvalError(why)
 
 
 def _dump(attempt: Attempt) -> bytes:

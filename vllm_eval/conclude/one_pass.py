@@ -1,0 +1,152 @@
+"""All that a conclusion takes from the journal, in one pass, with one text in memory at a time."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from functools import partial
+from sys import intern
+from typing import TYPE_CHECKING, Any
+
+from vllm_eval.diagnose.survey import Survey
+from vllm_eval.errors import EvalError
+from vllm_eval.records import Outcome, Repair
+from vllm_eval.store.journal import key_of
+from vllm_eval.tasks.repair import mend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from vllm_eval.config.settings import Config
+    from vllm_eval.records import Attempt, Case, Key
+    from vllm_eval.store.folder import CaseRows, RunFolder
+    from vllm_eval.tasks import Task
+
+
+def _integers() -> array[int]:
+    return array("q")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A run folder whose journal can be concluded."""
+
+    folder: RunFolder
+    manifest: Mapping[str, Any]
+    config: Config
+    adapters: Mapping[str, str | None]
+    """Path of the adapter of each arm, the baseline first; None where it has none."""
+    cases: CaseRows
+    """Those drawn."""
+    task: Task
+    partial: bool = False
+    """Whether outcomes may still be pending."""
+
+
+@dataclass(slots=True)
+class Places:
+    """Where the attempts of one arm lie in the journal, in its order."""
+
+    answers: array[int] = field(default_factory=_integers)
+    """Place of the case in the order drawn, times the samples of each, plus the sample."""
+    bytes: array[int] = field(default_factory=_integers)
+    ended: bytearray = field(default_factory=bytearray)
+    """Of every answer, whether it has an outcome."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a journal holds; no text of an answer."""
+
+    outcomes: list[Outcome]
+    """In the order of the journal."""
+    survey: Survey
+    places: Mapping[str, Places]
+    """By arm, also one without an attempt."""
+    pending: int
+    """Answers without an outcome."""
+
+
+def read_attempts(
+    attempts: Iterable[tuple[int, Attempt]],
+    arms: Sequence[str],
+    order: Mapping[str, int],
+    samples: int,
+    task: Task,
+    case: Callable[[str], Case],
+) -> Reading:
+    """Go through all attempts of a run, with one of them in memory at a time.
+
+    Args:
+        attempts: each with the byte at which it begins.
+        arms: of the run.
+        order: place of each case, by its id.
+        samples: of each case.
+        task: whose answers these are; where it grades, failed outcomes are repaired and graded.
+        case: reads a case, by its id.
+
+    Raises:
+        EvalError: an answer has two outcomes, or is of an arm, case or sample not in the run.
+    """
+    each = len(order) * samples
+    places = {arm: Places(ended=bytearray(each)) for arm in arms}
+    survey = Survey(task.blocks, task.declaration, repairs=task.grades)
+    outcomes: list[Outcome] = []
+    for place, attempt in attempts:
+        key = key_of(attempt)
+        found, at = places.get(key[0]), order.get(key[1])
+        if found is None or at is None or not 0 <= key[2] < samples:
+            raise _foreign(key)
+        answer = at * samples + key[2]
+        found.answers.append(answer)
+        found.bytes.append(place)
+        repair = None
+        if attempt.final:
+            if found.ended[answer]:
+                raise _foreign(key)
+            found.ended[answer] = True
+            repair = _repair(task, case, attempt)
+            outcomes.append(_outcome(key, attempt, repair))
+        survey.take(attempt, repaired=repair is not None)
+    return Reading(outcomes, survey, places, len(arms) * each - len(outcomes))
+
+
+def first_pending(reading: Reading, order: Mapping[str, int], samples: int) -> Key:
+    """An answer without an outcome: the first by arm, case and sample."""
+    names = list(order)
+
+    def missing() -> Iterator[Key]:
+        for arm, places in reading.places.items():
+            for answer, ended in enumerate(places.ended):
+                if not ended:
+                    yield arm, names[answer // samples], answer % samples
+
+    return min(missing())
+
+
+def _foreign(key: Key) -> EvalError:
+    return EvalError(f"the journal holds an outcome twice, or one nobody asked for: {key}")
+
+
+def _repair(task: Task, case: Callable[[str], Case], attempt: Attempt) -> Repair | None:
+    """What a failed outcome is worth after a repair of its text; None of any other."""
+    if attempt.status != "format_error":
+        return None
+    asked = partial(case, attempt.concept_id)
+    found = mend(task, asked, attempt.raw_response, ended=not attempt.truncated)
+    return Repair(found.names, found.score) if found else None
+
+
+def _outcome(key: Key, attempt: Attempt, repair: Repair | None) -> Outcome:
+    return Outcome(
+        arm=key[0],
+        concept_id=key[1],
+        tier=attempt.tier and intern(attempt.tier),
+        sample=attempt.sample,
+        status=attempt.status,
+        reason=attempt.reason and intern(attempt.reason),
+        score=attempt.score,
+        attempts=attempt.attempt,
+        first_valid=attempt.status == "success" and attempt.attempt == 1,
+        repair=repair,
+    )
