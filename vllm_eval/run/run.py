@@ -79,14 +79,7 @@ def run(
         KeyboardInterrupt: Ctrl-C, unless `stop_on_signals`; a note names the folder to resume.
     """
     start = time.monotonic()
-    watcher.stage("checking data set and adapters")
-    draft = read_plan(config)
-    findings = check_plan(draft)
-    for finding in findings:
-        if finding.level == "warning" or finding.where == "profile":
-            watcher.stage(finding.line)
-    refuse(findings, draft.problems)
-    plan = complete(draft)
+    plan = _prepare(config, watcher)
     config = plan.config
     folder = _open_folder(plan, resume, watcher)
     with closing(Journal(folder.journal)) as journal:
@@ -114,6 +107,18 @@ def run(
     _write_reports(config, folder, watcher)
     refuse_unanswered(finished)
     return finished
+
+
+def _prepare(config: Config, watcher: Watcher) -> Plan:
+    """Read and check everything left of the engine."""
+    watcher.stage("checking data set and adapters")
+    draft = read_plan(config)
+    findings = check_plan(draft)
+    for finding in findings:
+        if finding.level == "warning" or finding.where == "profile":
+            watcher.stage(finding.line)
+    refuse(findings, draft.problems)
+    return complete(draft)
 
 
 def _progress(plan: Plan, ledger: Ledger) -> Progress:

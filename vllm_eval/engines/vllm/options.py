@@ -90,6 +90,16 @@ ADVICE = (
 """Part of the message, and what to do. The first that fits counts: narrow ones stand first."""
 
 
+def refuse_ours(config: Config) -> None:
+    """Refuse the options that are the evaluation's to set.
+
+    Raises:
+        ConfigError: `engine_args` holds one.
+    """
+    if ours := sorted(OURS & config.engine_args.keys()):
+        raise ConfigError(f"engine_args: {ours[0]!r} is set by the evaluation itself; remove it")
+
+
 def engine_options(config: Config, arms: Sequence[Arm]) -> dict[str, Any]:
     """Keyword arguments of `LLM`: derived ones, overridden by the configured `engine_args`.
 
@@ -101,14 +111,13 @@ def engine_options(config: Config, arms: Sequence[Arm]) -> dict[str, Any]:
     from vllm import EngineArgs
     from vllm.platforms import current_platform
 
+    refuse_ours(config)
     known = {field.name for field in dataclasses.fields(EngineArgs)}
     for name in config.engine_args:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"engine_args: the installed vLLM has no option {name!r}{hint}")
-        if name in OURS:
-            raise ConfigError(f"engine_args: {name!r} is set by the evaluation itself; remove it")
     adapters = loaded_adapters(arms)
     # CPU builds up to 0.32 give base rows the adapter of the last slot; one slot that stays
     # empty makes that adapter none (https://github.com/vllm-project/vllm/pull/48421).
