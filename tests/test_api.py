@@ -74,13 +74,13 @@ def test_a_result_is_the_same_when_it_is_shown_again(evaluate: Evaluate) -> None
 
 
 def test_nothing_is_printed_or_changed_unless_asked(
-    evaluate: Evaluate, capfd: pytest.CaptureFixture[str]
+    evaluate: Evaluate, capsys: pytest.CaptureFixture[str]
 ) -> None:
     numbers = (signal.SIGINT, signal.SIGTERM)
     handlers, environment = [signal.getsignal(n) for n in numbers], dict(os.environ)
     during: list[object] = []
     evaluate(progress=lambda _: during.append([signal.getsignal(n) for n in numbers]))
-    assert capfd.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", "")
     assert all(seen == handlers for seen in during)
     assert dict(os.environ) == environment
 
@@ -113,8 +113,7 @@ def stop(progress: Progress) -> None:
 
 
 def test_a_function_may_end_the_run_early(evaluate: Evaluate, bench: Bench) -> None:
-    slow = [{"concept_id": "*", "text": "no"}, {"concept_id": "K4", "text": "no", "seconds": 30}]
-    bench.write(bench.script, slow)
+    bench.answers({"text": "no"}, {"concept_id": "K4", "text": "no", "seconds": 30})
     result = evaluate(progress=stop)
     assert result.pending
     assert not result.passed
@@ -145,7 +144,7 @@ def test_a_run_is_resumed_by_its_name_or_as_the_newest_one(evaluate: Evaluate) -
 def test_signals_end_a_run_in_order_where_that_is_asked_for(
     evaluate: Evaluate, bench: Bench
 ) -> None:
-    bench.write(bench.script, [{"concept_id": "*", "text": "no", "seconds": 30}])
+    bench.answers({"text": "no", "seconds": 30})
     timer = threading.Timer(0.5, signal.raise_signal, [signal.SIGTERM])
     before = signal.getsignal(signal.SIGTERM)
     timer.start()
