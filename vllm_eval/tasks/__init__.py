@@ -1,4 +1,4 @@
-"""What is asked and how an answer is graded. A task's own module may rely on the names here."""
+"""What is asked and how an answer is graded. Modules of tasks may rely on these names."""
 
 from vllm_eval.records import Case, Grade, Problem
 from vllm_eval.tasks.task import Task, open_stored, open_task, refuse_file

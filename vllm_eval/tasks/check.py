@@ -1,6 +1,6 @@
-"""The output contract of a declared task: which rule does an answer break first, and how.
+"""The output contract of a declared task: the first rule that an answer breaks, and how.
 
-The declaration is compiled once into closures over finished problems; checking an answer then only
+The declaration is compiled once into closures over prepared problems, so checking an answer only
 looks things up. Source of the order: `product_owner.md`, "Output contract".
 """
 
@@ -32,7 +32,7 @@ CLUSTERS = {
     "too_few": "too_few",
     "too_long": "too_long",
 }
-"""By the fault of a value, which is the end of its reason: the kind of failure it is."""
+"""The kind of failure by the fault of a value, which is the end of its reason."""
 FAULTS = {
     "text": ("not_text", "too_long"),
     "date": ("not_date",),
@@ -45,17 +45,17 @@ FAULTS = {
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """A declaration's rules, ready to be held against answers."""
+    """A declaration's rules, compiled for checking answers."""
 
     checks: Mapping[str, tuple[Check, ...]]
     """By label, in order."""
     reasons: Mapping[str, str]
-    """Every reason for which an answer breaks it, and what kind of failure that is: `no_blocks`,
+    """Every reason an answer can fail for, and its kind of failure: `no_blocks`,
     `invalid_yaml`, `not_a_mapping`, `missing_key`, `wrong_type`, `wrong_choice`, `too_few`,
     `too_long` or `no_ids`."""
 
     def missing(self, found: Mapping[str, str]) -> Problem | None:
-        """The problem of an answer that does not hold every block; by label in lower case."""
+        """The problem of an answer that lacks a block; labels are in lower case."""
         absent = [label for label in self.checks if label.lower() not in found]
         if not absent:
             return None
@@ -63,7 +63,7 @@ class Contract:
         return Problem(MISSING_BLOCKS, message)
 
     def check(self, blocks: Mapping[str, Parsed]) -> Problem | None:
-        """The first rule that the parsed blocks, by label, break; None where they keep all."""
+        """The first rule that the parsed blocks, by label, break; None if they keep all."""
         for label in self.checks:
             if (error := blocks[label].error) is not None:
                 return _not_parsed(label, error, blocks[label])
@@ -80,11 +80,11 @@ class Contract:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a value stands, and what problems with it are called."""
+    """The place of a value, and the names of its problems."""
 
     label: str
     path: str
-    """Of its key: `requirements_alignment.gaps`."""
+    """Of its key, such as `requirements_alignment.gaps`."""
     prefix: str
     """Of the reasons of the mapping around it."""
 
@@ -94,7 +94,7 @@ class _Place:
 
     @property
     def name(self) -> str:
-        """What the reasons of the value itself begin with."""
+        """The first part of the value's own reasons."""
         return f"{self.prefix}_{self.key}"
 
     def problem(self, reason: str, message: str) -> Problem:
@@ -120,7 +120,7 @@ def compile_contract(declaration: Declaration) -> Contract:
 
 
 def find_fault(value: Value) -> Callable[[object], str | None]:
-    """A function that names what is wrong with one value, by the end of its reason."""
+    """A function that returns the fault of a value, which is the end of its reason."""
     kind, least, most = value.type, value.min_items, value.max_words
     choices = frozenset(value.of)
 
@@ -210,7 +210,7 @@ def _value(place: _Place, value: Value, reasons: dict[str, str]) -> Iterator[Che
 
 
 def _inside(key: str, check: Check) -> Check:
-    """The check on the mapping under `key`, where there is one: its own type was checked before."""
+    """The check of the mapping under `key`, if any; its type was checked before."""
 
     def inside(mapping: Mapping[object, object]) -> Problem | None:
         inner = mapping.get(key)

@@ -1,4 +1,4 @@
-"""A task as data: the file that declares what is asked and which shape an answer must have.
+"""A task as data: the file that declares what is asked and what shape an answer must have.
 
 The contract (`tasks.contract`), the grammar of constrained decoding (`tasks.grammar`) and the
 built-in measures all follow from the same declaration, so they cannot drift apart.
@@ -38,7 +38,7 @@ _PATTERNS = {
 }
 _WORDS = {
     _PATTERNS["name"]: "must be letters, digits and _",
-    _PATTERNS["reason"]: "must be small letters, digits and _",
+    _PATTERNS["reason"]: "must be lower-case letters, digits and _",
     _PATTERNS["label"]: "must be capital letters, digits and _",
     _PATTERNS["prefix"]: "must be capital letters",
     _PATTERNS["file"]: "must be the name of a file",
@@ -48,18 +48,18 @@ _WORDS = {
     "dict_type": "must be a mapping",
     "tuple_type": "must be a list",
 }
-"""What is said of a value that a pattern or a type of pydantic's refuses."""
+"""Messages for values that fail a pattern, or a type of pydantic."""
 
 
 def _as_read(word: str) -> str:
-    """Refuse what YAML would take for something else where a model writes it without quotes."""
+    """Refuse a word that YAML would not read as text if a model writes it without quotes."""
     if parse_yaml(word).data != word:
-        raise ValueError(f"an answer's {word!r} would not be read as a text; choose another word")
+        raise ValueError(f"YAML does not read an unquoted {word!r} as text; choose another word")
     return word
 
 
 def _bare_no(value: object) -> object:
-    """YAML takes a `no` without quotes for false."""
+    """YAML reads an unquoted `no` as false."""
     return "no" if value is False else value
 
 
@@ -78,47 +78,47 @@ class _Record(BaseModel):
 
 
 class Ids(_Record):
-    """Identifiers such as FR001: one of the prefixes, then digits; read in any case."""
+    """Identifiers such as FR001: one of the prefixes, then digits; case is ignored."""
 
     prefixes: Annotated[tuple[_Prefix, ...], Field(min_length=1)]
     min_digits: Annotated[int, Field(ge=1, le=20)] = 2
     reason: _Reason = "no_ids"
-    """Why an answer fails in which no item names one."""
+    """The reason for an answer in which no item names one."""
     example: str = ""
-    """As the model is told, such as `FR001`; by default one is made."""
+    """The example given to the model, such as `FR001`; made from the first prefix by default."""
     called: str = "an id"
-    """What the model is told it is, with its article."""
+    """What the model is told to call it, with its article."""
 
 
 class Value(_Record):
-    """What is declared of one key's value."""
+    """The declaration of one key's value."""
 
     type: Literal["text", "date", "choice", "list", "mapping"] = "text"
-    """`list` is one of texts; `date` an ISO 8601 date, or date and time."""
+    """`list` is a list of texts; `date` an ISO 8601 date, or date and time."""
     required: _Need = "filled"
-    """`present`: the key is there; `set`: and not null; `filled`: and not empty."""
+    """`present`: the key is there; `set`: also not null; `filled`: also not empty."""
     lenient: bool = False
-    """Another type is no failure: the shape is asked for, but not part of the contract."""
+    """A different value is not a failure: the shape is asked for, but not part of the contract."""
     of: tuple[_Word, ...] = ()
     """The values of a `choice`."""
     keys: dict[_Name, Value] = {}
     """The keys of a `mapping`, in order."""
     min_items: _Count = 0
-    """Of a `list`; fewer are a failure."""
+    """For a `list`: fewer items are a failure."""
     max_items: Annotated[int, Field(ge=1)] = 12
-    """Of a `list` under constrained decoding; more are no failure."""
+    """For a `list` under constrained decoding; otherwise more items are not a failure."""
     max_words: Annotated[int, Field(ge=1)] | None = None
-    """Of a `text`; more are a failure."""
+    """For a `text`: more words are a failure."""
     ids: Ids | None = None
-    """Some item of this list, or of any list in this mapping, names such an identifier."""
+    """An item of this list, or of a list in this mapping, must name such an identifier."""
     reason: _Reason | None = None
-    """The reason for anything wrong with the value; by default it is made from key and fault."""
+    """The reason for any fault in the value; made from key and fault by default."""
     prefix: _Reason | None = None
-    """What the reasons of a mapping begin with, in place of label and key."""
+    """The first part of a mapping's reasons, instead of label and key."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        """Refuse what says nothing of a value of this type."""
+        """Refuse keys that do not apply to a value of this type."""
         kinds = {
             "of": ("choice",),
             "keys": ("mapping",),
@@ -147,11 +147,11 @@ class Block(_Record):
 
 
 class Input(_Record):
-    """One text field of a case, put into the prompt by its name."""
+    """One text field of a case, available to the prompt by its name."""
 
     required: bool = True
     yaml: bool = False
-    """It must parse as YAML; a record where it does not is refused."""
+    """It must parse as YAML; otherwise the record is refused."""
 
 
 class Part(_Record):
@@ -179,24 +179,24 @@ class Declaration(_Record):
 
     name: _Name
     version: str
-    """To be raised whenever the same answer could be graded differently."""
+    """Raise it whenever the same answer could be graded differently."""
     prompt: _File
     """Jinja2 template, a path relative to the declaration."""
     id_keys: tuple[_Name, ...] = ("id", "case_id")
-    """Keys of a record that may hold its id, where it has no `concept_id`."""
+    """Keys of a record that may hold its id if it has no `concept_id`."""
     inputs: Annotated[dict[_Name, Input], Field(min_length=1)]
     blocks: Annotated[dict[_Label, Block], Field(min_length=1)]
     metric: Annotated[dict[_Name, Part], Field(min_length=1)]
     module: _File | None = None
     """Python file with further rules and measures, relative to the declaration."""
     dataset: _File | None = None
-    """Cases used where none are given, relative to the declaration."""
+    """The cases if no others are given, relative to the declaration."""
 
     @model_validator(mode="after")
     def _holds_together(self) -> Self:
         for name in self.inputs:
             if name in RESERVED or name in self.id_keys:
-                msg = f"inputs: {name!r} is a key of every record; call the input otherwise"
+                msg = f"inputs: {name!r} is a key of every record; rename the input"
                 raise ValueError(msg)
         for name, part in self.metric.items():
             if part.input is not None and part.input not in self.inputs:
@@ -206,7 +206,7 @@ class Declaration(_Record):
 
 
 RESERVED = frozenset(("concept_id", "tier", "prompt", "input", "asked", "reminder"))
-"""What a record, or a template, calls by these names already."""
+"""Names that records and templates already use."""
 
 
 def read_declaration(path: Path) -> Declaration:
@@ -224,9 +224,9 @@ def read_declaration(path: Path) -> Declaration:
 
 
 def parse_declaration(text: str, where: str) -> Declaration:
-    """The declaration in a text; `where` it comes from is for messages.
+    """The declaration in a text; messages name `where` it comes from.
 
-    The text may come with somebody else's run folder: it is read as untrusted YAML.
+    The text may come with a run folder of unknown origin, so it is read as untrusted YAML.
 
     Raises:
         ConfigError: it declares no task; names the place.
@@ -253,7 +253,7 @@ def dump_declaration(declaration: Declaration) -> str:
 
 
 def _check_keys(value: object) -> None:
-    """Refuse keys that are no texts: JSON would make some of them."""
+    """Refuse keys that are not text; JSON would turn some of them into text."""
     for key in value if isinstance(value, dict) else ():
         if not isinstance(key, str):
             raise TypeError(f"the key {key!r}; put a number, yes, no, on or off in quotes")
@@ -263,9 +263,9 @@ def _check_keys(value: object) -> None:
 
 
 def _said(error: Exception) -> str:
-    """The first thing that is wrong, with its key; a key nobody knows is told of before others."""
+    """The first fault, with its key; unknown keys come first."""
     if not isinstance(error, ValidationError):
-        return f"holds what no declaration can: {error}"
+        return f"holds a value that no declaration can have: {error}"
     errors = error.errors(include_url=False)
     first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     where = ".".join(str(part) for part in first["loc"] if part != "[key]")
@@ -284,4 +284,4 @@ def _nearest(wrong: str) -> str:
     records = (Declaration, Input, Block, Value, Ids, Part)
     known = {name for record in records for name in record.model_fields}
     near = difflib.get_close_matches(wrong, sorted(known), n=1, cutoff=0.7)
-    return f"; did you mean {near[0]!r}?" if near else "; docs/tasks.md has those there are"
+    return f"; did you mean {near[0]!r}?" if near else "; docs/tasks.md lists the keys"

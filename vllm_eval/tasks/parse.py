@@ -2,7 +2,7 @@
 
 The text is untrusted. Only plain data is built (no tags that make objects), and size,
 nesting, aliases and the length of numbers are limited, so that no answer can exhaust time
-or memory; what exceeds a limit counts as a block that does not parse.
+or memory. A block that exceeds a limit counts as one that does not parse.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ except ImportError:  # PyYAML built without libyaml
     from yaml import SafeLoader as _BaseLoader  # type: ignore[assignment]
 
 MAX_CHARACTERS = 64 * 1024
-"""Ten times the longest answer seen; all that is built of it costs well under a second."""
+"""Ten times the longest answer seen; parsing so much takes well under a second."""
 MAX_DEPTH = 64
 MAX_ALIASES = 8
-"""Nested aliases multiply: eight can reach 18 copies of a text, which is harmless."""
+"""Nested aliases multiply: eight can produce 18 copies of a text, which is harmless."""
 MAX_MERGED_ALIASES = 2
-"""Where keys are merged, copies cost much more."""
+"""With merged keys, copies cost much more."""
 MAX_NUMBER_CHARACTERS = 1000
 MAX_WORDS = 200
-"""Characters of an error: it goes into the next prompt, and may quote what the model wrote."""
+"""Characters of an error, which goes into the next prompt and may quote the model."""
 
-# Constructors of PyYAML raise more than YAMLError: an impossible date is a ValueError,
+# PyYAML's constructors raise more than YAMLError: an impossible date is a ValueError,
 # `!!bool x` a KeyError, `!!timestamp x` an AttributeError.
 _PARSE_ERRORS = (
     *(yaml.YAMLError, ValueError, TypeError, LookupError),
@@ -66,13 +66,13 @@ _STR, _SEQ, _MAP = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"
 
 
 class _TreeLoader(_Loader):
-    """The same data for text without aliases, twice as fast: strings, lists, maps made at once."""
+    """For text without aliases: the same data twice as fast, as strings, lists and maps at once."""
 
     def construct_document(self, node: yaml.Node) -> object:
         return _build(self, node)
 
     def resolve(self, kind: type[yaml.Node], value: object, implicit: object) -> str:
-        """The tag of a node without one. There are no path resolvers, so its place says nothing."""
+        """The tag of a node without one; without path resolvers it does not depend on the place."""
         if kind is not yaml.ScalarNode:
             return _SEQ if kind is yaml.SequenceNode else _MAP
         if isinstance(value, str) and isinstance(implicit, tuple) and implicit[0]:
@@ -90,13 +90,13 @@ def _build(loader: _TreeLoader, node: yaml.Node) -> object:
         return [_build(loader, item) for item in node.value]
     if kind is yaml.MappingNode and tag == _MAP:
         plain = all(type(key) is yaml.ScalarNode and key.tag == _STR for key, _ in node.value)
-        if plain:  # else there may be a merge key, or one that cannot be a key
+        if plain:  # otherwise there may be a merge key, or an invalid key
             return {key.value: _build(loader, value) for key, value in node.value}
     return loader.construct_object(node, deep=True)
 
 
 def extract_block(text: str, label: str) -> str | None:
-    """The text of the first fenced block with `label`, or None where it is absent or blank.
+    """The text of the first fenced block with `label`; None if absent or blank.
 
     Source: `product_owner.md`, "Output contract".
     """
@@ -108,10 +108,10 @@ def extract_block(text: str, label: str) -> str | None:
 
 
 def find_block(text: str, label: str) -> tuple[int, int] | None:
-    """Where the first fenced block with `label` begins and ends; None without either fence.
+    """Where the first fenced block with `label` begins and ends; None if a fence is missing.
 
-    The closing fence is looked for by hand: one regular expression for both takes quadratic time
-    on long white space.
+    The closing fence is searched separately, because one regular expression for both takes
+    quadratic time on long white space.
     """
     opening = find_opening(text, label)
     if opening is None:
@@ -127,7 +127,7 @@ def find_opening(text: str, label: str) -> tuple[int, int] | None:
 
 
 def parse_block(text: str) -> Parsed:
-    """Parse a block; on failure once more with inline code's backticks removed."""
+    """Parse a block; on failure, again without the backticks of inline code."""
     first = parse_yaml(text)
     if first.error is None or len(text) > MAX_CHARACTERS or "`" not in text:
         return first
@@ -157,15 +157,15 @@ def _load(text: str) -> object:
         try:
             return yaml.load(text, Loader=_TreeLoader)  # noqa: S506  a safe loader
         except _PARSE_ERRORS:
-            pass  # several errors may be in it; which one is named is for the plain loader to say
+            pass  # the plain loader decides which of several errors is named
     return yaml.load(text, Loader=_Loader)  # noqa: S506  a safe loader
 
 
 def _check_limits(text: str) -> None:
     """Refuse deep nesting and many aliases before any data is built.
 
-    The loader recurses in C, where a deep nest ends the process, not the call. The events
-    are only walked where the text could hold such a thing, which real answers rarely do.
+    The loader recurses in C, where deep nesting ends the process, not the call. The events are
+    walked only if the text could contain such a thing, which real answers rarely do.
     """
     if not (
         text.count("[") + text.count("{") > MAX_DEPTH

@@ -1,4 +1,4 @@
-"""What is put to the model: a Jinja2 template over a case's inputs, and the reminder of a retry."""
+"""The prompt: a Jinja2 template over a case's inputs, and the reminder of a retry."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from vllm_eval.tasks.declaration import Declaration
 
 TEMPLATE_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What an expression in a template can raise besides Jinja2's own."""
+"""What an expression in a template can raise, besides Jinja2's own errors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One template, ready to be filled in."""
+    """One compiled template."""
 
     template: jinja2.Template
     source: str
-    """What names the template in messages: a configuration key, or a key of a task's file."""
+    """The template's name in messages: a configuration key, or a key of a task's file."""
     takes_reminder: bool
-    """Whether the template places the reminder itself; else it is put after the prompt."""
+    """Whether the template places the reminder itself; otherwise it follows the prompt."""
     sha256: str
     declaration: Declaration
 
     def fill(self, case: Case, problem: Problem | None) -> str:
-        """The text put to the model; with `problem`, a retry that names what was wrong.
+        """The prompt; for a retry, `problem` adds what was wrong.
 
         Raises:
             ConfigError: the template fails on this case.
@@ -66,12 +66,12 @@ def read_prompt(path: Path, declaration: Declaration, source: str) -> Prompt:
     """The Jinja2 template at `path`; `source` is the key that named it, for messages.
 
     It may use the names of the inputs, `concept_id`, `tier` and `reminder`, which is empty on the
-    first attempt. Inputs of YAML come without white space around them.
+    first attempt. YAML inputs are stripped of white space.
 
     Raises:
-        ConfigError: the file cannot be read, or is no valid template.
+        ConfigError: the file cannot be read, or is not a valid template.
     """
-    environment = SandboxedEnvironment(  # the values are data, and no HTML is made of them
+    environment = SandboxedEnvironment(  # the result is text, not HTML
         undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
     try:
@@ -87,13 +87,13 @@ def read_prompt(path: Path, declaration: Declaration, source: str) -> Prompt:
         raise ConfigError(f"{source}: {place} is not a usable template: {error}") from error
     known = {*declaration.inputs, "concept_id", "tier", "reminder"}
     if unknown := sorted(names - known):
-        raise ConfigError(f"{source}: {path} uses {unknown[0]!r}; there is only {sorted(known)}")
+        raise ConfigError(f"{source}: {path} uses {unknown[0]!r}; it may only use {sorted(known)}")
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     return Prompt(template, source, "reminder" in names, sha256, declaration)
 
 
 def reminder_for(problem: Problem, blocks: int) -> str:
-    """The sentence that a retry adds to the prompt of a task with so many blocks."""
+    """The sentence that a retry adds to the prompt of a task with `blocks` blocks."""
     counts = {1: "the complete YAML block", 2: "both complete YAML blocks"}
     asked = counts.get(blocks, f"all {blocks} complete YAML blocks")
     return (

@@ -1,4 +1,4 @@
-"""Measures that every task can use: what a part of the metric can be worth without a module."""
+"""Measures for parts of the metric that need no module."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from vllm_eval.tasks.declaration import Block, Declaration, Part, Value
 
     Blocks = Mapping[str, Mapping[object, object]]
-    """By label; a block that does not parse, or is no mapping, is empty."""
+    """By label; a block that does not parse, or is not a mapping, is empty."""
     Measure = Callable[[Blocks, Case], float]
-    """Points of one part: what is below 0 or above the part's own points is clamped."""
+    """Points of one part, clamped to the range from 0 to the part's points."""
 
 BUILT_IN = ("shape", "mentions")
 
@@ -26,10 +26,9 @@ def built_in(part: Part, declaration: Declaration) -> Measure:
 
 
 def _shape(part: Part, declaration: Declaration) -> Measure:
-    """The share of declared keys, also of nested ones, whose value is as declared.
+    """The share of declared keys, nested ones included, whose value is as declared.
 
-    Here nothing is lenient: an absent value is not as declared, nor an empty one that is to be
-    filled.
+    Nothing is lenient here: an absent value does not count, nor an empty one that must be filled.
     """
     tests = [(label, test) for label, block in declaration.blocks.items() for test in _tests(block)]
 
@@ -41,7 +40,7 @@ def _shape(part: Part, declaration: Declaration) -> Measure:
 
 
 def _tests(inside: Block | Value) -> Iterator[Callable[[object], bool]]:
-    """One for each declared key; each is given the mapping around it."""
+    """One per declared key; each gets the mapping around it."""
     for key, value in inside.keys.items():
         yield _test(key, value)
         for nested in _tests(value):
@@ -65,7 +64,7 @@ def _under(around: object, key: str) -> object:
 def _mentions(part: Part) -> Measure:
     """The share of the identifiers in an input that the answer names, in a key or a value.
 
-    Where the input holds none, there is nothing to be missed: all points.
+    If the input has none, nothing can be missing: all points.
     """
     assert part.ids is not None  # noqa: S101  the declaration was checked
     pattern, name = id_pattern(part.ids), part.input or ""
@@ -81,7 +80,7 @@ def _mentions(part: Part) -> Measure:
 
 
 def _words(whole: object) -> Iterator[str]:
-    """Every key and every value, each list and mapping once: by an alias one may hold itself."""
+    """Every key and value; each list and mapping once, since an alias can nest it in itself."""
     waiting, seen = [whole], set()
     while waiting:
         value = waiting.pop()

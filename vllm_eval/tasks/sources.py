@@ -1,7 +1,7 @@
 """Where a task comes from: shipped, installed by another package, or a file; and its module.
 
-A module is code: it is run where the user names its task, or where it was installed. What a stored
-run folder names is never run (`vllm_eval.tasks.open_stored`).
+A module is code. It runs if the user names its task, or installed it. Code that only a stored run
+folder names never runs (`vllm_eval.tasks.open_stored`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 GROUP = "vllm_eval.tasks"
 """Entry points of installed tasks: each names an object that is the path of a declaration."""
 CHECK = "check"
-"""A function of a module that holds rules beyond those declared."""
+"""The function of a module with rules beyond the declared ones."""
 _SHIPPED = Path(__file__).parent
 
 
@@ -43,15 +43,15 @@ class Source:
     declaration: Declaration
 
     def beside(self, key: str, name: str) -> Path:
-        """A file that the declaration names: never one outside the declaration's folder.
+        """A file that the declaration names, which must be in the declaration's folder.
 
         Raises:
-            ConfigError: it would lie elsewhere.
+            ConfigError: it is outside that folder.
         """
         folder = self.path.parent.resolve()
         path = (folder / name).resolve()
         if not path.is_relative_to(folder):
-            msg = f"{self.path}: {key}: {name!r} lies outside {folder}; put it beside the task"
+            msg = f"{self.path}: {key}: {name!r} is outside {folder}; put it beside the task"
             raise ConfigError(msg)
         return path
 
@@ -62,12 +62,12 @@ def shipped_names() -> list[str]:
 
 
 def is_named(name: str) -> bool:
-    """Whether a task is known by this name alone: one that is shipped, or installed."""
+    """Whether a task of this name is shipped or installed."""
     return name in shipped_names() or bool(entry_points(group=GROUP, name=name))
 
 
 def find_source(name: str) -> Source:
-    """The declaration called `name`, or the one in the file or folder of that name.
+    """The declaration called `name`, or the one in a file or folder of that name.
 
     Raises:
         ConfigError: there is none, or it declares no task.
@@ -81,7 +81,7 @@ def find_source(name: str) -> Source:
     given = resolve_path(name)
     path = given / TASK_FILE if given.is_dir() else given
     if given.is_dir() and not path.is_file():
-        msg = f"task: the folder {given} lacks {TASK_FILE}, which would declare the task"
+        msg = f"task: the folder {given} has no {TASK_FILE} to declare the task"
         raise ConfigError(msg)
     if not path.is_file():
         names = sorted({*shipped_names(), *entry_points(group=GROUP).names})
@@ -104,14 +104,14 @@ def _installed(name: str, load: Callable[[], Any]) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Grading:
-    """What a task grades by, beyond its contract."""
+    """What a task grades by, besides its contract."""
 
     measures: Mapping[str, Measure]
-    """By part of the metric."""
+    """By metric part."""
     rule: Callable[..., Any] | None
     """The module's `check`."""
     version: str
-    """Of a task that is not shipped, it tells one state of its files from another."""
+    """For a task that is not shipped: changes with its files."""
 
 
 def built_in_grading(declaration: Declaration) -> Grading:
@@ -121,7 +121,7 @@ def built_in_grading(declaration: Declaration) -> Grading:
 
 
 def open_grading(source: Source) -> Grading:
-    """The measures that a declaration names, its module's among them.
+    """The measures that a declaration names, including its module's.
 
     Raises:
         ConfigError: the module cannot be run, or lacks a measure; names file and key.
@@ -154,10 +154,10 @@ def open_grading(source: Source) -> Grading:
 
 
 def _run(path: Path, code: bytes) -> ModuleType:
-    """The module made of exactly the bytes that the task's version tells of."""
+    """The module, from exactly the bytes that the task's version covers."""
     module = ModuleType(f"vllm_eval_task_{hashlib.sha256(code).hexdigest()[:16]}")
     module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # its dataclasses look themselves up there
+    sys.modules[module.__name__] = module  # dataclasses look up their module there
     with foreign(
         lambda error: ConfigError(f"{path}: cannot be run as the task's module: {error!r}")
     ):
@@ -166,7 +166,7 @@ def _run(path: Path, code: bytes) -> ModuleType:
 
 
 def _function(source: Source, module: ModuleType | None, name: str, key: str) -> Callable[..., Any]:
-    """A function of the module whose failures say whose they are."""
+    """A function of the module, wrapped so that its failures name it."""
     function = getattr(module, name, None)
     if not callable(function):
         where = f"not a function of {module.__file__}" if module else "and there is no module"
@@ -177,7 +177,7 @@ def _function(source: Source, module: ModuleType | None, name: str, key: str) ->
 
     def called(blocks: Blocks, case: Case) -> object:
         failed = f"{source.path}: {name} fails on an answer to case {case.id!r}"
-        with foreign(lambda error: EvalError(f"{failed}: {error!r}; mend the task's module")):
+        with foreign(lambda error: EvalError(f"{failed}: {error!r}; fix the task's module")):
             return function(blocks, case)
 
     return called

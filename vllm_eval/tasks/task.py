@@ -1,4 +1,4 @@
-"""A task: a declaration's contract, prompt and metric, and the ways to open one."""
+"""A task: the contract, prompt and metric of a declaration, and how to open one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Task:
     """A contract, with prompt and metric where they may be used.
 
-    No method learns the arm, so none can favour one.
+    No method is told the arm, so none can favour one.
     """
 
     declaration: Declaration
@@ -38,11 +38,11 @@ class Task:
     template: Prompt | None = None
     grading: Grading | None = None
     dataset: Path | None = None
-    """Its own cases, used where none are given."""
+    """Its own cases, used if no others are given."""
 
     @property
     def name(self) -> str:
-        """The name it is configured by."""
+        """Its name in the configuration."""
         return self.declaration.name
 
     @property
@@ -52,22 +52,22 @@ class Task:
 
     @property
     def prompt_sha256(self) -> str:
-        """Identifies what is put to the model, apart from the case."""
+        """Identifies the prompt, apart from the case."""
         return self.template.sha256 if self.template else ""
 
     @property
     def grades(self) -> bool:
-        """Whether answers can be graded: not where that would run code only a stored run names."""
+        """Whether answers can be graded without running code that only a stored run names."""
         return self.grading is not None
 
     def prompt(self, case: Case, problem: Problem | None = None) -> str:
-        """The text put to the model; with `problem`, a retry that names what was wrong."""
+        """The prompt; for a retry, `problem` adds what was wrong."""
         if self.template is None:
             raise _only_stored(self.name)
         return self.template.fill(case, problem)
 
     def grade(self, case: Case, text: str) -> Grade:
-        """Parse, check and score one answer. No answer makes it raise.
+        """Parse, check and score one answer. No answer can make this raise.
 
         Raises:
             EvalError: the task's own module failed.
@@ -95,10 +95,10 @@ class Task:
 
 
 def open_task(name: str, template: Path | None = None) -> Task:
-    """A task that the user names, with its prompt from `template` where one is given.
+    """Open a task that the user names, with its prompt from `template` if given.
 
     `name` is a shipped task, an installed one (entry points of `vllm_eval.tasks`), or the path of a
-    declaration or of a folder with a `task.yaml`. The task's module is run.
+    declaration or of a folder with a `task.yaml`. Runs the task's module.
 
     Raises:
         ConfigError: there is no such task, or its template, module or data set cannot be used.
@@ -119,9 +119,8 @@ def open_task(name: str, template: Path | None = None) -> Task:
 def open_stored(folder: Path, name: str) -> Task:
     """The task of a stored run, without running any code that only the run names.
 
-    A shipped or installed task is opened as such, as long as the run's copy of the declaration is
-    the same. Of any other there is the copy: answers can be shown, and graded where that takes no
-    module.
+    Opens a shipped or installed task by name, if the run's copy of the declaration is the same.
+    Otherwise it opens the copy: answers can be shown, and graded if that needs no module.
 
     Raises:
         InputError: the task is neither known by name nor declared in the folder.
@@ -133,27 +132,27 @@ def open_stored(folder: Path, name: str) -> Task:
         if copy is None or copy == task.declaration:
             return task
     if copy is None:
-        msg = f"{folder}: its task {name!r} is not known by name here, and the run lacks"
-        raise InputError(f"{msg} {TASK_FILE}; put the file back")
+        msg = f"{folder}: its task {name!r} is not installed here, and the run lacks"
+        raise InputError(f"{msg} {TASK_FILE}; restore the file")
     whole = all(part.measure in BUILT_IN for part in copy.metric.values()) and not copy.module
     return Task(copy, compile_contract(copy), grading=built_in_grading(copy) if whole else None)
 
 
 def refuse_file(name: str, where: Path) -> None:
-    """Do nothing where a task is known by its name.
+    """Do nothing if a task is known by name.
 
     Raises:
         InputError: `where` is stored with a file as its task, or one that is not installed here.
     """
     if not is_named(name):
-        msg = f"{where}: its task {name!r} is not known by name here, and a file that only a stored"
-        raise InputError(f"{msg} run names is not run; if you trust it, give --task {name}")
+        msg = f"{where}: its task {name!r} is not installed here, and a file that only a stored"
+        raise InputError(f"{msg} run names is never run; if you trust it, give --task {name}")
 
 
 def _score(
     declaration: Declaration, grading: Grading, blocks: Blocks, case: Case
 ) -> tuple[float, Mapping[str, float]]:
-    """The metric in [0, 1], and the points of each of its parts."""
+    """The metric in [0, 1], and the points of each part."""
     parts = {
         name: _points(name, part, grading.measures[name](blocks, case))
         for name, part in declaration.metric.items()
@@ -177,5 +176,5 @@ def _problem_of(found: object, name: str) -> Problem | None:
 
 def _only_stored(name: str) -> ConfigError:
     return ConfigError(
-        f"task {name}: its code is not run on the word of a stored run; give --task FILE"
+        f"task {name}: code that only a stored run names is never run; give --task FILE"
     )
