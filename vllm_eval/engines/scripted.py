@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 ANY = "*"
 CAPACITY = 256
-_KEYS = {"concept_id", "arm", "attempt", "text", "seconds", "error", "deaths"}
+_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("concept_id", "arm", "text", "error"), (str,)),
+    "attempt": (int,),
+    "seconds": (int, float),
+    "deaths": (int,),
+}
+"""The keys of a line, and what each may hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +36,16 @@ class Line:
 
     concept_id: str
     """`*` answers every case."""
-    arm: str | None
+    arm: str | None = None
     """None answers any arm."""
-    attempt: int | None
+    attempt: int | None = None
     """None answers any attempt."""
-    text: str
-    seconds: float
+    text: str = ""
+    seconds: float = 0.0
     """How long the answer takes, many in flight at once."""
-    error: str | None
+    error: str | None = None
     """An engine error instead of an answer."""
-    deaths: int
+    deaths: int = 0
     """In so many lives the engine dies when this answer is due."""
 
 
@@ -167,32 +173,18 @@ def _read_line(where: str, raw: bytes) -> Line:
     except orjson.JSONDecodeError as error:
         raise DatasetError(f"{where}: not valid JSON: {error}") from error
     if not isinstance(fields, dict) or not isinstance(fields.get("concept_id"), str):
-        raise DatasetError(f"{where}: must be an object with a concept_id ('{ANY}' for every case)")
-    if unknown := sorted(set(fields) - _KEYS):
-        raise DatasetError(f"{where}: unknown key {unknown[0]!r}; there is only {sorted(_KEYS)}")
-    rules: tuple[tuple[str, type | tuple[type, ...]], ...] = (
-        ("arm", str),
-        ("attempt", int),
-        ("text", str),
-        ("seconds", (int, float)),
-        ("error", str),
-        ("deaths", int),
-    )
-    for key, kind in rules:
-        if fields.get(key) is not None and not isinstance(fields[key], kind):
+        msg = f"{where}: must be an object with a concept_id ('{ANY}' for every case)"
+        raise DatasetError(msg)
+    if unknown := sorted(fields.keys() - _TYPES.keys()):
+        keys = sorted(_TYPES)
+        raise DatasetError(f"{where}: unknown key {unknown[0]!r}; there is only {keys}")
+    given: dict[str, Any] = {key: found for key, found in fields.items() if found is not None}
+    for key, value in given.items():
+        if not isinstance(value, _TYPES[key]):
             raise DatasetError(f"{where}: {key!r} has the wrong type")
-    for key, least, most in (("attempt", 1, 10**6), ("seconds", 0, 10**6), ("deaths", 0, 10**6)):
-        value = fields.get(key)
-        if value is not None and (isinstance(value, bool) or not least <= value <= most):
+        least, most = int(key == "attempt"), 10**6
+        if str not in _TYPES[key] and (isinstance(value, bool) or not least <= value <= most):
             raise DatasetError(f"{where}: {key!r} must be a number from {least} to {most}")
-    if fields.get("text") is None and fields.get("error") is None:
+    if "text" not in given and "error" not in given:
         raise DatasetError(f"{where}: needs a 'text' or an 'error'")
-    return Line(
-        concept_id=fields["concept_id"],
-        arm=fields.get("arm"),
-        attempt=fields.get("attempt"),
-        text=fields.get("text") or "",
-        seconds=float(fields.get("seconds") or 0.0),
-        error=fields.get("error"),
-        deaths=fields.get("deaths") or 0,
-    )
+    return Line(**given | {"seconds": float(given.get("seconds", 0))})

@@ -49,24 +49,19 @@ class Line:
 
 def painters(comparison: Mapping[str, Any]) -> dict[str, Painter]:
     """The figures that have something to show, by name."""
-    shown = {
-        "paired": any(paired["pairs"] for paired in comparison["students"].values()),
-        "distribution": any(sum(d["counts"]) for d in comparison["distributions"].values()),
-        "tiers": any(summary["total"] for summary in comparison["arms"].values()),
-        "attempts": bool(comparison["attempts"]),
-        "failures": bool(_of_arms(comparison)),
-        "throughput": bool(comparison["timing"]["over_time"]["output_tokens_per_s"]),
-    }
-    paint = {
-        "paired": _paired,
-        "distribution": _distribution,
-        "tiers": _tiers,
-        "attempts": _attempts,
-        "failures": _failures,
-        "throughput": _throughput,
-    }
+    spread = comparison["distributions"].values()
+    shown = (
+        (_paired, any(paired["pairs"] for paired in comparison["students"].values())),
+        (_distribution, any(sum(arm["counts"]) for arm in spread)),
+        (_tiers, any(summary["total"] for summary in comparison["arms"].values())),
+        (_attempts, comparison["attempts"]),
+        (_failures, _of_arms(comparison)),
+        (_throughput, comparison["timing"]["over_time"]["output_tokens_per_s"]),
+    )
     return {
-        name: partial(paint[name], comparison=comparison) for name, show in shown.items() if show
+        paint.__name__.removeprefix("_"): partial(paint, comparison=comparison)
+        for paint, show in shown
+        if show
     }
 
 

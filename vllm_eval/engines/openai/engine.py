@@ -58,9 +58,7 @@ class OpenAIEngine:
         self._thread = threading.Thread(target=self._loop.run_forever, name="openai", daemon=True)
         self._thread.start()
         servers = [
-            Server(url, client, float(FIRST_LIMIT))
-            for url in config.base_url
-            for client in [connect(config, url)]
+            Server(url, _connect(config, url), float(FIRST_LIMIT)) for url in config.base_url
         ]
         self._traffic = Traffic(config, arms, servers, self._finished.put, self._note)
 
@@ -81,11 +79,10 @@ class OpenAIEngine:
             msg = f"the openai engine needs a library: {error}; pip install 'vllm_eval[openai]'"
             raise EngineError(msg) from error
         engine = cls(config, arms, log)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(engine.close)
             engine._wait_for(engine._traffic.start())
-        except BaseException:
-            engine.close()
-            raise
+            undo.pop_all()
         return engine
 
     @property
@@ -97,9 +94,8 @@ class OpenAIEngine:
     def about(self) -> Mapping[str, str | int]:
         """Servers' own account of themselves, and what had to be sent again so far."""
         served = [server.served for server in self._traffic.servers if server.served]
-        counts = self._traffic.counts
         sizes = [one.max_model_len for one in served if one.max_model_len]
-        begun = self._traffic.begun
+        counts, begun = self._traffic.counts, self._traffic.begun
         models = begun.models if begun else {}
         return {
             "engine": "openai",
@@ -130,9 +126,8 @@ class OpenAIEngine:
         answer = self._config.max_new_tokens
         served = next((s.served for s in self._traffic.servers if s.served), None)
         limit = served.max_model_len if served and served.vllm else None
-        if limit is None or len(prompt.encode("utf-8", "replace")) / BYTES_PER_TOKEN < (
-            limit - answer
-        ):
+        size = len(prompt.encode("utf-8", "replace"))
+        if limit is None or size / BYTES_PER_TOKEN < limit - answer:
             return None
         try:
             tokens = self._count(prompt)
@@ -221,7 +216,7 @@ class OpenAIEngine:
             file.write(f"{stamp} {text}\n")
 
 
-def connect(config: Config, url: str) -> AsyncOpenAI:
+def _connect(config: Config, url: str) -> AsyncOpenAI:
     """A client of one server that does not retry by itself: what is sent again is counted here."""
     from openai import AsyncOpenAI, Timeout
 

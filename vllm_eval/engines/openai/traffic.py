@@ -159,7 +159,7 @@ class Traffic:
             self._give_up(job, f"the server refuses it: {fault.words}", too_long=fault.too_long)
             return
         if fault.kind == "forbidden" and fault.code != 403:
-            self._die(EngineError(f"{server.url}: {fault.words}; its key is no longer taken"))
+            self._die(_key_refused(server, fault))
             return
         setattr(self.counts, fault.kind, getattr(self.counts, fault.kind) + 1)
         job.tries += 1
@@ -170,13 +170,15 @@ class Traffic:
             return
         # One that answers is left as it is: it is only asked for less.
         silent = server.limit < 2 or server.answered_at < server.cut_at
-        if fault.kind in ("busy", "timeout"):
-            self._cut(server, fault, began, now)
+        before = server.limit
+        if fault.kind in ("busy", "timeout") and cut(server, began, now):
+            self.note(f"{server.url}: {fault.words}; limit {before:.0f} -> {server.limit:.0f}")
         if fault.kind != "busy" or silent:
-            seconds = count_failure(server, began, now)
-            self._leave_alone(server, now, seconds)
-        if fault.kind in ("unreachable", "missing"):
-            self._take_out(server, fault)
+            self._leave_alone(server, now, count_failure(server, began, now))
+        if fault.kind in ("unreachable", "missing") and server.served is not None:
+            self.note(f"{server.url}: out of service: {fault.words}")
+            server.served = None
+            self._spawn(self._revive(server))
         if (self._silent_too_long() or fault.kind == "forbidden") and server.served is not None:
             self._have_vouched(server)
         self._again(job, server, fault, now)
@@ -187,38 +189,24 @@ class Traffic:
 
     def _again(self, job: Job, server: Server, fault: FaultError, now: float) -> None:
         """Put a request back; at once where only another server or a pause is needed."""
-        loop = asyncio.get_running_loop()
         if fault.wait_s is not None:
             # Some say 0, which would have them asked again as fast as they can say it.
             rest = min(max(fault.wait_s, pause(1)), self.config.server_patience_s)
             self._leave_alone(server, now, rest)
         if fault.wait_s is not None or server.served is None:
-            self.waiting.appendleft(job)
-            self._dispatch()
+            self._rejoin(job)
         else:
-            loop.call_later(pause(job.tries), self._rejoin, job)
+            asyncio.get_running_loop().call_later(pause(job.tries), self._rejoin, job)
 
     def _rejoin(self, job: Job) -> None:
         self.waiting.appendleft(job)  # it is the oldest
         self._dispatch()
-
-    def _cut(self, server: Server, fault: FaultError, began: float, now: float) -> None:
-        before = server.limit
-        if cut(server, began, now):
-            self.note(f"{server.url}: {fault.words}; limit {before:.0f} -> {server.limit:.0f}")
 
     def _leave_alone(self, server: Server, now: float, seconds: float) -> None:
         if seconds <= 0:
             return
         server.free_at = max(server.free_at, now + seconds)
         asyncio.get_running_loop().call_later(seconds + 0.001, self._dispatch)
-
-    def _take_out(self, server: Server, fault: FaultError) -> None:
-        if server.served is None:
-            return
-        self.note(f"{server.url}: out of service: {fault.words}")
-        server.served = None
-        self._spawn(self._revive(server))
 
     async def _revive(self, server: Server) -> None:
         """Try a server again until it proves its arms anew; it then begins with a small limit."""
@@ -253,7 +241,7 @@ class Traffic:
             await self._asked_for_proof(server)
         except FaultError as fault:
             if fault.kind == "forbidden":
-                self._die(EngineError(f"{server.url}: {fault.words}; its key is no longer taken"))
+                self._die(_key_refused(server, fault))
             elif self._silent_too_long():
                 self._die_of_silence(server, fault)
         except EngineError as error:
@@ -309,3 +297,7 @@ class Traffic:
         self.tasks.discard(task)
         if not task.cancelled() and (defect := task.exception()) is not None:
             self._die(defect)  # ours: it must not pass for a silent server
+
+
+def _key_refused(server: Server, fault: FaultError) -> EngineError:
+    return EngineError(f"{server.url}: {fault.words}; its key is no longer taken")
