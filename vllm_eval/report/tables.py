@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from vllm_eval.compare.summary import CORRECTION, NO_TIER
 from vllm_eval.diagnose.diagnosis import pattern_line, recovered, retried
+from vllm_eval.report.words import chance
 from vllm_eval.text import plain
 
 if TYPE_CHECKING:
@@ -28,12 +30,8 @@ MOST_CLUSTERS = 12
 """Groups shown; the file has all of them."""
 MOST_EXAMPLES = 3
 """Of those, with a look into the text."""
-
-
 MAX_FAILURES = 5
 """Kinds of failure shown; the file has all of them."""
-
-
 UNMEASURED = "repairs: not measured, as the task's own code is not run on a stored run's word\n"
 """What a run says that was asked for repairs and could not grade them."""
 
@@ -128,16 +126,10 @@ def repair_table(repair: Mapping[str, Any]) -> Table:
 
 def constrained_table(constrained: Constrained) -> Table:
     """Each arm answering freely, and held to the task's grammar."""
-    columns = (
-        "valid",
-        "first try",
-        "mean",
-        "mean (failures = 0)",
-        "truncated",
-        "tokens",
-        "difference",
+    columns = ["valid", "first try", "mean", "mean (failures = 0)", "truncated", "tokens"]
+    table = new_table(
+        "Held to the task's grammar, not graded", "arm", "answers", right=[*columns, "difference"]
     )
-    table = new_table("Held to the task's grammar, not graded", "arm", "answers", right=columns)
     for arm, variant in constrained.arms.items():
         apart = variant.paired.difference.value
         for way, side in (("free", variant.free), ("constrained", variant.constrained)):
@@ -197,7 +189,7 @@ def _failures(failures: Sequence[FailureGroup]) -> Iterator[Table | Text]:
         table.add_row(
             *(Text(plain(text)) for text in (group.reason, group.arm, group.tier or NO_TIER)),
             *(str(count) for count in (group.attempts, group.outcomes, group.truncated)),
-            Text(plain(_place(group))),
+            Text(_place(asdict(group.examples[0]))),
         )
     yield table
     if (left := len(failures) - MAX_FAILURES) > 0:
@@ -208,12 +200,10 @@ def _failures(failures: Sequence[FailureGroup]) -> Iterator[Table | Text]:
         yield from (Text(f"  {plain(line)}", style="dim") for line in example.excerpt)
 
 
-def _place(group: FailureGroup) -> str:
-    example = group.examples[0]
-    parts = [example.concept_id, example.block or ""]
-    if example.line is not None:
-        parts.append(f"{example.line}:{example.column}")
-    return " ".join(part for part in (*parts, example.key or "") if part)
+def _place(example: Mapping[str, Any]) -> str:
+    line = None if example["line"] is None else f"{example['line']}:{example['column']}"
+    parts = (example["concept_id"], example["block"], line, example["key"])
+    return plain(" ".join(part for part in parts if part))
 
 
 def _costs(costs: Mapping[str, ArmAttempts]) -> Iterator[Text]:
@@ -233,12 +223,7 @@ def _ranking(comparison: Comparison) -> Table:
     table = new_table("Students by mean", "rank", "arm", right=numbers)
     for ranked in comparison.ranking:
         ratio = comparison.students[ranked.arm].ratio.value
-        values = (
-            _number(ranked.mean),
-            _number(ratio),
-            f"{ranked.p:.3f}",
-            f"{ranked.p_corrected:.3f}",
-        )
+        values = map(_number, (ranked.mean, ratio, ranked.p, ranked.p_corrected))
         table.add_row(str(ranked.rank), Text(plain(ranked.arm)), *values)
     return table
 
@@ -253,8 +238,7 @@ def _interval(interval: Interval, form: str = ".3f") -> str:
 
 
 def _p(test: Significance) -> str:
-    p = "p < 0.001" if test.p < 0.001 else f"p = {test.p:.3f}"
-    return f"{p} ({test.name})"
+    return f"{chance(test.p)} ({test.name})"
 
 
 def new_table(title: str, *left: str, right: tuple[str, ...] | list[str]) -> Table:
@@ -299,16 +283,9 @@ def _clusters(groups: Sequence[Mapping[str, Any]]) -> Table:
     for group in groups[:MOST_CLUSTERS]:
         words = (group["what"], group["arm"], group["tier"] or NO_TIER)
         counts = (str(group[key]) for key in ("attempts", "outcomes", "truncated"))
-        place = Text(plain(_example_place(group["example"])))
+        place = Text(_place(group["example"]))
         table.add_row(*(Text(plain(text)) for text in words), *counts, retried(group), place)
     return table
-
-
-def _example_place(example: Mapping[str, Any]) -> str:
-    parts = [example["concept_id"], example["block"] or ""]
-    if example["line"] is not None:
-        parts.append(f"{example['line']}:{example['column']}")
-    return " ".join(part for part in (*parts, example["key"] or "") if part)
 
 
 def _examples(groups: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
@@ -319,7 +296,7 @@ def _examples(groups: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
         if group["cluster"] in seen or not example["excerpt"] or len(seen) == MOST_EXAMPLES:
             continue
         seen.add(group["cluster"])
-        yield Text(f"  {plain(group['what'])}: {plain(_example_place(example))}")
+        yield Text(f"  {plain(group['what'])}: {_place(example)}")
         yield from (Text(f"  {plain(line)}", style="dim") for line in example["excerpt"])
 
 
