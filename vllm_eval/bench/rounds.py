@@ -13,7 +13,7 @@ import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vllm_eval.bench.figures import rotated
@@ -76,8 +76,7 @@ class Rounds:
                     with ExitStack() as here:
                         name = members[0].name
                         if name not in workers:
-                            workers[name] = worker = self._open(members)
-                            (stack if keep else here).callback(worker.close)
+                            workers[name] = self._open(members, stack if keep else here)
                         for contestant in rotated(members, repeat):
                             trial = workers[name].trial(contestant.way, warm=False)
                             trials[contestant.name].append(trial)
@@ -89,11 +88,11 @@ class Rounds:
                             del workers[name]
         return trials
 
-    def _open(self, members: Sequence[Contestant]) -> Worker:
+    def _open(self, members: Sequence[Contestant], stack: ExitStack) -> Worker:
         config = members[0].config
         self._say(f"starting {config.engine} for {', '.join(m.name for m in members)}")
         log = self._folder / f"engine_{file_name(members[0].name)}.log"
-        worker = Worker(config, self._work, log)
+        worker = stack.enter_context(closing(Worker(config, self._work, log)))
         for contestant in members:
             self.starts.setdefault(contestant.name, []).append(worker.start_s)
             self.opened.setdefault(contestant.name, []).append(worker.engine_s)
