@@ -229,13 +229,21 @@ def test_checking_leaves_no_output_folder(check: Check, bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("changes", "args", "said"),
     [
-        ({"num_hidden_layers": 3}, {}, "lack 7 modules that config.json promises"),
-        ({"hidden_size": 32}, {}, "modules that config.json promises"),
-        ({}, {"tensor_parallel_size": 3}, "4 attention heads over 3 GPUs"),
-        ({"num_key_value_heads": 3}, {"tensor_parallel_size": 2}, "3 key-value heads over 2 GPUs"),
-        ({"intermediate_size": 33}, {"tensor_parallel_size": 2}, "33 feed-forward units over 2"),
-        ({}, {"max_model_len": 8192}, "was made for 4096 tokens, max_model_len is 8192"),
-        ({"num_experts": 8}, {}, "describes no dense decoder"),
+        ({"num_hidden_layers": 3}, {}, "lack 7 modules of config.json"),
+        ({"hidden_size": 32}, {}, "modules of config.json"),
+        ({}, {"tensor_parallel_size": 3}, "4 attention heads cannot be split over 3 GPUs"),
+        (
+            {"num_key_value_heads": 3},
+            {"tensor_parallel_size": 2},
+            "3 key-value heads cannot be split over 2 GPUs",
+        ),
+        (
+            {"intermediate_size": 33},
+            {"tensor_parallel_size": 2},
+            "33 feed-forward units cannot be split over 2",
+        ),
+        ({}, {"max_model_len": 8192}, "was made for 4096 tokens, but max_model_len is 8192"),
+        ({"num_experts": 8}, {}, "does not describe a dense decoder"),
     ],
 )
 def test_a_base_that_cannot_be_as_configured_is_told(

@@ -176,7 +176,7 @@ def test_without_an_interval_the_confidence_rule_fails_with_the_reason() -> None
 def test_an_interval_of_another_confidence_is_no_answer() -> None:
     comparison = compare_arms([*GOOD, *PUPIL], ["baseline", "pupil"], bootstrap=Bootstrap(0.8))
     rule = decide_student(comparison, "pupil", 10, GateConfig(confidence=0.95)).rules[-1]
-    assert (rule.passed, rule.reason) == (False, "the interval was made at 0.8")
+    assert (rule.passed, rule.reason) == (False, "the interval was computed at 0.8")
 
 
 @pytest.mark.parametrize(

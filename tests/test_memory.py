@@ -191,7 +191,7 @@ def test_memory_that_another_process_holds_is_named(qwen: Base) -> None:
     busy = replace(T4, memory_mib=81_920, free_mib=20_000)
     found = the_one(check_memory(qwen, SETUP, machine(busy), on_gpu=True))
     assert found.level == "error"
-    assert "72.0 GiB are to be taken and 19.5 GiB are free" in found.what
+    assert "needs 72.0 GiB, but only 19.5 GiB are free" in found.what
 
 
 @pytest.mark.parametrize(
@@ -256,4 +256,4 @@ def test_a_quantisation_not_known_here_is_not_guessed_at(qwen: Base, method: str
     demand = replace(SETUP, quantization=method)
     found = the_one(check_memory(qwen, demand, machine(T4), on_gpu=True))
     assert found.level == "warning"
-    assert found.what == f"not checked: how large {method} makes the weights is not known here"
+    assert found.what == f"not checked: the size of weights in {method} is unknown"

@@ -257,7 +257,7 @@ def test_a_quantised_base_is_a_warning_and_another_is_not(model: dict[str, Any])
     machine = replace(MACHINE, gpus=(replace(T4, memory_mib=24_000),))
     warned = check(model, "lightning_t4", machine)["quantization"]
     assert warned.level == "warning"
-    assert "quantised while loading (bitsandbytes), and both arms are measured so" in warned.what
+    assert "quantised while loading (bitsandbytes), and both arms are measured on it" in warned.what
     assert "quantization" not in check(model, "gpu_24gb", machine)
 
 

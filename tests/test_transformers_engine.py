@@ -298,7 +298,10 @@ def test_the_check_asks_for_its_own_libraries_and_not_for_vllm(config: dict[str,
 
 def test_the_check_names_a_missing_library_and_the_extra(config: dict[str, Any]) -> None:
     found = lines(config | {"load_4bit": True}, CPU, LIBRARIES)
-    assert "error    transformers engine: needs bitsandbytes, not installed; pip install" in found
+    assert (
+        "error    transformers engine: needs bitsandbytes, which is not installed; pip install"
+        in found
+    )
     assert "vllm_eval[transformers]" in found
 
 

@@ -80,37 +80,37 @@ TOLD = {
     "GPU unseen": (vllm("0.33.0"), CPU, Needs()),
 }
 LINES = """
-old Python: error Python: version 3.10.12, and vllm_eval needs 3.11 or newer;
-    make the environment with a newer Python
+old Python: error Python: version 3.10.12, but vllm_eval needs 3.11 or newer;
+    create the environment with a newer Python
 no vLLM, GPU: error vLLM: is not installed; pip install 'vllm_eval[vllm]'
-no vLLM, CPU: error vLLM: is not installed; pip install 'vllm_eval[vllm]', which needs a GPU,
-    or without one run scripts/environment in a clone
-old vLLM: error vLLM: version 0.11.2, and vllm_eval needs 0.19.1 or newer;
+no vLLM, CPU: error vLLM: is not installed; pip install 'vllm_eval[vllm]', which needs a GPU;
+    without one, run scripts/environment in a clone
+old vLLM: error vLLM: version 0.11.2, but vllm_eval needs 0.19.1 or newer;
     pip install --upgrade 'vllm_eval[vllm]'
-vllm 0.19.0: error vLLM: version 0.19.0, and vllm_eval needs 0.19.1 or newer;
+vllm 0.19.0: error vLLM: version 0.19.0, but vllm_eval needs 0.19.1 or newer;
     pip install --upgrade 'vllm_eval[vllm]'
-old driver: error driver: 550.54.15, and vLLM 0.33.0 is built for CUDA 13: 580.65 or newer;
+old driver: error driver: 550.54.15, but vLLM 0.33.0 is built for CUDA 13: 580.65 or newer;
     update the driver, or pip install vllm==0.19.1 transformers==5.9.0, the last for CUDA 12
-old driver, compat: warning driver: 580.60, and vLLM 0.33.0 is built for CUDA 13: 580.65 or newer;
-    nothing, if the forward compatibility libraries on the library path are in use
-very old driver: error driver: 470.1, and vLLM 0.26.0+cu126 is built for CUDA 12: 525.60 or newer;
+old driver, compat: warning driver: 580.60, but vLLM 0.33.0 is built for CUDA 13: 580.65 or newer;
+    nothing, if the forward compatibility libraries are on the library path
+very old driver: error driver: 470.1, but vLLM 0.26.0+cu126 is built for CUDA 12: 525.60 or newer;
     update the driver
-old GPU: error GPU V100: has compute capability 7.0, and vLLM 0.33.0 needs 7.5;
+old GPU: error GPU V100: has compute capability 7.0, but vLLM 0.33.0 needs 7.5;
     use a newer GPU
-no bfloat16: error GPU Tesla T4: has compute capability 7.5 and no bfloat16;
+no bfloat16: error GPU Tesla T4: has compute capability 7.5, so no bfloat16;
     give --dtype half
-FlashInfer: error GPU Tesla T4: has compute capability 7.5, and FlashInfer does not run on it;
+FlashInfer: error GPU Tesla T4: has compute capability 7.5, on which FlashInfer does not run;
     give -c engine_args.attention_backend=TRITON_ATTN
 no plugin: error quantization: bitsandbytes with vLLM 0.33.0 needs the package vllm-bnb-plugin;
     pip install vllm-bnb-plugin
 no bitsandbytes: error quantization: bitsandbytes with vLLM 0.26.0 needs the package bitsandbytes;
     pip install bitsandbytes
-too few GPUs: error engine_args: tensor_parallel_size x pipeline_parallel_size is 4, and this
-    machine shows 1 GPU; lower them to 1 in all, or see CUDA_VISIBLE_DEVICES
+too few GPUs: error engine_args: tensor_parallel_size x pipeline_parallel_size is 4, but this
+    machine has 1 GPU; lower them to 1 in all, or check CUDA_VISIBLE_DEVICES
 GPU unused: warning vLLM: 0.32.0 is a CPU build and leaves Tesla T4 unused;
     pip install 'vllm_eval[vllm]' to use the GPU
-GPU unseen: warning vLLM: 0.33.0 is a GPU build, and no GPU is to be seen;
-    see what nvidia-smi says, or use the CPU build (requirements/cpu.lock)
+GPU unseen: warning vLLM: 0.33.0 is a GPU build, but no GPU is visible;
+    check nvidia-smi, or use the CPU build (requirements/cpu.lock)
 """
 
 

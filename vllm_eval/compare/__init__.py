@@ -1,1 +1,1 @@
-"""Outcomes become numbers, numbers become a verdict. Knows arms, knows no engine and no file."""
+"""Outcomes become numbers, and numbers a verdict. Knows arms, but no engine and no file."""

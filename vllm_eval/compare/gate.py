@@ -1,4 +1,4 @@
-"""Comparison and thresholds become a verdict with reasons and margins. It fails closed."""
+"""Comparison and thresholds become a verdict with reasons and margins. The gate fails closed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from vllm_eval.config.settings import GateConfig
 
 TOLERANCE = 1e-9
-"""A value on its threshold passes, however its last bit was rounded."""
+"""A value on its threshold passes, whichever way its last bit was rounded."""
 NO_NUMBER = "there is no such number in this run"
 NOT_FINISHED = "NOT FINISHED"
-"""In place of a verdict while outcomes are pending: no part of a run passes, or fails."""
+"""Instead of a verdict while outcomes are pending: a partial run neither passes nor fails."""
 
 Kind = Literal[
     "answered",
@@ -45,11 +45,11 @@ class Rule:
 
     kind: Kind
     arm: str
-    """The arm that is held to it."""
+    """The arm that must meet it."""
     name: str
-    """For a reader: the kind, with the arms' names in it."""
+    """For a reader: the kind, with the names of the arms."""
     value: float | None
-    """None where the number does not exist; the rule then fails."""
+    """None if the number does not exist; the rule then fails."""
     threshold: float
     margin: float | None
     """How far the value is on the good side of the threshold; negative where the rule fails."""
@@ -62,18 +62,18 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The gate's word on one student, and how much doubt is in it."""
+    """The gate's verdict on one student, and how certain it is."""
 
     arm: str
     passed: bool
     rules: tuple[Rule, ...]
     pass_chance: float | None = None
-    """Share of resamples of the cases on which the same rules pass; None without a case.
+    """Share of resamples of the cases on which the same rules pass; None without cases.
 
-    0 where an answer is missing: that is no matter of which cases were drawn.
+    0 if an answer is missing, because that does not depend on which cases were drawn.
     """
     cases_to_settle: int | None = None
-    """About how many cases with a pair of valid answers settle whether the ratio is reached."""
+    """About how many pairs of valid answers would settle whether the ratio is reached."""
     unsettled: str = ""
     """Why there is no such number."""
 
@@ -86,7 +86,7 @@ class Verdict:
 def decide_student(
     comparison: Comparison, arm: str, expected: int, gate: GateConfig, baseline: str = BASELINE
 ) -> Verdict:
-    """Hold one student against the baseline, each arm with `expected` outcomes.
+    """Grade one student against the baseline; each arm must have `expected` outcomes.
 
     Source: `product_owner.md`, "Aggregates and gate": PASS only if all rules hold. Rules beyond
     those of that page count only where the configuration sets them.
@@ -108,7 +108,7 @@ def decide_student(
 
 
 def to_json(verdicts: Iterable[Verdict], pending: int) -> list[dict[str, Any]]:
-    """Verdicts as JSON values; without a word while outcomes are `pending`."""
+    """Verdicts as JSON values; without the word PASS or FAIL while outcomes are `pending`."""
     return [
         asdict(verdict) | {"verdict": NOT_FINISHED if pending else verdict.word}
         for verdict in verdicts
@@ -135,7 +135,7 @@ def _rules(
 ) -> tuple[Rule, ...]:
     """Every rule that is in force.
 
-    `low` is the lower end of the ratio's interval; where there is none, `why` says why.
+    `low` is the lower end of the ratio's interval; if there is none, `why` says why.
     """
     gate, arm, baseline = terms.gate, terms.arm, terms.baseline
     sides = ((baseline, base), (arm, student))
@@ -178,7 +178,7 @@ def _lower_end(comparison: Comparison, arm: str, gate: GateConfig) -> tuple[floa
     if paired is None:
         return None, NO_NUMBER
     if gate.confidence not in (None, paired.ratio.confidence):
-        return None, f"the interval was made at {paired.ratio.confidence:g}"
+        return None, f"the interval was computed at {paired.ratio.confidence:g}"
     return paired.ratio.low, "" if paired.ratio.low is not None else paired.ratio.reason
 
 
@@ -191,7 +191,7 @@ def _pass_chance(terms: _Terms, comparison: Comparison, confidence: float) -> fl
 
 
 def _answered(arm: str, summary: Summary | None, expected: int) -> Rule:
-    """Every case must have an answer: a gap in the data is no reason to pass."""
+    """Every case must have an answer: a gap in the data must not help an arm pass."""
     answered = summary.total - summary.errors if summary else 0
     why = f"{expected - answered} of {expected} have no answer to grade"
     share = answered / max(expected, 1)
@@ -201,7 +201,7 @@ def _answered(arm: str, summary: Summary | None, expected: int) -> Rule:
 def _rule(
     kind: Kind, arm: str, name: str, value: float | None, threshold: float, why: str = ""
 ) -> Rule:
-    """One rule held against its number; `why` it fails, where the number alone does not say it."""
+    """One rule applied to its number; `why` it fails, if the number alone does not say."""
     bound: Literal["at least", "at most"] = "at most" if kind in AT_MOST else "at least"
     if value is None:
         return Rule(kind, arm, name, None, threshold, None, False, why or NO_NUMBER, bound)

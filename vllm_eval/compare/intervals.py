@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 CONFIDENCE = 0.95
-"""Level of an interval where none is asked for."""
+"""Default level of an interval."""
 
 Statistic = Literal["difference", "ratio"]
 Method = Literal["BCa", "percentile", "t", "normal", "exact", "none"]
@@ -18,18 +18,18 @@ Ends = tuple[float | None, float | None]
 NO_ENDS = (None, None)
 
 FEW_PAIRS = 10
-"""Below it a bootstrap interval is far too short: of 3 cases it covers 75 % where it says 95 %."""
+"""Below it a bootstrap interval is far too short: for 3 cases it covers 75 % instead of 95 %."""
 MAX_PAIRS = 2000
 """Above it the normal interval is as good, and BCa takes quadratic time."""
 MAX_DRAWS = 10_000_000
 """Cases drawn in all resamples together; many cases get fewer resamples."""
 BATCH_DRAWS = 200_000
-"""Cases drawn at once, which bounds the memory."""
+"""Cases drawn at once; limits the memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
-    """How intervals are made."""
+    """How to compute intervals."""
 
     confidence: float = CONFIDENCE
     resamples: int = 9999
@@ -45,13 +45,13 @@ class Interval:
     high: float | None
     confidence: float
     method: Method
-    """`exact`: every pair says the same. `none`: there are no ends, `reason` says why."""
+    """`exact`: all pairs agree. `none`: there are no ends; `reason` says why."""
     reason: str
-    """Why there is no value, why there are no ends, or why it is not BCa; else empty."""
+    """Why there is no value, why there are no ends, or why it is not BCa; otherwise empty."""
 
 
 def share_interval(count: int, trials: int) -> tuple[float, float]:
-    """Ends of a share's interval at `CONFIDENCE`; good for few trials too.
+    """Ends of a share's interval at `CONFIDENCE`; reliable for few trials too.
 
     Source: Wilson, Probable inference, the law of succession, and statistical inference, 1927.
     """

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 SAME = 1e-9
-"""Scores closer than this are a tie, however their last bits were rounded."""
+"""Scores closer than this are a tie; the rest is rounding."""
 MAX_EXACT_PAIRS = 500
-"""Above it the signed-rank test uses its normal approximation, which is then as good."""
+"""Above it the signed-rank test uses its normal approximation, which is then just as good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class CaseScore:
     errors: int
     """Samples without an answer: our failure, not the model's."""
     score: float | None
-    """Mean score of the valid samples; None where there is none, or one's is not known."""
+    """Mean score of the valid samples; None if there are none, or a score is unknown."""
     squares: float
     """Sum of squared distances of the valid samples' scores from their mean."""
 
@@ -38,7 +38,7 @@ class CaseScore:
 
     @property
     def scored(self) -> bool:
-        """Whether all is known that a score takes; a case without a valid sample has 0."""
+        """Whether the score is known; a case without a valid sample has 0."""
         return self.score is not None or self.valid == 0
 
     @property
@@ -56,14 +56,14 @@ class Significance:
     """1 where nothing differs."""
     method: Literal["exact", "normal approximation"]
     cases: int
-    """Cases in which the arms differ: the only ones that say anything."""
+    """Cases in which the arms differ; only these carry information."""
 
 
 @dataclass(frozen=True, slots=True)
 class Paired:
     """One student against the baseline.
 
-    Scores are compared over the cases with a valid answer in both arms: a failed case enters
+    Scores are compared over the cases with a valid answer in both arms. A failed case enters
     neither `difference` nor `ratio`, so that a student cannot gain by failing where the task is
     hard. Failures enter `validity`, and `ratio_all`, which counts each as 0.
     """
@@ -74,11 +74,11 @@ class Paired:
     pairs: int
     """Of those, cases with a valid answer in both arms."""
     difference: Interval
-    """Of the means, student less baseline, over the pairs."""
+    """Student mean minus baseline mean, over the pairs."""
     ratio: Interval
-    """Of the means, student to baseline, over the pairs."""
+    """Student mean over baseline mean, over the pairs."""
     ratio_all: Interval
-    """The same over all cases, a failed answer counted as 0."""
+    """The ratio over all cases, with failed answers counted as 0."""
     wins: int
     """Pairs in which the student scores higher."""
     losses: int
@@ -86,11 +86,11 @@ class Paired:
     scores: Significance
     """On the scores of the pairs."""
     gained: int
-    """Cases whose answers the student keeps valid more often than the baseline."""
+    """Cases that the student answers validly more often than the baseline."""
     lost: int
-    """Cases whose answers the baseline keeps valid more often than the student."""
+    """Cases that the baseline answers validly more often than the student."""
     validity: Significance
-    """On gained and lost; cases without an answer in one of the arms are left out."""
+    """On gained and lost; leaves out cases without an answer in one of the arms."""
 
 
 def pair_scores(
@@ -98,7 +98,7 @@ def pair_scores(
 ) -> tuple[list[float], list[float]]:
     """The scores of the cases, by id, that have a valid answer in both arms."""
     one, two = [], []
-    for case in sorted(student):  # in the order of their ids: a run's own order is chance
+    for case in sorted(student):  # in the order of their ids, because a run's own order is random
         mine, theirs = student[case], base.get(case)
         if theirs is not None and mine.score is not None and theirs.score is not None:
             one.append(mine.score)
@@ -112,7 +112,7 @@ def compare_cases(
     baseline: str,
     bootstrap: Bootstrap,
 ) -> Paired:
-    """Hold one student against the baseline, case by case. Defined for no case at all too."""
+    """Compare one student with the baseline, case by case; defined even for no cases."""
     common = sorted(case for case in student if case in base)
     one, two = pair_scores(student, base)
     distances = [mine - theirs for mine, theirs in zip(one, two, strict=True)]
@@ -140,7 +140,7 @@ def compare_cases(
 
 
 def signed_rank(distances: Sequence[float]) -> Significance:
-    """Wilcoxon's signed-rank test; pairs without a difference say nothing and are left out.
+    """Wilcoxon's signed-rank test; leaves out pairs without a difference.
 
     Exact up to `MAX_EXACT_PAIRS`, with ties too: the distribution of the rank sum over all
     signs, given the mid-ranks at hand. Source: Wilcoxon 1945; Pratt & Gibbons, Concepts of
@@ -162,7 +162,7 @@ def signed_rank(distances: Sequence[float]) -> Significance:
 
 
 def _exact_p(ranks: Any, above: float) -> float:
-    """How probable a rank sum as far from its mean as `above` is where all signs are chance."""
+    """Probability of a rank sum as far from its mean as `above`, if all signs are random."""
     import numpy as np
 
     doubled = np.rint(2 * ranks).astype(int)  # mid-ranks are halves
@@ -178,9 +178,9 @@ def _exact_p(ranks: Any, above: float) -> float:
 
 
 def mcnemar(gained: int, lost: int) -> Significance:
-    """Exact test on the cases that only one arm keeps valid.
+    """Exact test on the cases that only one arm answers validly.
 
-    With several samples a case it is the sign test on the shares of valid samples, which is
+    With several samples per case it is the sign test on the shares of valid samples, which is
     the same thing for one. Source: McNemar 1947; exact as a binomial of one half.
     """
     from scipy.stats import binomtest
@@ -191,7 +191,7 @@ def mcnemar(gained: int, lost: int) -> Significance:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The same p-values, corrected for there being several. Source: Holm 1979."""
+    """The p-values, corrected for multiple testing. Source: Holm 1979."""
     corrected = [1.0] * len(p_values)
     largest = 0.0
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
@@ -204,11 +204,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def cases_to_settle(
     student: Sequence[float], base: Sequence[float], ratio: float, confidence: float
 ) -> tuple[int | None, str]:
-    """About how many pairs put the interval of the ratio of means wholly on one side of `ratio`.
+    """About how many pairs put the whole interval of the ratio of means on one side of `ratio`.
 
     For spread and distance as seen in these pairs: the mean of student - ratio * baseline must
     be z standard errors from 0 (Fieller 1954). Rough by nature, since both are estimates; None
-    with a reason where there is no such number.
+    with a reason if there is no such number.
     """
     from scipy.stats import norm
 

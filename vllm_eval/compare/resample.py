@@ -21,8 +21,8 @@ def resample(
 ) -> Iterator[tuple[Summary, Summary, float | None]]:
     """Summaries of baseline and student over cases drawn with replacement, and a bound.
 
-    Both arms see the same cases each time. Of a summary what varies with the cases is computed
-    anew: valid rate, mean, std, min and max; the counts stay. The bound is the lower end of
+    Both arms see the same cases each time. Only what varies with the cases is computed
+    again: valid rate, mean, std, min and max; the counts stay. The bound is the lower end of
     the ratio's interval by its linear approximation (Fieller 1954), since a bootstrap within
     each resample would take minutes; None where the ratio does not exist.
 

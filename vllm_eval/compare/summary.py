@@ -1,4 +1,4 @@
-"""From outcomes to the numbers per arm and tier that the gate and the report stand on."""
+"""From outcomes to the numbers per arm and tier that the gate and the report use."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ CORRECTION = "Holm 1979"
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One arm, or one tier of it. Scores are None where no answer kept the contract.
+    """One arm, or one tier of it. Scores are None if no answer kept the contract.
 
-    Counts are of answers: as many as cases, times the samples of each. Shares and scores are
+    Counts are of answers: the number of cases times the samples of each. Shares and scores are
     taken per case first (a case's score is the mean of its valid samples, its validity their
     share), then over the cases.
     """
@@ -36,26 +36,26 @@ class Summary:
     total: int
     valid: int
     failed: int
-    """Every answer that is not valid, whatever the cause."""
+    """All answers that are not valid, whatever the cause."""
     errors: int
-    """Of those, the missing answers: our failure, not the model's."""
+    """Of those, missing answers: our failure, not the model's."""
     first_valid: int
     """Answers whose first attempt already kept the contract."""
     valid_rate: float
     first_valid_rate: float
     mean: float | None
-    """Over the cases with a valid answer, as are std (population), min and max."""
+    """Over the cases with a valid answer; so are std (population), min and max."""
     std: float | None
     min: float | None
     max: float | None
     mean_all: float | None
-    """Over all cases, a failed answer counted as 0, one of unknown score left out."""
+    """Over all cases, with failed answers as 0; leaves out answers of unknown score."""
     attempts: int
     cases: int
     within_std: float | None
-    """Spread of the answers to one and the same case; None with one sample a case."""
+    """Spread of the answers to the same case; None with one sample per case."""
     between_std: float | None
-    """Spread of the cases, what comes from `within_std` taken out; None with one sample a case."""
+    """Spread between cases, with `within_std` removed; None with one sample per case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +66,9 @@ class Ranked:
     arm: str
     mean: float | None
     p: float
-    """Of the test on its scores against the baseline's."""
+    """Of the test of its scores against the baseline's."""
     p_corrected: float
-    """The same, corrected for the number of students."""
+    """`p_value`, corrected for the number of students."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Comparison:
     reasons: Mapping[str, Mapping[str, int]]
     """By arm: final reasons and their counts, most frequent first."""
     students: Mapping[str, Paired] = field(default_factory=dict)
-    """By arm: each against the baseline."""
+    """By student, against the baseline."""
     ranking: tuple[Ranked, ...] = ()
     """The students by mean, best first; one without a mean comes last."""
     cases: Mapping[str, Mapping[str, CaseScore]] = field(default_factory=dict)
@@ -95,7 +95,7 @@ def compare_arms(
     baseline: str = BASELINE,
     bootstrap: Bootstrap | None = None,
 ) -> Comparison:
-    """Summarise each of `arms`, also one without outcomes, and hold it against the baseline."""
+    """Summarise each of `arms`, even without outcomes, and compare it with the baseline."""
     bootstrap = bootstrap or Bootstrap()
     by_arm = {arm: [o for o in outcomes if o.arm == arm] for arm in arms}
     by_case = {arm: _by_case(rows) for arm, rows in by_arm.items()}
@@ -122,7 +122,7 @@ def compare_arms(
 def summarise(
     outcomes: Sequence[Outcome], by_case: Mapping[str, CaseScore] | None = None
 ) -> Summary:
-    """Counts and score statistics of some outcomes of one arm; defined for none of them too.
+    """Counts and score statistics of outcomes of one arm; defined even for no outcomes.
 
     Source: `product_owner.md`, "Aggregates and gate".
 
@@ -165,7 +165,7 @@ def as_repaired(outcome: Outcome) -> Outcome:
 
 
 def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as JSON values, without the single cases."""
+    """The comparison as JSON values, without the cases."""
     return {
         "arms": {arm: asdict(summary) for arm, summary in comparison.arms.items()},
         "tiers": {
@@ -184,7 +184,7 @@ def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def comparison_from_json(data: Mapping[str, Any]) -> Comparison:
-    """What `comparison_to_json` wrote, which is without the single cases."""
+    """What `comparison_to_json` wrote, without the cases."""
     keys = ("arms", "tiers", "reasons", "students", "bootstrap")
     parts = {key: data[key] for key in keys} | {"ranking": data["ranking"]["students"]}
     return TypeAdapter(Comparison).validate_python(parts)
@@ -204,7 +204,7 @@ def _by_case(outcomes: Iterable[Outcome]) -> dict[str, CaseScore]:
 
 
 def _aggregate(rows: Sequence[Outcome]) -> CaseScore:
-    """A case with a valid sample whose score is not known has no score."""
+    """A case with a valid sample of unknown score has no score."""
     if len(rows) == 1:  # the usual case, and most of the work in a large run
         (row,) = rows
         score = row.score if row.status == "success" else None
@@ -223,10 +223,10 @@ def _aggregate(rows: Sequence[Outcome]) -> CaseScore:
 
 
 def _spreads(cases: Sequence[CaseScore]) -> tuple[float | None, float | None]:
-    """Standard deviations within and between cases, each free of the other.
+    """Standard deviations within and between cases, independent of each other.
 
     Source: Searle, Casella & McCulloch, Variance Components, 1992, section 3.6 (one-way random
-    model, here with unweighted means, since cases may have unequally many valid samples).
+    model, here with unweighted means, because cases may differ in valid samples).
     """
     if all(case.samples == 1 for case in cases):
         return None, None

@@ -1,1 +1,1 @@
-"""Everything that can be found out about a run before a model is loaded."""
+"""Everything that can be checked before a model is loaded."""

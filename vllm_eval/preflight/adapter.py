@@ -1,7 +1,7 @@
-"""Whether vLLM can serve an adapter on its base: from its configuration and headers alone.
+"""Whether vLLM can serve an adapter on its base, judging by its configuration and headers alone.
 
-What vLLM refuses is in `vllm/lora/peft_helper.py` and `vllm/lora/lora_model.py`; what it takes in
-silence and computes wrongly (a layer too many, a rank of another module) is refused here as well.
+What vLLM refuses is in `vllm/lora/peft_helper.py` and `vllm/lora/lora_model.py`. What it accepts
+without a word and computes wrongly (an extra layer, another module's rank) is refused here too.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ REFUSED = (
     ("use_qalora", "QALoRA"),
     ("trainable_token_indices", "single trained tokens"),
 )
-"""Keys of the configuration that must be empty, and what they ask for."""
+"""Keys of the configuration that must be empty, and what each asks for."""
 PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
-"""Initialisations that leave the base as it is; the others change it when PEFT loads them."""
+"""Initialisations that leave the base unchanged; the others change it when PEFT loads them."""
 LARGEST_RANK = 512
-_OTHER_SHAPE = "of another shape than in the base"
+_OTHER_SHAPE = "with a shape other than the base's"
 _VOCABULARY = "of the vocabulary, which vLLM cannot serve on this kind of base"
 _PREFIX = "base_model.model."
 _WEIGHT = re.compile(r"(.+)\.(?:lora_(A|B)\.weight|lora_embedding_(A|B))")
@@ -51,9 +51,9 @@ _NAME = re.compile(r"[\w.]+")
 def check_adapter(
     adapter: Adapter, base: Base, release: tuple[int, int], max_rank: int = LARGEST_RANK
 ) -> list[Finding]:
-    """Everything that would keep `adapter` from being served, or from being served rightly.
+    """Everything that would keep `adapter` from being served, or served correctly.
 
-    `release` is vLLM's, (0, 0) where it is unknown; `max_rank` the largest that the engine takes.
+    `release` is vLLM's, (0, 0) if unknown; `max_rank` is the largest rank that the engine takes.
     """
     settings_file = str(adapter.path / CONFIG_FILE)
     try:
@@ -68,7 +68,7 @@ def check_adapter(
         findings.append(error(settings_file, what, todo))
     elif adapter.rank > max_rank:
         what = f"rank {adapter.rank} is above the configured max_lora_rank {max_rank}"
-        todo = "leave engine_args.max_lora_rank out: it is derived"
+        todo = "leave out engine_args.max_lora_rank: it is derived"
         findings.append(error(settings_file, what, todo))
     findings += _check_base_name(settings_file, adapter, base)
     return findings + _check_tensors(adapter, settings, header, base)
@@ -92,16 +92,16 @@ def _check_settings(
         findings.append(error(where, what, todo))
     alpha = settings.get("lora_alpha")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        what = "lora_alpha must be a number: without it nobody knows how strong the adapter is"
+        what = "lora_alpha must be a number: it sets the strength of the adapter"
         findings.append(error(where, what, "save it again with PEFT"))
     if not settings.get("target_modules"):
         findings.append(error(where, "target_modules is missing", "save it again with PEFT"))
     if settings.get("rank_pattern") or settings.get("alpha_pattern"):
-        what = "rank_pattern and alpha_pattern scale wrongly, in silence, with vLLM before 0.26"
+        what = "vLLM before 0.26 silently scales rank_pattern and alpha_pattern wrongly"
         if (0, 0) < release < (0, 26):
-            findings.append(error(where, what, "use a newer vLLM, 0.32 for certain"))
+            findings.append(error(where, what, "use a newer vLLM; 0.32 is known to be correct"))
         elif release < (0, 32):
-            findings.append(warning(where, what, "0.32 is known to be right"))
+            findings.append(warning(where, what, "0.32 is known to be correct"))
     return findings
 
 
@@ -109,12 +109,12 @@ def _check_base_name(where: str, adapter: Adapter, base: Base) -> list[Finding]:
     trained, given = _last_name(adapter.base_model or ""), _last_name(base.name)
     if not trained or trained.casefold() == given.casefold():
         return []
-    what = f"was trained on {adapter.base_model!r}, and the base is {base.name!r}"
-    return [warning(where, what, "see that they are the same model")]
+    what = f"was trained on {adapter.base_model!r}, but the base is {base.name!r}"
+    return [warning(where, what, "make sure that they are the same model")]
 
 
 def _last_name(name: str) -> str:
-    """The model's own name in a path, a hub id, or a path in the hub's cache."""
+    """The model's name in a path, a hub id, or a path in the hub's cache."""
     if cached := re.search(r"models--[^/]+--([^/]+)/snapshots/", name):
         return cached[1]
     return name.rstrip("/").rpartition("/")[2]
@@ -134,11 +134,11 @@ def _check_tensors(
             modules[found[1]][found[2] or found[3]] = tensor
     findings = []
     if strange:
-        what = f"{_count(strange, 'tensor')} that vLLM knows no use for"
+        what = f"{_count(strange, 'tensor')} that vLLM has no use for"
         todo = "save the adapter alone, with PEFT's save_pretrained(save_embedding_layers=False)"
         findings.append(error(where, what, todo))
     if not modules:
-        return [*findings, error(where, "holds no LoRA weight", "save it again with PEFT")]
+        return [*findings, error(where, "has no LoRA weights", "save it again with PEFT")]
     if half := [name for name, pair in modules.items() if len(pair) < 2]:
         what = f"{_count(half, 'module')} with only one of lora_A and lora_B"
         findings.append(error(where, what, "save it again with PEFT"))
@@ -148,7 +148,7 @@ def _check_tensors(
     if linear is None:
         reason = "could not be fetched" if base.folder is None else "is of an unknown kind"
         what = f"names and shapes were not compared: the base {base.name} {reason}"
-        return [*findings, warning(where, what, "the engine will do it, once it is loaded")]
+        return [*findings, warning(where, what, "the engine will compare them once it is loaded")]
     findings += _check_names(where, whole, linear, base)
     findings += _check_reach(where, whole, base)
     what = f"{len(whole)} modules of rank {adapter.rank} that fit the base"
@@ -163,15 +163,15 @@ def _check_ranks(where: str, settings: Mapping[str, Any], modules: Modules) -> l
             wrong.append(name)
     if not wrong:
         return []
-    what = f"{_count(wrong, 'module')} of another rank than {CONFIG_FILE} says"
+    what = f"{_count(wrong, 'module')} with a rank other than {CONFIG_FILE} says"
     return [error(where, what, "take both files from the same training run")]
 
 
 def _rank_of(module: str, settings: Mapping[str, Any], unknown: int) -> object:
-    """PEFT's rule: a key fits the end of a module's name, at a dot; the first that fits counts.
+    """PEFT's rule: a key matches the end of a module's name, after a dot; the first match counts.
 
-    A key is a regular expression, but one from a file of unknown origin can run for hours:
-    where there is more in it than a name, the rank is not known.
+    A key is a regular expression, and one from a file of unknown origin can run for hours. If it
+    is more than a name, the rank counts as unknown.
     """
     pattern = settings.get("rank_pattern") or {}
     for key, rank in pattern.items():
@@ -207,7 +207,7 @@ def _fault(
     linear: Mapping[str, tuple[int, int]],
     base: Base,
 ) -> str | None:
-    """What is wrong with one module, in words that fit after the number of such modules."""
+    """What is wrong with one module, worded to follow the number of such modules."""
     architecture = base.architecture
     if architecture is not None:
         layer = _LAYER.search(f".{name}")
@@ -223,16 +223,16 @@ def _fault(
 
 
 def _check_reach(where: str, modules: Modules, base: Base) -> list[Finding]:
-    """An adapter that leaves layers out may be meant so, or come from a smaller base."""
+    """An adapter without some layers may be intended, or come from a smaller base."""
     layers = base.architecture.layers if base.architecture else 0
     touched = {int(found[1]) for name in modules if (found := _LAYER.search(f".{name}"))}
     if not layers or not touched or max(touched) >= layers - 1:
         return []
-    what = f"changes layers up to {max(touched)}, and the base has layers up to {layers - 1}"
-    return [warning(where, what, "see that it was trained on this base")]
+    what = f"changes layers up to {max(touched)}, but the base has layers up to {layers - 1}"
+    return [warning(where, what, "make sure that it was trained on this base")]
 
 
 def _count(names: Sequence[str], noun: str) -> str:
-    """How many, and which is the first; a name from a file is shown escaped and short."""
+    """The number, and the first name, escaped and shortened because it comes from a file."""
     shown = names[0] if len(names[0]) <= 80 else f"{names[0][:80]}..."
     return f"{len(names)} {noun}{'s' if len(names) > 1 else ''} (first {shown!r})"

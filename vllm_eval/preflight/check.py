@@ -1,4 +1,4 @@
-"""The preflight: everything left of the engine, looked at before any model is loaded.
+"""The preflight: everything before the engine, checked before any model is loaded.
 
 Each finding says what, where and what to do. A run stops at an error and shows the warnings.
 """
@@ -44,13 +44,13 @@ SHOWN_IDS = 3
 NO_MODEL_HERE = ("openai", "scripted")
 BYTES_PER_TOKEN = 6
 COPIES = 3
-"""An answer is in the journal, in a result file and, packed, in the ZIP."""
+"""An answer is in the journal, in a result file and, compressed, in the ZIP."""
 
 
 def check_config(
     config: Config, hardware: Machine | None = None, software: Software | None = None
 ) -> Findings:
-    """Check whatever of a configuration can be read; what cannot is a finding of its own."""
+    """Check whatever of a configuration can be read; anything else is a finding of its own."""
     return check_plan(read_plan(config), hardware, software)
 
 
@@ -69,15 +69,15 @@ def check_plan(
 
 
 def refuse(findings: Iterable[Finding], problems: Sequence[InputError] = ()) -> None:
-    """Do nothing where no finding is an error.
+    """Do nothing if no finding is an error.
 
     Args:
         findings: of a check.
         problems: those of the draft that was checked.
 
     Raises:
-        InputError: one is an error; the message holds all of them, one a line. Where the only one
-            is a problem of the draft, that is raised itself.
+        InputError: there are errors; the message lists them, one per line. If the only one is a
+            problem of the draft, that problem is raised itself.
     """
     errors = [finding.line for finding in findings if finding.level == "error"]
     if len(errors) == len(problems) == 1:
@@ -88,12 +88,12 @@ def refuse(findings: Iterable[Finding], problems: Sequence[InputError] = ()) -> 
 
 
 def check_room(where: str, free: int, least: int, most: int) -> list[Finding]:
-    """Bytes free where the run folder is to be, against those the answers may take."""
+    """Free bytes where the run folder will be, against those that the answers may take."""
     sums = f"{memory.size(free)} free, answers take {memory.size(least)} to {memory.size(most)}"
     if free < least:
-        return [error(where, sums, "free space or give --output-dir")]
+        return [error(where, sums, "free some space, or give --output-dir")]
     if free < most:
-        return [warning(where, sums, "free space, or answers that fail often may fill the disk")]
+        return [warning(where, sums, "free some space: failed answers could fill the disk")]
     return [ok(where, f"writable, {sums}")]
 
 
@@ -155,15 +155,15 @@ def _check_memory(draft: Draft, base: Base, hardware: Machine, software: Softwar
 
 
 def _check_profile(config: Config, hardware: Machine, software: Software) -> list[Finding]:
-    """What was chosen and why; loudly where that decides what is measured."""
+    """The profile and why it was chosen; a warning if it decides what is measured."""
     choice = profiles.choose(hardware, for_cpu=software.leaves_gpus(config.answering))
     what = f"{choice.profile} for {choice.reason}"
     if config.profile != choice.profile:
         what = f"{config.profile}, as configured; auto takes {what}"
     findings = [ok("profile", what)]
     if method := quantization_of(config):
-        what = f"the base is quantised while loading ({method}), and both arms are measured so"
-        todo = "--profile gpu -c load_4bit=false measures it as it is stored, where that fits"
+        what = f"the base is quantised while loading ({method}), and both arms are measured on it"
+        todo = "--profile gpu -c load_4bit=false measures it as stored, if that fits"
         findings.append(warning("quantization", what, todo))
     return findings
 
@@ -177,8 +177,8 @@ def _check_base(base: Base, demand: Demand) -> list[Finding]:
         return [warning(where, what, "download it, or give --base-model FOLDER")]
     architecture, findings = base.architecture, []
     if architecture is None:
-        what = "config.json describes no dense decoder, so little of it was checked"
-        return [warning(where, what, "see that the installed vLLM knows it")]
+        what = "config.json does not describe a dense decoder, so few checks were possible"
+        return [warning(where, what, "make sure that the installed vLLM supports it")]
     stored = (base.quantization or {}).get("quant_method")
     if stored not in (None, "bitsandbytes") and demand.quantization == "bitsandbytes":
         what = f"is stored quantised ({stored}), so bitsandbytes cannot quantise it again"
@@ -187,13 +187,13 @@ def _check_base(base: Base, demand: Demand) -> list[Finding]:
         what = "is stored in bitsandbytes, which vLLM does not split over GPUs"
         findings.append(error(where, what, "give the base it was made from, with --load-4bit"))
     if missing := missing_modules(base):
-        what = f"the weights lack {len(missing)} modules that config.json promises ({missing[0]})"
+        what = f"the weights lack {len(missing)} modules of config.json ({missing[0]})"
         findings.append(error(where, what, "copy the model again"))
     if uneven := architecture.uneven(demand.tensor_parallel):
-        what = f"{uneven} over {demand.tensor_parallel} GPUs"
+        what = f"{uneven} cannot be split over {demand.tensor_parallel} GPUs"
         findings.append(error(where, what, "give a --tensor-parallel-size that divides them"))
     if architecture.max_len is not None and demand.max_len > architecture.max_len:
-        what = f"was made for {architecture.max_len} tokens, max_model_len is {demand.max_len}"
+        what = f"was made for {architecture.max_len} tokens, but max_model_len is {demand.max_len}"
         findings.append(error(where, what, f"lower --max-model-len to {architecture.max_len}"))
     sizes = f"{architecture.model_type}, {architecture.layers} layers"
     return findings or [ok(where, f"{sizes}, {stored or architecture.dtype}")]
@@ -211,7 +211,7 @@ def _check_prompts(draft: Draft, base: Base) -> list[Finding]:
         return check_lengths(prompts, count, limit, config.max_new_tokens)
     except ImportError:
         what = "lengths were not checked: transformers is not installed"
-        return [warning("prompts", what, "the engine refuses what is too long, case by case")]
+        return [warning("prompts", what, "the engine will refuse too long prompts, case by case")]
     except InputError as failed:
         return [from_error(failed)]
 
@@ -239,7 +239,7 @@ def check_lengths(
     max_len: int,
     max_new_tokens: int,
 ) -> list[Finding]:
-    """Case ids and prompts against the length the engine takes, answer included."""
+    """Case ids and prompts against the length that the engine accepts, answer included."""
     longest, total = 0, 0
     beyond: list[str] = []
     for case_id, prompt in prompts:

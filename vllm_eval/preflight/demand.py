@@ -1,4 +1,4 @@
-"""What a configuration asks of the memory."""
+"""The memory that a configuration needs."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What the configuration makes of a base model."""
+    """How the configuration loads a base model."""
 
     max_len: int
     dtype: str = "auto"
     quantization: str | None = None
-    """Asked for at load time; a checkpoint that is stored quantised says so itself."""
+    """Requested at load time; a checkpoint that is stored quantised says so itself."""
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     slots: int = 1
-    """Places for adapters."""
+    """Adapter slots."""
     rank: int = 16
-    """Rank every slot has room for."""
+    """The rank that every slot has room for."""
     cache_bytes: int | None = None
-    """A fixed size of the cache; None leaves it what the budget leaves."""
+    """Fixed size of the cache; None gives it what the budget leaves."""
     fp8_cache: bool = False
     utilization: float = 0.92
     block: int = 16
-    """Tokens that the cache gives out at once."""
+    """Tokens per block of the cache."""
 
     @property
     def gpus(self) -> int:
-        """How many it is split over."""
+        """GPUs that it is split over."""
         return self.tensor_parallel * self.pipeline_parallel
 
 
@@ -69,7 +69,7 @@ def demand_of(config: Config, arms: Sequence[Arm], base: Base, *, on_gpu: bool) 
 
 
 def as_loaded(base: Base, demand: Demand, adapters: int) -> Demand:
-    """What vLLM would be asked, as this engine does it: one device, the checkpoint's own type."""
+    """The same for this engine: one device, the checkpoint's own type."""
     own = base.architecture.dtype if base.architecture else "auto"
     return replace(
         demand,

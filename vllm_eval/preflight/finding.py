@@ -1,4 +1,4 @@
-"""What a check found: one line each, for a person or as JSON."""
+"""Findings of a check: one line each, for a person or as JSON."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ if TYPE_CHECKING:
     from vllm_eval.errors import EvalError
 
 Level = Literal["ok", "warning", "error"]
-"""`error`: the run cannot go well. `warning`: it can, but look at this. `ok`: looked at."""
+"""`error`: the run would fail. `warning`: it can work, but look at this. `ok`: checked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """One thing that was checked."""
 
     level: Level
     where: str
     """File, option or part of the machine."""
     what: str
     todo: str = ""
-    """What to do; empty where nothing has to be done."""
+    """What to do; empty if there is nothing to do."""
 
     @property
     def line(self) -> str:
-        """All of it in one line; what came from a file and cannot be printed is escaped."""
+        """The finding in one line, with unprintable characters escaped."""
         text = f"{self.where}: {self.what}" + (f"; {self.todo}" if self.todo else "")
         shown = (c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
         return f"{self.level:<7}  {''.join(shown)}"
 
 
 class Findings(tuple[Finding, ...]):
-    """All that a check found, in its order; shows itself as its lines."""
+    """All findings of a check, in order; shows itself as their lines."""
 
     __slots__ = ()
 
     @property
     def passed(self) -> bool:
-        """Whether none of them is an error: the run can start."""
+        """Whether the run can start: no finding is an error."""
         return all(finding.level != "error" for finding in self)
 
     def __repr__(self) -> str:
@@ -46,7 +46,7 @@ class Findings(tuple[Finding, ...]):
 
 
 def ok(where: str, what: str) -> Finding:
-    """Looked at and in order."""
+    """Checked and in order."""
     return Finding("ok", where, what)
 
 

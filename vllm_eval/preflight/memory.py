@@ -1,4 +1,4 @@
-"""Whether a run fits the memory: weights, adapters, cache and room to compute, before any is taken.
+"""Whether a run fits into memory: weights, adapters, cache and room to compute.
 
 Plain arithmetic over the base's files. Sources: `vllm/lora/layers/base_linear.py` (what an adapter
 slot takes), `vllm/v1/kv_cache_interface.py` (a token of cache), the QLoRA paper (4 bits).
@@ -26,37 +26,37 @@ NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a 4-bit weight: an 8-bit scale for 64 weights, a 32-bit one for 256 scales."""
 FEW_SEQUENCES = 4
 SHORTEST = 1024
-"""A shorter `max_model_len` is not worth proposing."""
+"""A shorter `max_model_len` is not worth suggesting."""
 _ROW_PARALLEL = frozenset({"self_attn.o_proj", "mlp.down_proj"})
-"""Modules whose inputs are split over the GPUs; of the others the outputs are."""
+"""Modules whose inputs are split over the GPUs; the others' outputs are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """The bytes of one GPU, or of the RAM."""
+    """Bytes on one GPU, or in RAM."""
 
     weights: int
     loras: int
     token: int
     """Cache for one token."""
     sequence: int
-    """Cache for one sequence of the greatest length."""
+    """Cache for one sequence of maximum length."""
     budget: int
     cache_bytes: int | None
 
     @property
     def fixed(self) -> int:
-        """All but the cache."""
+        """Everything except the cache."""
         return self.weights + self.loras + ALLOWANCE
 
     @property
     def needed(self) -> int:
-        """The least a run can do with."""
+        """The least that a run needs."""
         return self.fixed + max(self.sequence, self.cache_bytes or 0)
 
     @property
     def fits(self) -> bool:
-        """Whether everything has its place, and one sequence at least."""
+        """Whether everything fits, with room for at least one sequence."""
         return self.needed <= self.budget and self.sequences >= 1
 
     @property
@@ -67,12 +67,12 @@ class Fit:
 
     @property
     def sequences(self) -> int:
-        """How many sequences of the greatest length fit at a time."""
+        """How many sequences of maximum length fit at a time."""
         return self.cache // max(1, self.sequence)
 
 
 def estimate(base: Base, demand: Demand, memory: int) -> Fit | None:
-    """The arithmetic for one GPU of `memory` bytes, or None where the base's files do not tell."""
+    """The arithmetic for one GPU of `memory` bytes; None if the base's files do not tell."""
     architecture = base.architecture
     weights = weight_bytes(base, demand)
     if architecture is None or weights is None:
@@ -116,7 +116,7 @@ def weight_bytes(base: Base, demand: Demand) -> tuple[int, int] | None:
 
 
 def check_memory(base: Base, demand: Demand, machine: Machine, *, on_gpu: bool) -> list[Finding]:
-    """Whether a run with vLLM fits this machine, with the arithmetic."""
+    """Whether a run with vLLM fits into this machine's memory, with the arithmetic."""
     if not on_gpu:
         demand = replace(demand, tensor_parallel=1, pipeline_parallel=1)
     where, memory, free = _device(machine, demand.gpus, on_gpu=on_gpu)
@@ -130,7 +130,7 @@ def check_memory(base: Base, demand: Demand, machine: Machine, *, on_gpu: bool) 
     findings = []
     taken = fit.needed if demand.cache_bytes is not None else fit.budget
     if free is not None and taken > free * MIB:
-        what = f"{size(taken)} are to be taken and {size(free * MIB)} are free: {sums}"
+        what = f"needs {size(taken)}, but only {size(free * MIB)} are free: {sums}"
         if on_gpu:
             todo = "end the other process, or lower --gpu-memory-utilization"
             return [error(where, what, todo)]
@@ -144,7 +144,7 @@ def check_memory(base: Base, demand: Demand, machine: Machine, *, on_gpu: bool) 
 
 
 def check_batch(base: Base, demand: Demand, batch: int, machine: Machine) -> list[Finding]:
-    """Whether model, adapters and one batch of so many requests fit the transformers engine."""
+    """Whether model, adapters and one batch fit into memory with the transformers engine."""
     where, memory, free = _device(machine, 1, on_gpu=bool(machine.gpus))
     fit = estimate(base, demand, memory * MIB)
     if fit is None:
@@ -165,7 +165,7 @@ def check_batch(base: Base, demand: Demand, batch: int, machine: Machine) -> lis
 
 
 def check_need_to_quantise(base: Base, demand: Demand, machine: Machine) -> list[Finding]:
-    """A warning where the base that is to be quantised would fit the GPUs as it is stored."""
+    """A warning if the base would fit the GPUs without being quantised."""
     memory = min(gpu.memory_mib for gpu in machine.gpus[: demand.gpus])
     plain = replace(demand, quantization=None)
     fit = estimate(base, plain, memory * MIB)
@@ -173,7 +173,7 @@ def check_need_to_quantise(base: Base, demand: Demand, machine: Machine) -> list
         return []
     what = f"is on, and this base fits unquantised: {arithmetic(fit, plain)}, of "
     what += f"{demand.utilization:.2f} of {memory / 1024:.1f} GiB"
-    todo = "-c load_4bit=false measures it as it is stored"
+    todo = "-c load_4bit=false measures it as stored"
     return [warning("load_4bit", what, todo)] if fit.fits else []
 
 
@@ -191,12 +191,12 @@ def arithmetic(fit: Fit, demand: Demand) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes in the unit that vLLM's own log uses, or a smaller one."""
+    """Bytes in GiB, as in vLLM's own log, or in MiB."""
     return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / MIB:.1f} MiB"
 
 
 def _remedy(base: Base, demand: Demand, fit: Fit, memory: int, machine: Machine) -> str:
-    """The options that would make it fit, tried by the same arithmetic."""
+    """The options that would make it fit, by the same arithmetic."""
     left = (demand.cache_bytes or fit.budget - fit.fixed) // fit.token
     if fit.fixed + (demand.cache_bytes or 0) <= fit.budget and left >= SHORTEST:
         return f"lower --max-model-len to {left // 256 * 256}"
@@ -223,12 +223,12 @@ def _remedy(base: Base, demand: Demand, fit: Fit, memory: int, machine: Machine)
 
 
 def _bytes(demand: Demand) -> int:
-    """Bytes of a value computed with; `auto` makes 16 bits even of a float32 checkpoint."""
+    """Bytes of a computed value; `auto` uses 16 bits even for a float32 checkpoint."""
     return 4 if demand.dtype in ("float32", "float") else 2
 
 
 def _quantised(base: Base, demand: Demand, plain: int) -> float | None:
-    """Bytes of a weight in a layer, or None for a method not known here."""
+    """Bytes of a weight in a layer; None for an unknown method."""
     stored = base.quantization or {}
     method = _method(base, demand)
     bits, group = stored.get("bits"), stored.get("group_size")
@@ -250,7 +250,7 @@ def _method(base: Base, demand: Demand) -> str:
 
 
 def _device(machine: Machine, gpus: int, *, on_gpu: bool) -> tuple[str, int, int | None]:
-    """What the memory is called, its MiB, and how many are free, where that is known."""
+    """The memory's name, its MiB, and the free MiB if known."""
     if on_gpu:
         gpu = min(machine.gpus[:gpus], key=lambda gpu: gpu.memory_mib)
         return f"memory of {gpu.name}", gpu.memory_mib, gpu.free_mib
@@ -262,14 +262,14 @@ def _not_checked(where: str, base: Base, demand: Demand) -> Finding:
     if base.folder is None:
         why = f"the base {base.name} is not in the cache yet"
     elif base.architecture is None:
-        why = f"the base {base.name} is no dense decoder"
+        why = f"the base {base.name} is not a dense decoder"
     else:
-        why = f"how large {_method(base, demand)} makes the weights is not known here"
+        why = f"the size of weights in {_method(base, demand)} is unknown"
     return warning(where, f"not checked: {why}", "the engine will say so if it is too large")
 
 
 def _stored(base: Base) -> tuple[int, int]:
-    """A quantised checkpoint is loaded as it is stored, its other parts in 16 bits."""
+    """A quantised checkpoint is loaded as stored, its other parts in 16 bits."""
     sizes = {False: 0, True: 0}
     for name, tensor in (base.tensors or {}).items():
         count = min(tensor.size, 2 * tensor.count) if tensor.dtype in FLOATS else tensor.size
@@ -278,7 +278,7 @@ def _stored(base: Base) -> tuple[int, int]:
 
 
 def _lora_values(architecture: Architecture, shards: int, layers: int) -> int:
-    """Values of one slot for each rank: every linear module gets one, trained or not."""
+    """Values of one slot per rank; every linear module gets one, trained or not."""
     values = 0
     for name, (inputs, outputs) in architecture.layer_modules.items():
         split_inputs = name in _ROW_PARALLEL

@@ -1,4 +1,4 @@
-"""Whether what an engine needs is there: Python, vLLM, packages, driver, GPUs, cluster, servers."""
+"""Whether everything an engine needs is there: Python, vLLM, packages, driver, GPUs, servers."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 PEFT_RELEASE = (sys.maxsize, 0)
-"""As a release of vLLM for `check_adapter`: PEFT has always scaled by its own patterns."""
+"""For `check_adapter`, in place of vLLM's release: PEFT always scaled patterns correctly."""
 _DRIVERS = {11: (450, 80), 12: (525, 60), 13: (580, 65)}
 """Oldest driver for each CUDA major version: NVIDIA, CUDA compatibility, table 1."""
 LAST_FOR_CUDA_12 = "vllm==0.19.1 transformers==5.9.0"
-"""With the transformers of its days, as in the notebooks and guides."""
+"""With the transformers release of its time, as in the notebooks and guides."""
 ANSWER_S = 10.0
-"""Longest wait for a server's list of models."""
-START = "see that it runs and that its address ends in /v1"
+"""Seconds to wait for a server's list of models."""
+START = "make sure that it runs and that its address ends in /v1"
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a configuration asks of the machine and of vLLM."""
+    """What a configuration needs from the machine and from vLLM."""
 
     gpus: int = 1
     dtype: str = "auto"
     quantization: str | None = None
     ray: bool = False
-    """The GPUs may lie in other machines."""
+    """The GPUs may be in other machines."""
     attention_backend: str | None = None
     half: str = "--dtype half"
     """The flag that asks for float16 instead of `dtype`."""
 
 
 def needs_of(config: Config) -> Needs:
-    """GPUs, type and backend, as far as the installed software must go with them."""
+    """What of a configuration the installed software must support."""
     args = config.engine_args
     return Needs(
         gpus=gpus_of(config),
@@ -61,18 +61,18 @@ def needs_of(config: Config) -> Needs:
 
 
 def check_versions(machine: Machine, software: Software, needs: Needs) -> list[Finding]:
-    """Python and the installed vLLM against this machine."""
+    """Check Python and the installed vLLM against this machine."""
     findings = []
     if _numbers(machine.python) < (3, 11):
-        what = f"version {machine.python}, and vllm_eval needs 3.11 or newer"
-        findings.append(error("Python", what, "make the environment with a newer Python"))
+        what = f"version {machine.python}, but vllm_eval needs 3.11 or newer"
+        findings.append(error("Python", what, "create the environment with a newer Python"))
     if software.vllm is None:
         extra = "pip install 'vllm_eval[vllm]'"
         if not machine.gpus:
-            extra += ", which needs a GPU, or without one run scripts/environment in a clone"
+            extra += ", which needs a GPU; without one, run scripts/environment in a clone"
         return [*findings, error("vLLM", "is not installed", extra)]
     if software.too_old:
-        what = f"version {software.vllm}, and vllm_eval needs 0.19.1 or newer"
+        what = f"version {software.vllm}, but vllm_eval needs 0.19.1 or newer"
         findings.append(error("vLLM", what, "pip install --upgrade 'vllm_eval[vllm]'"))
     findings += _check_quantization(software, needs)
     if software.for_cpu:
@@ -80,8 +80,8 @@ def check_versions(machine: Machine, software: Software, needs: Needs) -> list[F
             what = f"{software.vllm} is a CPU build and leaves {machine.gpus[0].name} unused"
             findings.append(warning("vLLM", what, "pip install 'vllm_eval[vllm]' to use the GPU"))
     elif not machine.gpus:
-        what = f"{software.vllm} is a GPU build, and no GPU is to be seen"
-        todo = "see what nvidia-smi says, or use the CPU build (requirements/cpu.lock)"
+        what = f"{software.vllm} is a GPU build, but no GPU is visible"
+        todo = "check nvidia-smi, or use the CPU build (requirements/cpu.lock)"
         findings.append(warning("vLLM", what, todo))
     else:
         findings += _check_gpus(machine, software, needs)
@@ -108,9 +108,9 @@ def _check_gpus(machine: Machine, software: Software, needs: Needs) -> list[Find
         there = len(machine.gpus)
         what = (
             f"tensor_parallel_size x pipeline_parallel_size is {needs.gpus}, "
-            f"and this machine shows {there} GPU{'s' if there > 1 else ''}"
+            f"but this machine has {there} GPU{'s' if there > 1 else ''}"
         )
-        todo = f"lower them to {there} in all, or see CUDA_VISIBLE_DEVICES"
+        todo = f"lower them to {there} in all, or check CUDA_VISIBLE_DEVICES"
         findings.append(error("engine_args", what, todo))
     used = machine.gpus[: needs.gpus]
     findings += _check_driver(used[0].driver, software, compat=machine.cuda_compat)
@@ -120,12 +120,12 @@ def _check_gpus(machine: Machine, software: Software, needs: Needs) -> list[Find
     floor = "7.5" if software.release >= (0, 20) else "7.0"
     has = f"has compute capability {oldest.compute_capability}"
     if capability < _numbers(floor):
-        what = f"{has}, and vLLM {software.vllm} needs {floor}"
+        what = f"{has}, but vLLM {software.vllm} needs {floor}"
         findings.append(error(where, what, "use a newer GPU"))
     elif capability < (8, 0) and needs.dtype == "bfloat16":
-        findings.append(error(where, f"{has} and no bfloat16", f"give {needs.half}"))
+        findings.append(error(where, f"{has}, so no bfloat16", f"give {needs.half}"))
     elif capability < (8, 0) and (needs.attention_backend or "").upper() == "FLASHINFER":
-        what = f"{has}, and FlashInfer does not run on it"
+        what = f"{has}, on which FlashInfer does not run"
         findings.append(error(where, what, "give -c engine_args.attention_backend=TRITON_ATTN"))
     return findings
 
@@ -135,9 +135,9 @@ def _check_driver(driver: str, software: Software, *, compat: bool) -> list[Find
     if oldest is None or _numbers(driver) >= oldest or not _numbers(driver):
         return []
     need = ".".join(map(str, oldest))
-    what = f"{driver}, and vLLM {software.vllm} is built for CUDA {software.cuda}: {need} or newer"
+    what = f"{driver}, but vLLM {software.vllm} is built for CUDA {software.cuda}: {need} or newer"
     if compat:
-        todo = "nothing, if the forward compatibility libraries on the library path are in use"
+        todo = "nothing, if the forward compatibility libraries are on the library path"
         return [warning("driver", what, todo)]
     older = f", or pip install {LAST_FOR_CUDA_12}, the last for CUDA 12"
     serves = software.cuda > 12 and _numbers(driver) >= _DRIVERS[12]
@@ -145,10 +145,10 @@ def _check_driver(driver: str, software: Software, *, compat: bool) -> list[Find
 
 
 def check_libraries(hardware: Machine, software: Software, *, four_bit: bool) -> list[Finding]:
-    """Whether everything is installed that the engine imports."""
+    """Whether everything that the engine imports is installed."""
     needed = (*LIBRARIES, "bitsandbytes") if four_bit else LIBRARIES
     if lacking := [name for name in needed if not software.has(name)]:
-        what = f"needs {', '.join(lacking)}, not installed"
+        what = f"needs {', '.join(lacking)}, which is not installed"
         todo = "pip install 'vllm_eval[transformers]'"
         return [error("transformers engine", what, todo)]
     versions = dict(software.packages)
@@ -158,16 +158,18 @@ def check_libraries(hardware: Machine, software: Software, *, four_bit: bool) ->
 
 
 def check_ray(config: Config) -> list[Finding]:
-    """A finding for the ray engine; nothing for another one without its options."""
+    """A finding for the ray engine; none for other engines, unless its options are given."""
     if config.engine != "ray":
         given = config.ray_address is not None or config.replicas is not None
         what = f"replicas are asked for, but the engine is {config.engine}"
-        todo = "give --engine ray, or neither --ray-address nor --replicas"
+        todo = "give --engine ray, or leave out --ray-address and --replicas"
         return [error("ray", what, todo)] if given else []
     if find_spec("ray") is None:
-        return [error("ray engine", "needs ray, not installed", "pip install 'vllm_eval[ray]'")]
+        return [
+            error("ray engine", "needs ray, which is not installed", "pip install 'vllm_eval[ray]'")
+        ]
     if config.engine_args.get("distributed_executor_backend") == "ray":
-        what = "a replica of the ray engine lies within one node"
+        what = "a replica of the ray engine must fit into one node"
         todo = "give --engine vllm for a model across nodes (docs/cluster.md)"
         return [error("engine_args.distributed_executor_backend", what, todo)]
     count = f"{config.replicas} replicas" if config.replicas else "as many replicas as it holds"
@@ -175,18 +177,18 @@ def check_ray(config: Config) -> list[Finding]:
 
 
 def check_servers(config: Config, arms: Sequence[Arm]) -> list[Finding]:
-    """A finding for each server; nothing for an engine that needs none."""
+    """A finding for each server; none for an engine that needs no server."""
     where = "base_url"
     if config.engine != "openai":
         if config.base_url:
             what = f"names servers, but the engine is {config.engine}"
-            return [error(where, what, "give --engine openai, or no --base-url")]
+            return [error(where, what, "give --engine openai, or leave out --base-url")]
         return []
     if not config.base_url:
         what = "the openai engine needs a server"
         return [error(where, what, "give --base-url http://HOST:8000/v1")]
     if find_spec("openai") is None:
-        what = "needs openai, not installed"
+        what = "needs openai, which is not installed"
         return [error("openai engine", what, "pip install 'vllm_eval[openai]'")]
     findings = [_check_server(url, config, arms) for url in config.base_url]
     away = [finding for finding in findings if finding.level == "warning"]
@@ -196,7 +198,7 @@ def check_servers(config: Config, arms: Sequence[Arm]) -> list[Finding]:
 
 
 def _check_server(url: str, config: Config, arms: Sequence[Arm]) -> Finding:
-    """One that is away is a warning, while another one is there: the run goes on without it."""
+    """A missing server is only a warning if another is there; the run continues without it."""
     from openai import OpenAI
 
     where = f"server {url}"
@@ -222,5 +224,5 @@ def _check_server(url: str, config: Config, arms: Sequence[Arm]) -> Finding:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The first two numbers of a version, for comparison; empty where there is none."""
+    """The first two numbers of a version, for comparison; empty if there are none."""
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
