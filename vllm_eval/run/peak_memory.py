@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -12,47 +13,42 @@ import pynvml
 from vllm_eval.config.machine import MIB, nvml_devices
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
+    from collections.abc import Iterator
 
 INTERVAL_S = 1.0
 
 
+@dataclass(slots=True)
 class PeakMemory:
-    """Looks once a second, in a thread of its own, from `with` to its end."""
+    """The most so far."""
 
-    def __init__(self) -> None:
-        """Nothing is looked at before `with`."""
-        self.host_mib = 0
-        """Resident memory of this process and its children, shared pages counted in each."""
-        self.device_mib: int | None = None
-        """Taken on all NVIDIA devices together; None where there is none, or it cannot be asked."""
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
+    host_mib: int = 0
+    """Resident memory of this process and its children, shared pages counted in each."""
+    device_mib: int | None = None
+    """Taken on all NVIDIA devices together; None where there is none, or it cannot be asked."""
 
-    def __enter__(self) -> Self:
-        """Start looking."""
-        self._thread.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        """Look a last time."""
-        self._ended.set()
-        self._thread.join()
+@contextlib.contextmanager
+def watch_memory() -> Iterator[PeakMemory]:
+    """Look once a second, in a thread of its own, and a last time at the end."""
+    peak, ended = PeakMemory(), threading.Event()
+    thread = threading.Thread(target=_watch, args=(peak, ended), name="peak-memory", daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        thread.join()
 
-    def _watch(self) -> None:
-        with nvml_devices(pynvml) as devices:
-            while True:
-                self.host_mib = max(self.host_mib, _resident() // MIB)
-                if devices and (taken := _taken(devices)) is not None:
-                    self.device_mib = max(self.device_mib or 0, taken // MIB)
-                if self._ended.wait(INTERVAL_S):
-                    return
+
+def _watch(peak: PeakMemory, ended: threading.Event) -> None:
+    with nvml_devices(pynvml) as devices:
+        while True:
+            peak.host_mib = max(peak.host_mib, _resident() // MIB)
+            if devices and (taken := _taken(devices)) is not None:
+                peak.device_mib = max(peak.device_mib or 0, taken // MIB)
+            if ended.wait(INTERVAL_S):
+                return
 
 
 def _resident() -> int:

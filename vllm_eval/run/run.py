@@ -21,7 +21,7 @@ from vllm_eval.records import Progress
 from vllm_eval.report.stored_run import load_run
 from vllm_eval.report.write import write_reports
 from vllm_eval.run.loop import Job, evaluate
-from vllm_eval.run.peak_memory import PeakMemory
+from vllm_eval.run.peak_memory import watch_memory
 from vllm_eval.run.resume import AUTO, other_engine, refuse_other_engine, requeue_refused
 from vllm_eval.store import manifest
 from vllm_eval.store.folder import (
@@ -91,7 +91,7 @@ def run(
         if progress.done < progress.total:
             refuse_other_engine(plan, folder.path)
             stops: _Stops = _stop_on_signals if stop_on_signals else nullcontext
-            with PeakMemory() as memory, _naming_folder(folder):
+            with watch_memory() as memory, _naming_folder(folder):
                 engine_load_s = _generate(plan, folder, journal, progress, watcher, stops)
             session = {
                 "engine_load_s": engine_load_s,
