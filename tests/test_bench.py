@@ -274,6 +274,7 @@ def test_shapes_without_weights_are_timed_with_varying_lengths(
 
 
 @pytest.mark.engine
+@pytest.mark.deep
 def test_the_gpu_script_runs_on_small_shapes_without_a_gpu(tmp_path: Path) -> None:
     """Its table has a row for every contestant, transformers being the measure."""
     command = [sys.executable, str(ROOT / "scripts/benchmark_gpu.py"), "--tiny", str(tmp_path)]

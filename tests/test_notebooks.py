@@ -138,7 +138,13 @@ def shown(notebook: Any) -> str:
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("platform", [KAGGLE, LIGHTNING], ids=lambda platform: platform.file)
+@pytest.mark.parametrize(
+    "platform",
+    [
+        pytest.param(KAGGLE, id="kaggle"),
+        pytest.param(LIGHTNING, id="lightning", marks=pytest.mark.deep),
+    ],
+)
 def test_a_notebook_runs_from_top_to_bottom(platform: Platform, tmp_path: Path) -> None:
     notebook = run(platform, tmp_path)
     assert only_run(tmp_path / "results")["pending"] == 0

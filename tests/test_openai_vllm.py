@@ -196,6 +196,7 @@ def test_constrained_answers_keep_the_shape_as_far_as_they_come(
     assert not all(map(keeps, free))
 
 
+@pytest.mark.deep
 def test_a_server_killed_and_started_again_costs_time_and_nothing_else(
     served: Served, tmp_path: Path
 ) -> None:

@@ -199,6 +199,7 @@ def test_a_node_killed_mid_run_costs_no_outcome(
     assert told(run)["replicas_lost"] == 1
 
 
+@pytest.mark.deep
 def test_a_replica_whose_process_is_killed_is_started_again(
     bench: Bench, answers: Answers, tmp_path: Path
 ) -> None:
