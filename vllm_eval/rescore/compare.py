@@ -41,8 +41,6 @@ class RecordedRun:
     identity: Mapping[str, Any] | None
     """From its manifest; None where there is none."""
     config: Mapping[str, Any]
-    whole: bool
-    """False for a run folder that holds no finished run."""
     flags: tuple[str, ...]
     """What was met in its files."""
 
@@ -93,7 +91,7 @@ def compare_runs(first: str | Path, second: str | Path) -> Compared:
     """
     first, second = Path(first), Path(second)
     one, two = _open_side(first), _open_side(second)
-    flags = [*_check_identity(one, two), *_unfinished(one, two), *one.flags, *two.flags]
+    flags = [*_check_identity(one, two), *one.flags, *two.flags]
     names = _pair_names(list(one.outcomes), list(two.outcomes))
     if not names:
         have = f"{', '.join(one.outcomes)} and {', '.join(two.outcomes)}"
@@ -123,18 +121,13 @@ def to_json(compared: Compared) -> dict[str, Any]:
 
 def _open_side(path: Path) -> RecordedRun:
     outcomes: dict[str, list[Outcome]] = {}
-    flags: list[str] = []
     files = [stored.open_file(found) for found in find_files([path])]
+    cut = (path / manifest.FILE).is_file() and not is_finished(path)
+    partial = cut or any(file.partial for file in files)
+    flags = [f"{path} holds a run that did not end"] if partial else []
     for file in files:
         flags += [*file.notes, *_read_outcomes(file, outcomes)]
-    return RecordedRun(
-        path,
-        outcomes,
-        identity_of(files[0]),
-        config_of(files[0]),
-        whole=_is_whole(path) and not any(file.partial for file in files),
-        flags=tuple(flags),
-    )
+    return RecordedRun(path, outcomes, identity_of(files[0]), config_of(files[0]), tuple(flags))
 
 
 def _read_outcomes(file: StoredFile, outcomes: dict[str, list[Outcome]]) -> list[str]:
@@ -161,15 +154,6 @@ def _read_outcomes(file: StoredFile, outcomes: dict[str, list[Outcome]]) -> list
         words = "recorded as success without a usable score count as valid, in no pair of scores"
         flags.append(f"{file.path}: {unscored} answers {words}")
     return flags
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a folder's run came to its end; a file by itself is not asked."""
-    return not (path / manifest.FILE).is_file() or is_finished(path)
-
-
-def _unfinished(*sides: RecordedRun) -> list[str]:
-    return [f"{side.path} holds a run that did not end" for side in sides if not side.whole]
 
 
 def _check_identity(one: RecordedRun, two: RecordedRun) -> list[str]:

@@ -51,6 +51,12 @@ def config_of(file: StoredFile) -> Mapping[str, Any]:
     return loaded if isinstance(loaded, dict) else {}
 
 
+def _own_config(file: StoredFile) -> Mapping[str, Any]:
+    """The configuration of a run of ours; empty where the file is of no such run."""
+    config = config_of(file)
+    return config if config.keys() >= OUR_KEYS else {}
+
+
 def identity_of(file: StoredFile) -> Mapping[str, Any] | None:
     """What the run of a file was made of, from the manifest beside it; None where unknown."""
     identity = _manifest_of(file).get("identity")
@@ -65,7 +71,7 @@ def records_of(file: StoredFile) -> int | None:
 
 
 def _manifest_of(file: StoredFile) -> Mapping[str, Any]:
-    if file.path.name != JOURNAL and not config_of(file).keys() >= OUR_KEYS:
+    if file.path.name != JOURNAL and not _own_config(file):
         return {}
     try:
         recorded = orjson.loads(file.path.with_name(manifest.FILE).read_bytes())
@@ -82,8 +88,7 @@ def task_of(files: Sequence[StoredFile], config: Config) -> str:
     """
     if "task" in config.model_fields_set:
         return config.task
-    configs = [(file.path, config_of(file)) for file in files]
-    named = {str(c["task"]): path for path, c in configs if c.keys() >= OUR_KEYS}
+    named = {str(own["task"]): file.path for file in files if (own := _own_config(file))}
     if len(named) > 1:
         found = ", ".join(f"{path}: {task!r}" for task, path in named.items())
         msg = f"config.task differs, {found}; score them one by one, or give --task"
@@ -115,8 +120,8 @@ def thresholds_of(files: Sequence[StoredFile], config: Config, *, graded: bool) 
 
 def _thresholds(file: StoredFile) -> Mapping[str, Any]:
     """All that a file's own configuration sets, or leaves at its default."""
-    own = config_of(file)
-    if not own.keys() >= OUR_KEYS:
+    own = _own_config(file)
+    if not own:
         return {}
     try:
         return GateConfig.model_validate_json(json.dumps(own["gate"])).model_dump(mode="json")
@@ -135,8 +140,8 @@ def bootstrap_of(files: Sequence[StoredFile], config: Config, thresholds: GateCo
     """
     stored: dict[int, Path] = {}
     for file in files:
-        seed = config_of(file).get("seed")
-        if config_of(file).keys() >= OUR_KEYS and isinstance(seed, int) and seed >= 0:
+        seed = _own_config(file).get("seed")
+        if isinstance(seed, int) and seed >= 0:
             stored.setdefault(seed, file.path)
     seed = config.seed
     if "seed" not in config.model_fields_set:

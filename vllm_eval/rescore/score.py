@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.compare import gate
@@ -59,20 +60,20 @@ class FileReport:
     arm: str
     answers: int = 0
     recorded_statuses: int = 0
-    """StoredAnswers that came with a status we know."""
+    """Answers that came with a status we know."""
     incomplete: int = 0
-    """StoredAnswers without a status we know, or recorded as success without a score."""
+    """Answers without a status we know, or recorded as success without a score."""
     not_gradable: int = 0
-    """StoredAnswers whose raw response is not stored."""
+    """Answers whose raw response is not stored."""
     lost: int = 0
     """Of those, the ones recorded as something else than `error`."""
-    reasons: dict[str, int] = field(default_factory=dict)
+    reasons: Counter[str] = field(default_factory=Counter)
     """Every reason found now, with counts."""
-    newly_failing: dict[str, int] = field(default_factory=dict)
+    newly_failing: Counter[str] = field(default_factory=Counter)
     """Recorded as success: why they are none, with counts."""
-    newly_valid: dict[str, int] = field(default_factory=dict)
+    newly_valid: Counter[str] = field(default_factory=Counter)
     """Recorded as failed, and keep the contract: what was recorded, with counts."""
-    new_reasons: dict[str, int] = field(default_factory=dict)
+    new_reasons: Counter[str] = field(default_factory=Counter)
     """Failed before and now, for another reason: `old -> new`, with counts."""
     scores_compared: int = 0
     scores_changed: int = 0
@@ -162,7 +163,7 @@ def score(
             reports[key] = FileReport(*key)
         count(reports[key], answer, graded)
         if show is not None:
-            show(_row(answer, graded) | (_repair_row(graded) if config.repair else {}))
+            show(_row(answer, graded, repair=config.repair))
         progress.done += 1
         watcher.progress(progress)
     found = tuple(reports.values())
@@ -191,7 +192,9 @@ def _pairs(
             yield answer, places[answer.concept_id]
 
 
-def _row(answer: StoredAnswer, graded: Graded) -> dict[str, Any]:
+def _row(answer: StoredAnswer, graded: Graded, *, repair: bool) -> dict[str, Any]:
+    found = graded.repair
+    repaired = {"repairs": found.names if found else (), "repaired_score": found and found.score}
     return {
         "file": str(answer.path),
         "arm": answer.arm,
@@ -202,12 +205,8 @@ def _row(answer: StoredAnswer, graded: Graded) -> dict[str, Any]:
         "score": graded.score,
         "recorded_status": answer.recorded_status,
         "recorded_score": answer.score,
+        **(repaired if repair else {}),
     }
-
-
-def _repair_row(graded: Graded) -> dict[str, Any]:
-    found = graded.repair
-    return {"repairs": found.names if found else (), "repaired_score": found and found.score}
 
 
 def _no_verdict(files: Sequence[StoredFile], expected: Expected) -> str:
@@ -254,16 +253,16 @@ def count(report: FileReport, answer: StoredAnswer, graded: Graded) -> None:
         report.not_gradable += 1
         report.lost += answer.status != "error"
     if reason:
-        _add(report.reasons, reason)
+        report.reasons[reason] += 1
     was, now = answer.reason or answer.status or "-", reason or "success"
     if answer.status is not None and (answer.status == "success") != (reason is None):
         if problem:
-            _add(report.newly_failing, problem.reason)
+            report.newly_failing[problem.reason] += 1
         else:
-            _add(report.newly_valid, was)
+            report.newly_valid[was] += 1
         _note(report, answer, was, now, problem.message if problem else "")
     elif problem and answer.reason not in (None, reason) and answer.text is not None:
-        _add(report.new_reasons, f"{answer.reason} -> {reason}")
+        report.new_reasons[f"{answer.reason} -> {reason}"] += 1
         _note(report, answer, was, now, problem.message)
     if answer.unusable_score:
         report.unusable_scores += 1
@@ -294,22 +293,15 @@ def _note(report: FileReport, answer: StoredAnswer, was: str, now: str, message:
         report.changes.append(Change(answer.concept_id, was, now, message))
 
 
-def _add(counts: dict[str, int], name: str) -> None:
-    counts[name] = counts.get(name, 0) + 1
-
-
 def _outcome(answer: StoredAnswer, graded: Graded, before: Outcome) -> Outcome:
     valid = graded.problem is None
     failed: Status = "error" if answer.text is None else "format_error"
-    return Outcome(
-        arm=before.arm,
-        concept_id=before.concept_id,
+    return replace(
+        before,
         tier=before.tier or graded.tier,
-        sample=before.sample,
         status="success" if valid else failed,
         reason=graded.problem.reason if graded.problem else None,
         score=graded.score,
-        attempts=before.attempts,
         first_valid=valid and before.attempts == 1,
         repair=graded.repair,
     )
