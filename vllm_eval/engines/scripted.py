@@ -31,7 +31,7 @@ _TYPES: dict[str, Any] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ScriptLine:
     """One line of a script: an answer, and which requests it answers."""
 
     concept_id: str
@@ -56,10 +56,10 @@ class ScriptedEngine:
     any; of equals the first in the file. Tokens are counted as white-space separated words.
     """
 
-    def __init__(self, lines: Sequence[Line], life: int = 0) -> None:
+    def __init__(self, lines: Sequence[ScriptLine], life: int = 0) -> None:
         """Take the script as read; `life` counts the starts in this run, from 0."""
         self._life = life
-        self._lines: dict[tuple[str, str | None, int | None], Line] = {}
+        self._lines: dict[tuple[str, str | None, int | None], ScriptLine] = {}
         for line in lines:
             self._lines.setdefault((line.concept_id, line.arm, line.attempt), line)
         self._due: list[tuple[float, int, Completion | None]] = []
@@ -130,7 +130,7 @@ class ScriptedEngine:
         """Forget what is still due."""
         self._due.clear()
 
-    def _find(self, request: Request) -> Line | None:
+    def _find(self, request: Request) -> ScriptLine | None:
         keys = (
             (case, arm, attempt)
             for case in (request.case_id, ANY)
@@ -140,7 +140,7 @@ class ScriptedEngine:
         return next((self._lines[key] for key in keys if key in self._lines), None)
 
 
-def _complete(request: Request, line: Line | None) -> Completion:
+def _complete(request: Request, line: ScriptLine | None) -> Completion:
     if line is None:
         what = f"{request.case_id}, {request.arm}, attempt {request.attempt}"
         return Completion(request.id, error=f"the script has no line for {what}")
@@ -157,7 +157,7 @@ def _complete(request: Request, line: Line | None) -> Completion:
     )
 
 
-def _read_script(path: Path) -> Iterator[Line]:
+def _read_script(path: Path) -> Iterator[ScriptLine]:
     try:
         with path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
@@ -167,7 +167,7 @@ def _read_script(path: Path) -> Iterator[Line]:
         raise DatasetError(f"{path}: cannot read the script: {error.strerror}") from error
 
 
-def _read_line(where: str, raw: bytes) -> Line:
+def _read_line(where: str, raw: bytes) -> ScriptLine:
     try:
         fields = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -187,4 +187,4 @@ def _read_line(where: str, raw: bytes) -> Line:
             raise DatasetError(f"{where}: {key!r} must be a number from {least} to {most}")
     if "text" not in given and "error" not in given:
         raise DatasetError(f"{where}: needs a 'text' or an 'error'")
-    return Line(**given | {"seconds": float(given.get("seconds", 0))})
+    return ScriptLine(**given | {"seconds": float(given.get("seconds", 0))})

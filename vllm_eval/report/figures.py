@@ -37,7 +37,7 @@ MOST_ARMS, MOST_TIERS, MOST_REASONS = 8, 10, 10
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Series:
     """One adapter, or the baseline, over several runs."""
 
     name: str
@@ -65,7 +65,7 @@ def painters(comparison: Mapping[str, Any]) -> dict[str, Painter]:
     }
 
 
-def history(figure: Figure, colours: Colours, lines: Sequence[Line]) -> None:
+def history(figure: Figure, colours: Colours, lines: Sequence[Series]) -> None:
     """Score above, validity below; the first line is the baseline's."""
     names = [line.name for line in lines[:MOST_ARMS]]
     above, below = make_axes(figure, len(names), rows=2)

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from vllm_eval.errors import InputError
 from vllm_eval.records import BASELINE
-from vllm_eval.report.figures import Line
+from vllm_eval.report.figures import Series
 from vllm_eval.report.html import render_page
 from vllm_eval.report.plots import history_svg
 from vllm_eval.report.stored_run import HTML
@@ -27,7 +27,7 @@ FILE = "history.html"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PastArm:
     """One arm of one run."""
 
     begun: datetime
@@ -71,13 +71,13 @@ def write_history(runs: Sequence[StoredRun], path: Path) -> Path:
         raise InputError(f"{path}: cannot be written: {error.strerror}; give --output") from error
 
 
-def _rows(run: StoredRun, place: Path) -> list[Row]:
+def _rows(run: StoredRun, place: Path) -> list[PastArm]:
     comparison, about = run.comparison, run.environment
     verdicts = {verdict["arm"]: verdict for verdict in comparison["verdicts"]}
     base = about["base_model"]
     link = os.path.relpath((run.folder / HTML).resolve(), place.resolve())
     return [
-        Row(
+        PastArm(
             begun=datetime.fromisoformat(about["started_at"]),
             run=run.folder.name,
             link=link.replace(os.sep, "/"),
@@ -99,10 +99,10 @@ def _ratio(verdict: Mapping[str, Any] | None) -> float | None:
     return next((rule["value"] for rule in rules if rule["kind"] == "ratio"), None)
 
 
-def _line(line: tuple[bool, str], rows: Sequence[Row]) -> Line:
+def _line(line: tuple[bool, str], rows: Sequence[PastArm]) -> Series:
     """Of students or baselines, as the first half of its key says."""
     mine = [row for row in rows if (row.arm != BASELINE, row.line) == line]
-    return Line(
+    return Series(
         line[1],
         [row.begun for row in mine],
         [row.summary["mean"] for row in mine],

@@ -127,7 +127,7 @@ def _svgs(comparison: bytes) -> Mapping[str, str]:
     return {name: _svg(name, paint) for name, paint in painters.items()}
 
 
-def history_svg(lines: Sequence[figures.Line]) -> str:
+def history_svg(lines: Sequence[figures.Series]) -> str:
     """Score and validity over time as an `<svg>` element like those of `inline_svgs`."""
     svg = _svg("history", lambda figure, colours: figures.history(figure, colours, lines))
     return as_element(svg, TITLES["history"], _BY_NAME)

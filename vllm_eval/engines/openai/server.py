@@ -57,7 +57,7 @@ class Server:
 
 
 @dataclass(slots=True)
-class Job:
+class Call:
     """A request on its way to an answer."""
 
     request: Request
@@ -98,7 +98,7 @@ class Counts:
         return sum(getattr(self, name) for name in self.__slots__)
 
 
-def complete(job: Job, began: float, answer: Answer, config: Config) -> Done:
+def complete(call: Call, began: float, answer: Answer, config: Config) -> Done:
     """An answer as the engine's protocol wants it; times are from submission."""
     prompt, output = answer.tokens("prompt"), answer.tokens("completion")
     cut = answer.finish_reason == "length" and 0 < output < config.max_new_tokens
@@ -111,18 +111,18 @@ def complete(job: Job, began: float, answer: Answer, config: Config) -> Done:
     elif answer.finish_reason not in ("stop", "length", "repetition"):
         error = f"the server ended the request: {str(answer.finish_reason)[:100]}"
     completion = Completion(
-        job.request.id,
+        call.request.id,
         text=answer.text,
         finish_reason=answer.finish_reason,
         error=error,
         prompt_tokens=prompt,
         output_tokens=output or answer.chunks,
         cached_tokens=answer.cached_tokens,
-        queued_s=began - job.queued_at,
-        ttft_s=answer.first_at - job.queued_at,
-        total_s=answer.last_at - job.queued_at,
+        queued_s=began - call.queued_at,
+        ttft_s=answer.first_at - call.queued_at,
+        total_s=answer.last_at - call.queued_at,
     )
-    return Done(completion, job.request.arm, too_long=cut)
+    return Done(completion, call.request.arm, too_long=cut)
 
 
 def pause(tries: int) -> float:
@@ -166,27 +166,27 @@ def count_failure(server: Server, began: float, now: float) -> float:
     return pause(server.failures - TOLERATED) if server.failures > TOLERATED else 0.0
 
 
-def blame(job: Job, server: Server, fault: FaultError, now: float, patience: float) -> str | None:
+def blame(call: Call, server: Server, fault: FaultError, now: float, patience: float) -> str | None:
     """Count a failed try; why the request itself is to blame for it by now, or None.
 
     What a server has proved tells as much as an answer to others where the fault names this
     request; a cut connection may be a server that dies of what it is given.
     """
-    since, before = max(job.failed_at, job.queued_at), job.failed_at
+    since, before = max(call.failed_at, call.queued_at), call.failed_at
     answered = server.answered_at > since
-    job.failed_at = now
+    call.failed_at = now
     if fault.kind == "busy":
-        job.busy_since = now if job.busy_since is None else job.busy_since
-        answered = answered and now - job.busy_since > patience  # others may have been quicker
+        call.busy_since = now if call.busy_since is None else call.busy_since
+        answered = answered and now - call.busy_since > patience  # others may have been quicker
     elif fault.kind == "forbidden":  # a key that is no longer taken looks the same at first
         answered = False
         if before and server.proved_at > before:
             return "the server takes the key and forbids it"
     elif fault.kind in ("failed", "missing"):
         answered = answered or server.proved_at > since
-    job.alone += answered and fault.kind != "unreachable"
-    if job.alone >= ALONE:
+    call.alone += answered and fault.kind != "unreachable"
+    if call.alone >= ALONE:
         return f"failed {ALONE} times while the server answered others"
-    if job.tries >= ALONE and server.vouched_at > job.queued_at:
-        return f"failed {job.tries} times, and the server is well"
+    if call.tries >= ALONE and server.vouched_at > call.queued_at:
+        return f"failed {call.tries} times, and the server is well"
     return None

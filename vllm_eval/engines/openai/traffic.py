@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from vllm_eval.engines.openai import wire
 from vllm_eval.engines.openai.server import (
     FIRST_LIMIT,
+    Call,
     Counts,
     Done,
-    Job,
     blame,
     choose,
     complete,
@@ -56,7 +56,7 @@ class Traffic:
     note: Callable[[str], None]
     """Writes a line to the log."""
     counts: Counts = field(default_factory=Counts)
-    waiting: deque[Job] = field(default_factory=deque)
+    waiting: deque[Call] = field(default_factory=deque)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     silent_since: float | None = None
     """Since when nothing has come back but failures."""
@@ -97,7 +97,7 @@ class Traffic:
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests."""
         now = time.monotonic()
-        self.waiting.extend(Job(request, now) for request in requests)
+        self.waiting.extend(Call(request, now) for request in requests)
         self._dispatch()
 
     @property
@@ -127,19 +127,19 @@ class Traffic:
             server.in_flight += 1
             self._spawn(self._answer(self.waiting.popleft(), server, server.served))
 
-    async def _answer(self, job: Job, server: Server, served: Served) -> None:
-        began, request, vllm = time.monotonic(), job.request, served.vllm is not None
+    async def _answer(self, call: Call, server: Server, served: Served) -> None:
+        began, request, vllm = time.monotonic(), call.request, served.vllm is not None
         model = served.models[request.arm]
         body = fields(self.config, model, request.prompt, request.seed, vllm=vllm)
         grammar = next(arm.grammar for arm in self.arms if arm.name == request.arm)
         body["extra_body"] |= held_to(grammar)
-        heard = self._heard if job.tries == 0 else lambda: None
+        heard = self._heard if call.tries == 0 else lambda: None
         try:
             answer = await wire.ask(server.client, self.config, body, heard)
             self._succeeded(server)
-            self.done(complete(job, began, answer, self.config))
+            self.done(complete(call, began, answer, self.config))
         except FaultError as fault:
-            self._failed(job, server, fault, began)
+            self._failed(call, server, fault, began)
         finally:
             server.in_flight -= 1
             self._dispatch()
@@ -153,20 +153,20 @@ class Traffic:
         """A first try's answer has begun. A later one's is no sign: it may break off every time."""
         self.silent_since = None
 
-    def _failed(self, job: Job, server: Server, fault: FaultError, began: float) -> None:
+    def _failed(self, call: Call, server: Server, fault: FaultError, began: float) -> None:
         """Decide what a failure means for the request, for the server and for everything."""
         if fault.kind == "refused":
-            self._give_up(job, f"the server refuses it: {fault.words}", too_long=fault.too_long)
+            self._give_up(call, f"the server refuses it: {fault.words}", too_long=fault.too_long)
             return
         if fault.kind == "forbidden" and fault.code != 403:
             self._die(_key_refused(server, fault))
             return
         setattr(self.counts, fault.kind, getattr(self.counts, fault.kind) + 1)
-        job.tries += 1
+        call.tries += 1
         now, patience = time.monotonic(), self.config.server_patience_s
-        if why := blame(job, server, fault, now, patience):
-            self.note(f"{server.url}: {job.request.id}: {why}: {fault.words}")
-            self._give_up(job, f"{why}: {fault.words}")
+        if why := blame(call, server, fault, now, patience):
+            self.note(f"{server.url}: {call.request.id}: {why}: {fault.words}")
+            self._give_up(call, f"{why}: {fault.words}")
             return
         # One that answers is left as it is: it is only asked for less.
         silent = server.limit < 2 or server.answered_at < server.cut_at
@@ -181,25 +181,25 @@ class Traffic:
             self._spawn(self._revive(server))
         if (self._silent_too_long() or fault.kind == "forbidden") and server.served is not None:
             self._have_vouched(server)
-        self._again(job, server, fault, now)
+        self._again(call, server, fault, now)
 
-    def _give_up(self, job: Job, words: str, *, too_long: bool = False) -> None:
-        completion = Completion(job.request.id, error=words)
-        self.done(Done(completion, job.request.arm, too_long))
+    def _give_up(self, call: Call, words: str, *, too_long: bool = False) -> None:
+        completion = Completion(call.request.id, error=words)
+        self.done(Done(completion, call.request.arm, too_long))
 
-    def _again(self, job: Job, server: Server, fault: FaultError, now: float) -> None:
+    def _again(self, call: Call, server: Server, fault: FaultError, now: float) -> None:
         """Put a request back; at once where only another server or a pause is needed."""
         if fault.wait_s is not None:
             # Some say 0, which would have them asked again as fast as they can say it.
             rest = min(max(fault.wait_s, pause(1)), self.config.server_patience_s)
             self._leave_alone(server, now, rest)
         if fault.wait_s is not None or server.served is None:
-            self._rejoin(job)
+            self._rejoin(call)
         else:
-            asyncio.get_running_loop().call_later(pause(job.tries), self._rejoin, job)
+            asyncio.get_running_loop().call_later(pause(call.tries), self._rejoin, call)
 
-    def _rejoin(self, job: Job) -> None:
-        self.waiting.appendleft(job)  # it is the oldest
+    def _rejoin(self, call: Call) -> None:
+        self.waiting.appendleft(call)  # it is the oldest
         self._dispatch()
 
     def _leave_alone(self, server: Server, now: float, seconds: float) -> None:

@@ -57,7 +57,7 @@ class Span:
 
 
 @dataclass(slots=True)
-class Reading:
+class BlockReading:
     """What is in a block."""
 
     values: list[Span]
@@ -83,13 +83,13 @@ def indent_of(line: str) -> int:
     return len(line) - len(line.lstrip(" "))
 
 
-def read(lines: Sequence[str], keys: Collection[str] = ()) -> Reading:
+def read(lines: Sequence[str], keys: Collection[str] = ()) -> BlockReading:
     """Find every value in a block's lines that could need a repair.
 
     A line that begins with one of `keys` continues no text.
     """
     if len(lines) > MAX_LINES:
-        return Reading([], set(), unsure=True)
+        return BlockReading([], set(), unsure=True)
     reader = _Reader(lines, frozenset(keys))
     number = 0
     while number < len(lines):
@@ -106,7 +106,7 @@ class _Reader:
         self._open: Span | None = None
         self._awaiting: int | None = None  # floor of a key or dash whose value is still to come
         self._broken = 0
-        self.found = Reading([], set())
+        self.found = BlockReading([], set())
 
     def take(self, number: int) -> int:
         """Take in one line, or all lines of the value it begins; the number of the next one."""
