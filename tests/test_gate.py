@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vllm_eval.compare.gate import NO_NUMBER, decide_student
-from vllm_eval.compare.intervals import Bootstrap
-from vllm_eval.compare.resample import resample
+from vllm_eval.compare.intervals import Bootstrap, resample
 from vllm_eval.compare.summary import Comparison, compare_arms
 from vllm_eval.config.settings import GateConfig
 from vllm_eval.records import Outcome, Status
@@ -253,7 +252,9 @@ def test_a_resample_of_the_cases_themselves_has_the_numbers_of_a_summary() -> No
     comparison = compare_arms(
         [*UNEVEN, *outcomes("pupil", [0.6, 0.9] * 4, 1, 1)], ["baseline", "pupil"]
     )
-    for base, student, low in resample(comparison, "pupil", "baseline", 0.95):
+    arms = comparison.arms["baseline"], comparison.arms["pupil"]
+    cases = comparison.cases["baseline"], comparison.cases["pupil"]
+    for base, student, low in resample(arms, cases, 0.95, seed=42):
         assert (base.total, student.total) == (10, 10)
         assert 0.75 <= (base.min or 0) <= (base.mean or 0) <= (base.max or 0) <= 0.8400001
         assert base.valid_rate == 1.0

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from vllm_eval.compare.intervals import Bootstrap
+from vllm_eval.compare.intervals import Bootstrap, CaseScore
 from vllm_eval.compare.paired import (
     MAX_EXACT_PAIRS,
-    CaseScore,
     Paired,
     cases_to_settle,
     compare_cases,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter
 
+from vllm_eval.compare.intervals import resample
 from vllm_eval.compare.paired import cases_to_settle, pair_scores
-from vllm_eval.compare.resample import resample
 from vllm_eval.records import BASELINE
 
 if TYPE_CHECKING:
@@ -183,10 +183,13 @@ def _lower_end(comparison: Comparison, arm: str, gate: GateConfig) -> tuple[floa
 
 
 def _pass_chance(terms: _Terms, comparison: Comparison, confidence: float) -> float | None:
+    base, arm, seed = terms.baseline, terms.arm, comparison.bootstrap.seed
+    summaries = comparison.arms[base], comparison.arms[arm]
+    cases = comparison.cases[base], comparison.cases[arm]
     draws = passed = 0
-    for base, student, low in resample(comparison, terms.arm, terms.baseline, confidence):
+    for one, two, low in resample(summaries, cases, confidence, seed):
         draws += 1
-        passed += all(rule.passed for rule in _rules(terms, base, student, low))
+        passed += all(rule.passed for rule in _rules(terms, one, two, low))
     return passed / draws if draws else None
 
 

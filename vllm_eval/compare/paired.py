@@ -6,45 +6,17 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from vllm_eval.compare.intervals import Bootstrap, Interval, make_interval
+from vllm_eval.compare.intervals import Interval, make_interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from vllm_eval.compare.intervals import Bootstrap, CaseScore
 
 SAME = 1e-9
 """Scores closer than this are a tie; the rest is rounding."""
 MAX_EXACT_PAIRS = 500
 """Above it the signed-rank test uses its normal approximation, which is then just as good."""
-
-
-@dataclass(frozen=True, slots=True)
-class CaseScore:
-    """One case in one arm, its samples aggregated."""
-
-    samples: int
-    valid: int
-    """Samples that kept the contract."""
-    errors: int
-    """Samples without an answer: our failure, not the model's."""
-    score: float | None
-    """Mean score of the valid samples; None if there are none, or a score is unknown."""
-    squares: float
-    """Sum of squared distances of the valid samples' scores from their mean."""
-
-    @property
-    def share(self) -> float:
-        """Share of the samples that kept the contract: the case's validity."""
-        return self.valid / self.samples
-
-    @property
-    def scored(self) -> bool:
-        """Whether the score is known; a case without a valid sample has 0."""
-        return self.score is not None or self.valid == 0
-
-    @property
-    def score_all(self) -> float:
-        """Mean score of all samples, a failed one counted as 0."""
-        return 0.0 if self.score is None else self.score * self.share
 
 
 @dataclass(frozen=True, slots=True)

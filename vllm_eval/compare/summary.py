@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter
 
-from vllm_eval.compare.intervals import Bootstrap
-from vllm_eval.compare.paired import CaseScore, Paired, compare_cases, holm
+from vllm_eval.compare.intervals import Bootstrap, CaseScore
+from vllm_eval.compare.paired import Paired, compare_cases, holm
 from vllm_eval.records import BASELINE
 
 if TYPE_CHECKING:
