@@ -94,7 +94,7 @@ def test_the_reports_hold_the_diagnosis(failing: Path) -> None:
 
 def test_asked_for_repairs_stand_beside_the_strict_figures(mendable: Bench) -> None:
     run = mendable.run("--repair")
-    assert "With repairs, which count nowhere above" in run.out
+    assert "With repairs (not counted above)" in run.out
     write_reports(load_run(run.folder))
     page, text, xml = (
         (run.folder / name).read_text(encoding="utf-8")
@@ -132,7 +132,7 @@ def test_what_the_grammar_did_in_the_run_is_measured(both_ways: Run) -> None:
 
 
 def test_free_and_constrained_answers_stand_side_by_side(both_ways: Run) -> None:
-    assert "Held to the task's grammar, not graded" in both_ways.out
+    assert "With constrained decoding (not graded)" in both_ways.out
     page, text = (
         (both_ways.folder / name).read_text(encoding="utf-8")
         for name in ("report.html", "report.md")
@@ -147,7 +147,7 @@ def test_a_run_of_constrained_answers_alone_says_so(bench: Bench) -> None:
     bench.answers({"text": GOOD}, {"concept_id": "K2", "arm": "pupil", "text": "no blocks"})
     run = bench.run("-c", "constrain=only")
     write_reports(load_run(run.folder))
-    assert "every answer held to the task's grammar" in run.out
+    assert "every answer constrained to the task's grammar" in run.out
     for name in ("report.html", "report.md", "summary.md"):
         assert "Constrained answers." in (run.folder / name).read_text(encoding="utf-8")
     settings = [one["setting"] for one in load_run(run.folder).comparison["diagnosis"]["remedies"]]

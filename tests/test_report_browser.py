@@ -148,7 +148,7 @@ def test_filters_narrow_the_table_and_clear_again(browser: Browser, report: Path
         page.get_by_label("Status", exact=True).select_option("valid after a retry")
         assert names_shown(page) == ["K3"]
         page.get_by_label("Arm", exact=True).select_option("pupil")
-        assert page.get_by_text("No case fits these filters.").is_visible()
+        assert page.get_by_text("No case matches these filters.").is_visible()
         page.get_by_label("Status", exact=True).select_option("no answer")
         assert names_shown(page) == ["K5"]
         page.get_by_role("button", name="Clear").click()

@@ -172,7 +172,7 @@ def test_a_rule_without_a_number_is_told_where_nothing_else_is(failing: Path) ->
         if rule["kind"] == "ratio"
     ]
     steps = _steps({**comparison, "verdicts": [{**verdict, "rules": rules}]}, failing)
-    assert "cannot be told: `there is no such number`" in steps
+    assert "is unknown: `there is no such number`" in steps
 
 
 @pytest.mark.parametrize(("cut", "told"), [((9, 1), False), ((9, 90), True)])
@@ -197,7 +197,7 @@ def test_doubt_that_is_not_known_is_not_told(failing: Path) -> None:
     rule = verdict["rules"][0] | {"kind": "ratio_low", "passed": False, "value": 0.5}
     unknown = {"rules": [rule], "pass_chance": None, "cases_to_settle": None}
     steps = _steps({**comparison, "verdicts": [{**verdict, **unknown}]}, failing)
-    assert steps.endswith("is too uncertain: more cases")
+    assert steps.endswith("is too uncertain. Evaluate more cases")
 
 
 def test_a_partial_run_says_what_is_pending_and_how_to_go_on(failing: Path) -> None:
@@ -272,6 +272,6 @@ def test_a_quantised_base_is_said_beside_the_verdict(tmp_path: Path) -> None:
     path.write_text(json.dumps(manifest), encoding="utf-8")
     (run / "comparison.json").unlink()
     write_reports(open_run(run))
-    said = "All arms stand on a base quantised by `bitsandbytes`."
+    said = "All arms use a base quantised by `bitsandbytes`."
     assert said in (run / "report.md").read_text(encoding="utf-8")
     assert said in (run / "summary.md").read_text(encoding="utf-8")

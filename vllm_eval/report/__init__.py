@@ -1,1 +1,1 @@
-"""Markdown, HTML, plots and other tools' formats from a run folder. Renders, never computes."""
+"""Markdown, HTML, plots and other tools' formats from a run folder. Renders and never computes."""

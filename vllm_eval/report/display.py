@@ -38,28 +38,28 @@ class Result:
 
     run: StoredRun
     verdicts: tuple[Verdict, ...]
-    """The gate on each student; no part of a partial run has passed, whatever they say."""
+    """The gate's verdict on each student; in a partial run none has passed, whatever they say."""
     comparison: Comparison
-    """Every arm's figures, and each student against the baseline; without the single cases."""
+    """Every arm's figures, and each student against the baseline, without the cases."""
 
     @property
     def folder(self) -> Path:
-        """Where all files of the run are."""
+        """The folder with all files of the run."""
         return self.run.folder
 
     @property
     def passed(self) -> bool:
-        """Whether the run is whole and every student passed the gate."""
+        """Whether the run is complete and every student passed the gate."""
         return bool(self.run.comparison["passed"])
 
     @property
     def pending(self) -> int:
-        """Outcomes that a partial run lacks; 0 for a whole one."""
+        """Outcomes that a partial run lacks; 0 for a complete one."""
         return int(self.run.comparison["pending"])
 
     @property
     def report(self) -> Path | None:
-        """`report.html`; None where none has been written."""
+        """`report.html`; None if there is none."""
         path = self.folder / HTML
         return path if path.is_file() else None
 
@@ -123,10 +123,10 @@ class Result:
 
 
 def show(run: str | Path, output_dir: str | Path = "results") -> Result:
-    """A stored run: its verdicts and figures, rendered by notebooks with tables and plots.
+    """A stored run: its verdicts and figures; notebooks render it with tables and plots.
 
     Args:
-        run: its folder, or its name in `output_dir`. One that was cut off is concluded first.
+        run: its folder, or its name in `output_dir`. An interrupted run is concluded first.
         output_dir: where runs lie.
 
     Raises:
@@ -139,7 +139,7 @@ def show(run: str | Path, output_dir: str | Path = "results") -> Result:
 
 
 def _images(comparison: Mapping[str, object]) -> list[tuple[str, str]]:
-    """Title and address of each plot; as images, since several cells may show the same ids."""
+    """Title and address of each plot, as images, because several cells may show the same ids."""
     return [
         (TITLES[name], f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}")
         for name, svg in slide_svgs(comparison).items()

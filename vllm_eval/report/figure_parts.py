@@ -1,4 +1,4 @@
-"""What the figures share: markers, colours, names cut short, axes with room, legends."""
+"""Shared parts of the figures: markers, colours, shortened names, axes, legends."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ NUMBERS = 0.145
 
 @dataclass(frozen=True, slots=True)
 class Colours:
-    """As matplotlib takes them."""
+    """As matplotlib expects them."""
 
     text: str
     grid: str
     arms: tuple[str, ...]
 
     def arm(self, number: int) -> str:
-        """Of the arm at this place, the baseline's being 0."""
+        """Of the arm with this index; the baseline has 0."""
         return self.arms[number % len(self.arms)]
 
 
 def shorten(name: str, width: int = LABEL) -> str:
-    """A name on one line, its middle left out where it is long: names differ at their ends."""
+    """A name on one line; a long one loses its middle, because names differ at their ends."""
     name = plain(name).strip() or NO_TIER
     if len(name) <= width:
         return name
@@ -54,9 +54,9 @@ def shorten(name: str, width: int = LABEL) -> str:
 def make_axes(
     figure: Figure, names: int, rows: int = 1, columns: int = 1, left: float = NUMBERS
 ) -> list[Axes]:
-    """Axes with room for a legend of so many names above, and for labels on the left.
+    """Axes with room for a legend of these names above and for labels on the left.
 
-    By estimate: letting matplotlib measure everything takes twice the time.
+    Estimated, because letting matplotlib measure everything takes twice the time.
     """
     top = 0.96 - ROW * ((names + 1) // 2)
     place = {"left": left, "right": 0.97, "bottom": 0.15, "top": top, "hspace": 0.35, "wspace": 0.2}
@@ -67,12 +67,12 @@ def make_axes(
 
 
 def labels_width(labels: Sequence[str]) -> float:
-    """What the longest of some labels of an axis takes, as a share of the figure."""
+    """Width of the longest label of an axis, as a share of the figure."""
     return 0.03 + CHARACTER * max(cell_len(label) for label in labels)
 
 
 def line_style(colours: Colours, number: int) -> dict[str, Any]:
-    """Of the arm at this place: colour, marker and dashes, each enough to tell it."""
+    """Colour, marker and dashes of the arm with this index; each alone identifies it."""
     return {
         "color": colours.arm(number),
         "marker": MARKERS[number % len(MARKERS)],
@@ -87,7 +87,7 @@ def with_gaps(values: Sequence[float | None]) -> list[float]:
 
 
 def as_percent(axes: Axes, *, across: bool = False) -> None:
-    """Shares at the ticks of the upright axis, or of the one across; none above 100 %."""
+    """Percentages at the ticks of the vertical or horizontal axis; none above 100 %."""
 
     def percent(value: float, place: float) -> str:
         del place
@@ -109,6 +109,6 @@ def add_legend(figure: Figure, shown: Sequence[Any], names: Sequence[str]) -> No
 
 
 def left_out(things: Sequence[object], most: int) -> str:
-    """A note on how many there are above `most`; empty where there are none."""
+    """A note on how many there are above `most`; empty if there are none."""
     more = len(things) - most
     return f"; {more} more are not drawn" if more > 0 else ""

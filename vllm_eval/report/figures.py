@@ -1,4 +1,4 @@
-"""What each figure shows, painted with the methods of a matplotlib figure alone."""
+"""The content of each figure, drawn with only the methods of a matplotlib figure."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     Painter = Callable[[Figure, Colours], None]
 
 MOST_LINES = 12
-"""Cases up to which each is a line from baseline to student; above, a point of a scatter."""
+"""Up to so many cases, each is a line from baseline to student; above, a point of a scatter."""
 MOST_MARKERS = 400
-"""Points of an arm up to which each has its own marker; above, all are one path."""
+"""Up to so many points of an arm, each has its own marker; above, all are one path."""
 MOST_ARMS, MOST_TIERS, MOST_REASONS = 8, 10, 10
-"""How many of each are drawn; a note says how many are left out."""
+"""How many of each are drawn; a note gives the number left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Series:
 
 
 def painters(comparison: Mapping[str, Any]) -> dict[str, Painter]:
-    """The figures that have something to show, by name."""
+    """The figures with something to show, by name."""
     spread = comparison["distributions"].values()
     shown = (
         (_paired, any(paired["pairs"] for paired in comparison["students"].values())),
@@ -91,7 +91,7 @@ def _paired(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> 
 def _draw_lines(
     figure: Figure, colours: Colours, comparison: Mapping[str, Any], students: Sequence[str]
 ) -> None:
-    """Each case a line from its score by the baseline to that by the student."""
+    """Each case is a line from the baseline's score to the student's."""
     (axes,) = make_axes(figure, 0)
     ticks: list[str] = []
     for number, student in enumerate(students):
@@ -114,7 +114,7 @@ def _draw_lines(
 def _draw_scatter(
     figure: Figure, colours: Colours, comparison: Mapping[str, Any], students: Sequence[str]
 ) -> None:
-    """Each case a point, above the solid line where the student is better."""
+    """Each case is a point, above the solid line if the student is better."""
     (axes,) = make_axes(figure, len(students) + 2)
     shown, least = [], 1.0
     for number, student in enumerate(students, start=1):
@@ -131,8 +131,8 @@ def _draw_scatter(
         names.append(f"gate: {ratio:g} x baseline's mean")
     axes.set_xlim(low, 1.01)
     axes.set_ylim(low, 1.01)
-    axes.set_xlabel(f"score by the baseline ({_counted(comparison, students)})")
-    axes.set_ylabel("score by the student")
+    axes.set_xlabel(f"baseline score ({_counted(comparison, students)})")
+    axes.set_ylabel("student score")
     add_legend(figure, [*shown, *same], names)
 
 
@@ -163,7 +163,7 @@ def _points(axes: Axes, pairs: Sequence[tuple[float, float]], number: int, colou
 
 
 def _distribution(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:
-    """Counts by score in a row for each arm; the line below spans the quartiles."""
+    """Counts by score, one row per arm; the line below spans the quartiles."""
     spread = list(comparison["distributions"].items())
     rows = make_axes(figure, 1, rows=min(len(spread), MOST_ARMS))
     most = max(count for _, one in spread for count in one["counts"])
@@ -186,7 +186,7 @@ def _distribution(figure: Figure, colours: Colours, comparison: Mapping[str, Any
 
 
 def _tiers(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:
-    """A row for each tier, all of them on top."""
+    """One row per tier, all tiers together on top."""
     arms = list(comparison["arms"])[:MOST_ARMS]
     tiers = sorted({tier for arm in arms for tier in comparison["tiers"][arm]} - {NO_TIER})
     rows = ["all", *tiers[:MOST_TIERS]]
@@ -235,7 +235,7 @@ def _attempts(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -
 
 
 def _failures(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:
-    """Bars of attempts by reason and arm, a piece for each tier; solid where none was left."""
+    """Bars of attempts by reason and arm, one piece per tier; solid if no attempt was left."""
     groups = _of_arms(comparison)
     failed = {group["arm"] for group in groups}
     arms = [arm for arm in comparison["arms"] if arm in failed][:MOST_ARMS]
@@ -262,12 +262,12 @@ def _failures(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -
     axes.grid(visible=False, axis="y")
     axes.locator_params(axis="x", integer=True)
     more = left_out(reasons, MOST_REASONS)
-    axes.set_xlabel(f"attempts (solid: the last one too){more}", loc="right")
+    axes.set_xlabel(f"attempts (solid: last attempt){more}", loc="right")
     add_legend(figure, list(shown.values()), list(shown))
 
 
 def _of_arms(comparison: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The failures of all arms but constrained variants, which no figure shows."""
+    """The failures of all arms; no figure shows constrained variants."""
     return [group for group in comparison["failures"] if group["arm"] in comparison["arms"]]
 
 
@@ -291,7 +291,7 @@ def _throughput(figure: Figure, colours: Colours, comparison: Mapping[str, Any])
 
 
 def _pairs(comparison: Mapping[str, Any], student: str) -> list[tuple[float, float]]:
-    """Scores of baseline and student, of the cases that both answered validly."""
+    """Scores of baseline and student for the cases that both answered validly."""
     baseline = comparison["students"][student]["baseline"]
     cells = ((row["arms"].get(baseline), row["arms"].get(student)) for row in comparison["cases"])
     scores = ((one["score"], two["score"]) for one, two in cells if one and two)
@@ -299,6 +299,6 @@ def _pairs(comparison: Mapping[str, Any], student: str) -> list[tuple[float, flo
 
 
 def _threshold(comparison: Mapping[str, Any], kind: str) -> float | None:
-    """Of the first rule of that kind."""
+    """The value of the first rule of that kind."""
     rules = (rule for verdict in comparison["verdicts"] for rule in verdict["rules"])
     return next((rule["threshold"] for rule in rules if rule["kind"] == kind), None)

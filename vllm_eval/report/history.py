@@ -36,7 +36,7 @@ class PastArm:
     """To the run's own report, from the page's folder."""
     arm: str
     line: str
-    """Which line of the plot it belongs to."""
+    """The line of the plot it belongs to."""
     verdict: str | None
     """None for the baseline."""
     summary: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""One page that needs nothing but itself: `report.html`."""
+"""`report.html`: one self-contained page."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ if TYPE_CHECKING:
 PACKAGE = "vllm_eval.report"
 STYLE = "report.css"
 SCRIPTS = ("text.js", "diff.js", "table.js", "case.js", "report.js")
-"""In the order they are joined: one script, so that one hash allows it and nothing else."""
+"""Joined in this order into one script, so that a single hash allows it and nothing else."""
 NOTES = {
-    "paired": "Each mark is a case of the table below.",
+    "paired": "Each mark is a case in the table below.",
     "distribution": "Mean, deviation and ends are in the table of arms.",
     "tiers": "The same figures are in the table of tiers.",
     "attempts": "The same shares are in the table by attempt.",
-    "failures": "The same counts stand with the failures below.",
+    "failures": "The same counts are with the failures below.",
     "throughput": "All arms share one batch; totals are under timing.",
 }
-"""Of each plot: where a reader who does not see it finds its numbers."""
+"""For each plot: where to find its numbers as text."""
 CHUNK_BYTES = 256 * 1024
-"""Texts compressed together: enough to shrink well, little enough to open at once."""
+"""Bytes of texts compressed together: enough to shrink well, few enough to open at once."""
 SEARCHED = 160
-"""Characters of an error that the search looks at."""
+"""Characters of an error that the search covers."""
 _ONCE = ("arm", "concept_id", "tier")
-"""What a case or its column already says of an attempt."""
+"""Keys of an attempt that its case or column already has."""
 
 
 def write_html(run: StoredRun, path: Path) -> Path:
-    """Write the page, whole or not at all; it opens from disk and asks the network for nothing.
+    """Write the page, whole or not at all; it opens from disk and loads nothing from the network.
 
-    What a model, a data set or an adapter wrote is escaped throughout.
+    Text from a model, a data set or an adapter is always escaped.
     """
     index, chunks = _page_data(run)
     script = "\n".join(["'use strict';", *map(asset, SCRIPTS)])
@@ -78,25 +78,25 @@ def write_html(run: StoredRun, path: Path) -> Path:
 
 
 def render_page(template: str, **values: object) -> str:
-    """A page made of one of our templates, with the style sheet that all pages share."""
+    """A page from one of our templates, with the shared style sheet."""
     style = Markup(asset(STYLE))  # noqa: S704  our own file
     return _templates().get_template(template).render(style=style, **values)
 
 
 def _colours(run: StoredRun) -> dict[str, int]:
-    """Of the arms and, after them, of constrained variants: whoever made an attempt."""
+    """Colours of the arms and, after them, of the constrained variants."""
     names = dict.fromkeys((*run.arms, *run.comparison["attempts"]))
     return {arm: number % len(ARM_COLOURS) for number, arm in enumerate(names)}
 
 
 def _tiers(comparison: Mapping[str, Any]) -> list[str]:
-    """Every arm's tiers; none where the cases have none."""
+    """The tiers of all arms; none if the cases have no tier."""
     found = dict.fromkeys(tier for tiers in comparison["tiers"].values() for tier in tiers)
     return [] if set(found) == {NO_TIER} else sorted(found)
 
 
 def _head(run: StoredRun) -> list[tuple[str, str]]:
-    """What was evaluated, on what, in a few words each."""
+    """What was evaluated and on what, in a few words each."""
     about = run.environment
     identity, engine, machine = about["identity"], about.get("engine", {}), about["machine"]
     cases = run.comparison["arms"][BASELINE]["cases"]
@@ -121,12 +121,12 @@ def _head(run: StoredRun) -> list[tuple[str, str]]:
 
 
 def _short(model: str | None) -> str | None:
-    """A hub id as it is; of a folder the last two parts of its path."""
+    """A hub id unchanged, or the last two parts of a folder's path."""
     return None if model is None else "/".join(PurePath(model).parts[-2:])
 
 
 def _figures(comparison: Mapping[str, Any]) -> list[tuple[str, str, str, Markup]]:
-    """Name, title, note and drawing of each plot there is."""
+    """Name, title, note and drawing of each plot."""
     return [
         (name, TITLES[name], NOTES[name], Markup(svg))  # noqa: S704  drawn by us, its text escaped
         for name, svg in inline_svgs(comparison).items()
@@ -149,12 +149,12 @@ def _templates() -> jinja2.Environment:
 
 
 def asset(name: str) -> str:
-    """The text of a style sheet or script of ours."""
+    """The text of one of our style sheets or scripts."""
     return (files(PACKAGE) / "templates" / name).read_text(encoding="utf-8")
 
 
 def _page_data(run: StoredRun) -> tuple[dict[str, Any], list[str]]:
-    """What the page carries for its script: an index of the cases, and chunks of their texts.
+    """The data for the page's script: an index of the cases, and chunks of their texts.
 
     Each chunk is a JSON list of cases, deflated (RFC 1950), then base64. Every attempt is read
     once, one case at a time; memory holds what the page will.
@@ -183,12 +183,12 @@ def _page_data(run: StoredRun) -> tuple[dict[str, Any], list[str]]:
 
 
 def _cell(cell: Mapping[str, Any], samples: int) -> Mapping[str, Any]:
-    """As `comparison.json` has it; not finished where answers of the case are still pending."""
+    """As in `comparison.json`; not finished if answers of the case are still pending."""
     return cell if cell["samples"] >= samples else {**cell, "status": "unfinished"}
 
 
 def _row(detail: CaseDetail, cells: Mapping[str, Any]) -> dict[str, Any]:
-    """A case as the table shows, filters and searches it: the cells of `comparison.json`."""
+    """A case as the table shows, filters and searches it, from `comparison.json`."""
     arms = []
     for arm, attempts in detail.attempts.items():
         failed = [attempt for attempt in attempts if attempt.reason or attempt.error]
@@ -200,7 +200,7 @@ def _row(detail: CaseDetail, cells: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _attempt(attempt: Attempt, blocks: Blocks) -> dict[str, Any]:
-    """The journal's line, and where each block lies in the raw text."""
+    """The journal's line, and the place of each block in the raw text."""
     line = {key: value for key, value in asdict(attempt).items() if key not in _ONCE}
     raw = attempt.raw_response
     places = {label: _place(raw, label, text) for label, text in blocks(raw).items()}

@@ -23,8 +23,8 @@ KINDS = ("failure", "error", "skipped")
 def write_junit(run: StoredRun, path: Path) -> Path:
     """A suite for each student's gate and one for each arm's cases.
 
-    A broken contract is a `failure`, an answer that is missing an `error`. A case that a partial
-    run still owes an answer of is `skipped`, and so is every rule. Of very many cases the sample in
+    A broken contract is a `failure`, a missing answer an `error`. In a partial run, a case with a
+    pending answer is `skipped`, and so is every rule. If there are very many cases, the sample in
     `comparison.json` is listed. The time of an arm's suite is the sum over its attempts, which ran
     side by side; the time of all is that of the generation.
     """
@@ -77,7 +77,7 @@ def _case(
     examples: Mapping[str, Mapping[str, Any]],
     samples: int,
 ) -> ET.Element:
-    """Of a case with fewer answers than `samples` nothing is known yet, whatever those are."""
+    """The status of a case with fewer answers than `samples` is not known yet."""
     name = f"cases.{arm}"
     if cell is None or cell["samples"] < samples:
         there = cell["samples"] if cell else 0
@@ -96,7 +96,7 @@ def _case(
 
 
 def examples_of(comparison: Mapping[str, Any], arm: str) -> dict[str, Mapping[str, Any]]:
-    """An example of what failed, for the cases that have one."""
+    """An example of the failure, for cases that have one."""
     groups = (group for group in comparison["failures"] if group["arm"] == arm)
     return {example["concept_id"]: example for group in groups for example in group["examples"]}
 

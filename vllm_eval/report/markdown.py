@@ -1,4 +1,4 @@
-"""`report.md`, the section one would write by hand after a run, and `summary.md` for CI pages."""
+"""`report.md`, for a pull request or a document, and `summary.md` for CI pages."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 MOST_CASES = 30
 """Failed cases in the table."""
 MOST_EXCERPTS = 10
-"""Of those, with the place in the raw answer."""
+"""Of those, cases shown with the place in the raw answer."""
 MOST_GROUPS = 10
 """Kinds of failure."""
 HASH = 12
-"""Characters of a hash; the whole ones are in the manifest."""
+"""Characters of a hash; the manifest has the whole hash."""
 
 
 @dataclass(frozen=True, slots=True)
 class FailedCase:
-    """A case that one arm did not answer validly in all its samples."""
+    """A case for which an arm did not answer validly in all samples."""
 
     concept_id: str
     tier: str | None
@@ -58,7 +58,7 @@ class FailedCase:
 
 
 def write_markdown(run: StoredRun, path: Path) -> Path:
-    """The report: verdict and next step on top, then what they stand on."""
+    """The report: verdict and next step first, then the evidence."""
     failed = failed_cases(run.comparison)
     page = _render(
         "report.md.j2",
@@ -84,7 +84,7 @@ def render_summary(run: StoredRun) -> str:
 
 
 def failed_cases(comparison: Mapping[str, Any]) -> list[FailedCase]:
-    """Every arm's cases that are no success, students before the baseline."""
+    """Every arm's failed cases, students before the baseline."""
     found = [
         FailedCase(
             row["concept_id"], row["tier"], arm, cell["status"], cell["reason"], cell["attempts"]
@@ -149,14 +149,14 @@ def _interval(interval: Mapping[str, Any], form: str = "score") -> str:
 def _with_examples(
     comparison: Mapping[str, Any], failed: list[FailedCase]
 ) -> list[tuple[FailedCase, Mapping[str, Any]]]:
-    """The cases of which `comparison.json` holds an example, with that."""
+    """The failed cases that have an example in `comparison.json`, with it."""
     examples = {arm: examples_of(comparison, arm) for arm in comparison["arms"]}
     found = ((case, examples[case.arm].get(case.concept_id)) for case in failed)
     return [(case, example) for case, example in found if example is not None]
 
 
 def _tiers(comparison: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """Tier, arm and summary; none where the cases have no tier."""
+    """Tier, arm and summary; none if the cases have no tier."""
     rows = [
         (tier, arm, part)
         for arm, tiers in comparison["tiers"].items()
@@ -197,7 +197,7 @@ def _environment_facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _place(path: str | None, digest: str | None) -> str | None:
-    """The last parts of a path or a hub id, and the beginning of the hash of what lies there."""
+    """The last parts of a path or a hub id, and the start of its content's hash."""
     if path is None:
         return None
     short = "/".join(PurePath(path).parts[-2:])
@@ -205,7 +205,7 @@ def _place(path: str | None, digest: str | None) -> str | None:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, str, int]]:
-    """Name, time of writing and bytes of each of a run's files, but of this one and the archive."""
+    """Name, time and bytes of each of a run's files, except this one and the archive."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         made_after = name == "report.md" or path.suffix == ".zip"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "vllm_eval"
 MOST = 100
-"""Entries of one call; MLflow takes no more parameters at once."""
+"""Entries per call; MLflow accepts no more parameters at once."""
 LONGEST = 500
 """Characters of a value."""
 _NO_NAME = re.compile(r"[^\w.\-/ ]")
@@ -29,12 +29,12 @@ DOUBT = ("difference", "ratio")
 
 
 def log_run(run: StoredRun, uri: str, files: Sequence[Path]) -> str:
-    """Log parameters, metrics, verdicts and the report's files; the id MLflow gives it.
+    """Log parameters, metrics, verdicts and the report's files; returns MLflow's run id.
 
     `uri` is the tracking server's or store's; `files` of the report are kept as artifacts.
 
     Raises:
-        InputError: MLflow is not installed, or refuses.
+        InputError: MLflow is not installed, or refuses the run.
     """
     try:
         from mlflow import MlflowClient
@@ -74,7 +74,7 @@ def _tags(run: StoredRun) -> dict[str, str]:
 
 
 def _params(run: StoredRun) -> Iterable[tuple[str, str]]:
-    """The configuration, and what the engine said of itself."""
+    """The configuration, and the engine's description of itself."""
     config = load_config([str(run.folder / CONFIG)]).model_dump(mode="json")
     yield from facts(config)
     yield from facts({"engine_about": run.environment.get("engine", {})})
@@ -95,12 +95,12 @@ def _metrics(comparison: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 def _numbers(
     before: str, data: Mapping[str, Any], keys: Iterable[str]
 ) -> Iterator[tuple[str, float]]:
-    """Those of the values that are there."""
+    """The values that exist."""
     for key in keys:
         if data[key] is not None:
             yield before + key, float(data[key])
 
 
 def _named(key: str) -> str:
-    """What MLflow takes as a name."""
+    """The name with characters that MLflow accepts."""
     return _NO_NAME.sub("_", key)

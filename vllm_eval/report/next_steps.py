@@ -1,4 +1,4 @@
-"""What to do after a run: from the rules that failed and what failed most to a remedy."""
+"""What to do after a run, from the rules that failed and the most frequent failures."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from vllm_eval.report.stored_run import StoredRun
 
 SURE = 0.95
-"""Share of resamples from which on a verdict is not called close."""
+"""A verdict that holds on a smaller share of resamples is called close."""
 MOST_CASES = 3
 MOST_REMEDIES = 3
-"""Named of one arm; the diagnosis has all."""
+"""Remedies named for one arm; the diagnosis has all."""
 
 
 def next_steps(run: StoredRun) -> list[Md]:
-    """One paragraph of Markdown per thing to do, the most pressing first."""
+    """One paragraph of Markdown per step, the most urgent first."""
     if run.comparison["partial"]:
         pending = count(run.comparison["pending"])
         command = code(f"python -m vllm_eval --resume {shlex.quote(run.folder.name)}")
@@ -49,17 +49,19 @@ def _integrate(run: StoredRun, verdict: Mapping[str, Any]) -> Iterator[Md]:
         command += ["--lora-modules", f"{arm}={adapter['path']}"]
         yield Md(f"Serve it beside the base: {code(shlex.join(command), 400)}")
     if verdict["pass_chance"] is not None and verdict["pass_chance"] < SURE:
-        yield Md(f"The pass is close: {_doubt(verdict)} Evaluate more cases before you rely on it.")
+        yield Md(f"The PASS is close: {_doubt(verdict)} Evaluate more cases before you rely on it.")
 
 
 def _doubt(verdict: Mapping[str, Any]) -> str:
-    """How often the rules hold, and how many cases would tell; as far as either is known."""
+    """How often the rules hold, and how many cases would settle it, if known."""
     parts = []
     if verdict["pass_chance"] is not None:
         share = percent(verdict["pass_chance"])
         parts.append(f"the rules hold on {share} of resamples of the cases.")
     if verdict["cases_to_settle"] is not None:
-        parts.append(f"About {count(verdict['cases_to_settle'])} such cases settle the ratio.")
+        parts.append(
+            f"About {count(verdict['cases_to_settle'])} such cases would settle the ratio."
+        )
     return " ".join(parts)
 
 
@@ -73,9 +75,9 @@ def _repair(comparison: Mapping[str, Any], verdict: Mapping[str, Any]) -> Iterat
         yield from _remedy(comparison, verdict, rule)
     if not told:
         for rule in failed:
-            yield Md(f"{words(rule['name'])} cannot be told: {code(rule['reason'])}")
+            yield Md(f"{words(rule['name'])} is unknown: {code(rule['reason'])}")
     if verdict["pass_chance"] is not None and verdict["pass_chance"] > 1 - SURE:
-        yield Md(f"The fail of {code(arm)} is close: {_doubt(verdict)}")
+        yield Md(f"The FAIL of {code(arm)} is close: {_doubt(verdict)}")
 
 
 def _remedy(
@@ -93,17 +95,16 @@ def _remedy(
             "prompt and cases before the adapter."
         )
     elif kind == "ratio_low":
-        yield Md(
-            f"The ratio of {student} is too uncertain: more cases; {_doubt(verdict)}".rstrip("; ")
-        )
+        more = f"Evaluate more cases: {_doubt(verdict)}".rstrip(": ")
+        yield Md(f"The ratio of {student} is too uncertain. {more}")
     elif kind == "distance":
-        yield Md(f"The means of {student} and the baseline lie further apart than allowed.")
+        yield Md(f"The means of {student} and the baseline differ by more than allowed.")
     else:
         yield Md(f"{student} scores too low. {_worst_cases(comparison, verdict['arm'])}")
 
 
 def _missing(comparison: Mapping[str, Any], arm: str) -> str:
-    """What kept answers away, and what helps."""
+    """Why answers are missing, and what helps."""
     groups = _groups(comparison, arm, {NO_ANSWER})
     names = {reason for group in groups for reason in group["reasons"]}
     found = {why: n for why, n in comparison["reasons"].get(arm, {}).items() if why in names}
@@ -115,7 +116,7 @@ def _missing(comparison: Mapping[str, Any], arm: str) -> str:
 
 
 def _main_cause(comparison: Mapping[str, Any], arm: str) -> str:
-    """What an arm's answers fail of most, and what would help by how much."""
+    """Why most of an arm's failed answers fail, and what would help by how much."""
     final: dict[str, int] = {}
     for group in _groups(comparison, arm, KINDS.keys() - {NO_ANSWER}):
         final[group["cluster"]] = final.get(group["cluster"], 0) + group["outcomes"]
@@ -137,7 +138,7 @@ def _main_cause(comparison: Mapping[str, Any], arm: str) -> str:
 
 
 def _helps(comparison: Mapping[str, Any], arm: str, clusters: Collection[str]) -> str:
-    """The settings that recover most of an arm's failures in some clusters."""
+    """The settings that recover most of an arm's failures in the given clusters."""
     found = [
         f"{code(remedy['setting'])} {recovered(remedy)}"
         for remedy in comparison["diagnosis"]["remedies"]
@@ -166,6 +167,6 @@ def _worst_cases(comparison: Mapping[str, Any], arm: str) -> str:
         return "Compare the points of each part of the metric in `report.html`."
     named = ", ".join(f"{code(row['concept_id'])} ({signed(d)})" for d, row in behind[:MOST_CASES])
     return (
-        f"It loses most against the baseline on {named}: compare the points of each part of the "
+        f"It loses most against the baseline on {named}. Compare the points of each part of the "
         "metric there, and add training cases like them."
     )

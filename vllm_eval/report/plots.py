@@ -1,7 +1,7 @@
 """Figures of a run: inline in a page that chooses the colours, and as files for slides.
 
-Every number drawn stands in `comparison.json`. A figure with nothing to show is left out, so the
-names at hand are a subset of those in `TITLES`.
+Every number drawn is in `comparison.json`. A figure with nothing to show is left out, so the names
+returned are a subset of those in `TITLES`.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ TITLES = {
     "paired": "Score per case, students against the baseline",
     "distribution": "Scores of the cases, per arm",
     "tiers": "Mean score and valid answers, per tier",
-    "attempts": "Answers valid after so many attempts",
+    "attempts": "Valid answers by number of attempts",
     "failures": "Failed attempts by reason",
     "throughput": "Throughput over the run",
     "history": "Score and validity over time",
 }
-"""What each figure is called; it is not drawn, a page or a slide has its own headline."""
+"""Title of each figure; not drawn, because a page or a slide has its own headline."""
 SIZE = (5.0, 3.3)
-"""Inches: small, so that the text stays readable where a phone shrinks the figure."""
+"""Inches; small, so that the text stays readable when a phone shrinks the figure."""
 DPI = 240
 """Of the PNG files: 1,200 by 792 pixels."""
 FOLDER = "plots"
@@ -87,7 +87,7 @@ _SETTINGS: dict[str, Any] = {
 
 
 def inline_svgs(comparison: Mapping[str, Any]) -> dict[str, str]:
-    """Each figure as an `<svg>` element for a page that holds them all, by name.
+    """Each figure as an `<svg>` element for one page, by name.
 
     Transparent, text in `currentColor`, arms in `var(--arm-0)` to `var(--arm-5)` (by rights
     `ARM_COLOURS`), grid in `var(--grid)`. Width and height are the page's; ids are unique among
@@ -122,7 +122,7 @@ def write_plots(comparison: Mapping[str, Any], folder: Path) -> list[Path]:
 
 @lru_cache(maxsize=1)
 def _svgs(comparison: bytes) -> Mapping[str, str]:
-    """Drawn once for the page and for the files: it is most of the time a report takes."""
+    """Drawn once for page and files, because drawing takes most of a report's time."""
     painters = figures.painters(orjson.loads(comparison))
     return {name: _svg(name, paint) for name, paint in painters.items()}
 
@@ -140,14 +140,14 @@ def _svg(name: str, paint: Painter) -> str:
 
 @contextmanager
 def _drawn(paint: Painter) -> Iterator[Figure]:
-    """A painted figure; matplotlib's settings are ours until it has been saved."""
+    """A drawn figure, with our matplotlib settings until it has been saved."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     with _DRAWING, mpl.rc_context(), warnings.catch_warnings():
-        # A name in another script: a page's fonts have what ours lacks.
+        # A name in another script: the page's fonts have the glyphs that ours lacks.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        mpl.rcdefaults()  # a notebook's own style is none of this figure's
+        mpl.rcdefaults()  # ignore a notebook's own style
         mpl.rcParams.update(_SETTINGS)
         figure = Figure(figsize=SIZE)
         paint(figure, Colours(TEXT, GRID, ARM_COLOURS))
@@ -165,7 +165,7 @@ def _save(figure: Figure, form: str) -> bytes:
 
 
 def clean_svg(text: str, name: str) -> str:
-    """Matplotlib's SVG without what is of no use; `name` goes before each id that is used."""
+    """Matplotlib's SVG without useless parts; `name` prefixes each id that is used."""
     text = _VOID.sub("", text)
     used = {match.group(2) for tag in _TAG.findall(text) for match in _USED.finditer(tag)}
     return _TAG.sub(lambda tag: _clean_tag(tag.group(), name, used), text)

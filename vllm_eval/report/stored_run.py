@@ -27,11 +27,11 @@ class StoredRun:
 
     folder: Path
     comparison: Mapping[str, Any]
-    """`comparison.json`: the source of every figure but those of a single attempt."""
+    """`comparison.json`: the source of every figure except those of a single attempt."""
 
     @property
     def word(self) -> str:
-        """On the whole run: `NOT FINISHED`, `PASS` or `FAIL`."""
+        """Of the whole run: `NOT FINISHED`, `PASS` or `FAIL`."""
         whole = "PASS" if self.comparison["passed"] else "FAIL"
         return NOT_FINISHED if self.comparison["partial"] else whole
 
@@ -48,7 +48,7 @@ class StoredRun:
 
     @property
     def task(self) -> Task:
-        """The task whose answers these are."""
+        """The run's task."""
         name = str(self.environment["identity"]["task"]).partition(" ")[0]
         return open_stored(self.folder, name)
 
@@ -66,14 +66,14 @@ class CaseDetail:
 
 
 def load_run(folder: Path) -> StoredRun:
-    """Read what was concluded of a run.
+    """Read a concluded run.
 
     Raises:
         InputError: the folder holds no concluded run, or a damaged one.
     """
     comparison = read_comparison(folder)
     if comparison is None:
-        msg = f"{folder / COMPARISON}: missing, damaged or behind the journal; `report` writes it"
+        msg = f"{folder / COMPARISON}: missing, damaged or too old; `report` writes it"
         raise InputError(msg)
     return StoredRun(folder, comparison)
 
@@ -81,12 +81,12 @@ def load_run(folder: Path) -> StoredRun:
 def read_details(run: StoredRun) -> Iterator[CaseDetail]:
     """The texts of every case with an attempt, in the data set's order, one case at a time.
 
-    Without those of constrained variants, which are no arms of the comparison.
+    Leaves out constrained variants, which are not arms of the comparison.
 
-    Of a run whose `comparison.json` holds a sample of its cases, only those.
+    If `comparison.json` holds a sample of the cases, only those.
 
     Raises:
-        InputError: the cases or the journal are missing, or others than those concluded.
+        InputError: the cases or the journal are missing, or have changed since the conclusion.
     """
     cases, journal = run.folder / CASES, run.folder / JOURNAL
     try:
@@ -105,5 +105,5 @@ def read_details(run: StoredRun) -> Iterator[CaseDetail]:
         msg = f"{error.filename}: cannot be read: {error.strerror}; restore it, or evaluate again"
         raise InputError(msg) from error
     except (KeyError, EvalError) as error:
-        msg = f"{run.folder}: cases or journal are not those concluded: {error}; restore them"
+        msg = f"{run.folder}: cases or journal have changed: {error}; restore them"
         raise InputError(msg) from error

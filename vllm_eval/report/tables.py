@@ -1,4 +1,4 @@
-"""What a run says at its end, as tables and lines for a terminal. Nothing is computed here."""
+"""The end of a run as tables and lines for a terminal. Computes nothing."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from vllm_eval.diagnose.survey import FailureGroup
 
 MOST_CLUSTERS = 12
-"""Groups shown; the file has all of them."""
+"""Groups shown; `comparison.json` has all of them."""
 MOST_EXAMPLES = 3
-"""Of those, with a look into the text."""
+"""Of those, groups shown with an excerpt."""
 MAX_FAILURES = 5
-"""Kinds of failure shown; the file has all of them."""
-UNMEASURED = "repairs: not measured, as the task's own code is not run on a stored run's word\n"
-"""What a run says that was asked for repairs and could not grade them."""
+"""Kinds of failure shown; `comparison.json` has all of them."""
+UNMEASURED = "repairs: not measured, because code that only a stored run names is never run\n"
+"""The note of a run that was asked for repairs but cannot grade them."""
 
 
 def run_tables(finished: Finished) -> Iterator[Table | Text]:
-    """Scores, failures, costs, and each student's gate with its doubt."""
+    """Scores, failures, costs, and each student's gate with its uncertainty."""
     comparison = finished.comparison
     yield _arms_table(comparison)
     if finished.failures:
@@ -63,7 +63,7 @@ def _arms_table(comparison: Comparison) -> Table:
     several = any(summary.total > summary.cases for summary in comparison.arms.values())
     columns = ["cases", "valid", "first try", "mean", "std"]
     columns += [*(["within", "between"] if several else ()), "min", "max", "mean (failures = 0)"]
-    title = "Scores, several answers a case" if several else "Scores"
+    title = "Scores, several answers per case" if several else "Scores"
     table = new_table(title, "arm", "tier", right=columns)
     for arm, summary in comparison.arms.items():
         table.add_row(Text(plain(arm)), "all", *_summary_cells(summary, several=several))
@@ -104,9 +104,9 @@ def gate_table(verdict: Verdict) -> Table:
 
 
 def repair_table(repair: Mapping[str, Any]) -> Table:
-    """What each arm would be with repaired answers counted as valid."""
+    """Each arm's figures with repaired answers counted as valid."""
     columns = ("repaired", "valid", "mean", "mean (failures = 0)")
-    table = new_table("With repairs, which count nowhere above", "arm", right=columns)
+    table = new_table("With repairs (not counted above)", "arm", right=columns)
     table.add_column("by")
     table.add_column("gate")
     words = {verdict["arm"]: str(verdict["verdict"]) for verdict in repair["verdicts"]}
@@ -125,10 +125,13 @@ def repair_table(repair: Mapping[str, Any]) -> Table:
 
 
 def constrained_table(constrained: Constrained) -> Table:
-    """Each arm answering freely, and held to the task's grammar."""
+    """Each arm's free and constrained answers."""
     columns = ["valid", "first try", "mean", "mean (failures = 0)", "truncated", "tokens"]
     table = new_table(
-        "Held to the task's grammar, not graded", "arm", "answers", right=[*columns, "difference"]
+        "With constrained decoding (not graded)",
+        "arm",
+        "answers",
+        right=[*columns, "difference"],
     )
     for arm, variant in constrained.arms.items():
         apart = variant.paired.difference.value
@@ -149,7 +152,7 @@ def constrained_table(constrained: Constrained) -> Table:
 
 
 def doubt_lines(verdict: Verdict, paired: Paired) -> Iterator[Text]:
-    """How sure the comparison behind a verdict is."""
+    """How certain the comparison behind a verdict is."""
     yield Text(
         f"over {paired.pairs} pairs: ratio {_interval(paired.ratio)}, "
         f"difference {_interval(paired.difference, '+.3f')}"
@@ -166,7 +169,7 @@ def doubt_lines(verdict: Verdict, paired: Paired) -> Iterator[Text]:
 
 
 def timing_lines(timing: Mapping[str, Any]) -> Iterator[str]:
-    """Where the time of a run went that has just ended; memory and latencies where known."""
+    """Where a run's time went, with memory and latencies if known."""
     memory = (("host memory", "peak_host_mib"), ("device memory, all processes", "peak_device_mib"))
     times = (("engine start", "engine_load_s"), ("grading", "grading_s"), ("all", "total_s"))
     spent = [f"{name} {timing[key]:.1f} s" for name, key in times if timing[key] is not None]
@@ -242,7 +245,7 @@ def _p(test: Significance) -> str:
 
 
 def new_table(title: str, *left: str, right: tuple[str, ...] | list[str]) -> Table:
-    """An empty table in the house's style; columns with words first, then those with numbers."""
+    """An empty table in the common style; columns of words first, then columns of numbers."""
     table = Table(title=Text(plain(title)), title_justify="left", box=SIMPLE)
     for column in left:
         table.add_column(column)
@@ -289,7 +292,7 @@ def _clusters(groups: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _examples(groups: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
-    """The first example of each of the most frequent clusters that has a text."""
+    """The first example with a text of each of the most frequent clusters."""
     seen: set[str] = set()
     for group in groups:
         example = group["example"]

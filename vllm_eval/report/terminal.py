@@ -31,25 +31,25 @@ if TYPE_CHECKING:
     from vllm_eval.records import Progress
 
 PLAIN_INTERVAL_S = 10.0
-"""Seconds between two progress lines where the output is no terminal."""
+"""Seconds between progress lines if the output is not a terminal."""
 
 PLAIN_WIDTH = 110
-"""Columns of a table where the output is no terminal."""
+"""Columns of a table if the output is not a terminal."""
 
 
 class UnbreakableConsole(Console):
-    """Goes on in silence where whoever read the output has left: the run matters more."""
+    """Continues silently if the reader of the output has left: the run matters more."""
 
     def on_broken_pipe(self) -> None:
-        """Rich would end the program with exit code 1, which is our word for FAIL."""
+        """Rich would end the program with exit code 1, which means FAIL."""
         self.quiet = True
 
 
 class Terminal(contextlib.AbstractContextManager["Terminal"]):
-    """Shows a run as it happens. Holds the terminal's own output while an engine takes it over."""
+    """Shows a run's progress; keeps the terminal while an engine takes over the output."""
 
     def __init__(self) -> None:
-        """Keep a private copy of standard output: the engine sends the shared one to its log."""
+        """Keep a private copy of standard output, because the engine redirects it to its log."""
         self._out = _private(sys.stdout)
         width = None if self._out.isatty() else PLAIN_WIDTH
         self.console = UnbreakableConsole(file=self._out, highlight=False, emoji=False, width=width)
@@ -62,20 +62,20 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        """Take the live display down, whatever happened."""
+        """Remove the live display."""
         self._stop()
         if self._out is not sys.stdout:
             with contextlib.suppress(BrokenPipeError):
                 self._out.close()
 
     def stage(self, text: str) -> None:
-        """A new stage begins."""
+        """Announce a new stage."""
         self._stop()
         self.console.print(Text(plain(text)), soft_wrap=True)
 
     def progress(self, progress: Progress) -> None:
-        """The evaluation has come further."""
-        if self._out.isatty():  # Jupyter has rich take a pipe for a terminal
+        """Show progress."""
+        if self._out.isatty():  # in Jupyter, rich takes a pipe for a terminal
             self._show_bar(progress)
         elif (
             time.monotonic() - self._last_line >= PLAIN_INTERVAL_S
@@ -86,12 +86,12 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
             self.console.print(Text(line), soft_wrap=True)
 
     def show(self, parts: Iterable[RenderableType]) -> None:
-        """Tables and lines, as they are."""
+        """Show tables and lines."""
         for part in parts:
             self.console.print(part)
 
     def finished(self, finished: Finished) -> None:
-        """The tables, the verdicts and where the files are."""
+        """Show the tables, the verdicts and the place of the files."""
         self._stop()
         self.show(run_tables(finished))
         for line in timing_lines(finished.timing):
@@ -103,7 +103,7 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
             return
         for verdict in finished.verdicts:
             style = "bold green" if verdict.passed else "bold red"
-            held = "  (every answer held to the task's grammar)"
+            held = "  (every answer constrained to the task's grammar)"
             only = held if finished.constrained.mode == "only" else ""
             text = f"{verdict.word}  {plain(verdict.arm)}{_base(finished.quantization)}{only}"
             self.console.print(Text(text, style=style))
@@ -170,7 +170,7 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
 
 
 def _base(quantization: str) -> str:
-    """What must be said beside a verdict of the base that all arms stand on."""
+    """A note for the verdict line on the base that all arms use."""
     if quantization == "none":
         return ""
     if quantization == "unknown":

@@ -1,7 +1,7 @@
-"""Words and numbers as they stand in the page and in Markdown.
+"""Words and numbers as the page and Markdown show them.
 
-What a model, a data set or an adapter wrote stays text: nothing is hidden, nothing is markup. In
-Markdown nothing goes through unless it is an `Md`: templates put every other text into a code span.
+Text from a model, a data set or an adapter stays text: nothing is hidden, nothing becomes markup.
+In Markdown only an `Md` passes unchanged: templates put every other text into a code span.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 NOTHING = "\N{EN DASH}"
-"""Stands where there is no number."""
+"""Shown if there is no number."""
 _MINUS = str.maketrans("-", "\N{MINUS SIGN}")
 _UNSAFE = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
 MOST = 120
 """Characters shown of a text on one line."""
 MOST_WORDS = 400
-"""The same, of a sentence."""
+"""The same for a sentence."""
 _PLAIN_SPAN = re.compile(r"[^|\\]+")
 _ACTIVE = re.compile(r"[^\w \-]|_")
 _WORDS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_ ,()/-]*")
@@ -44,7 +44,7 @@ def signed(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share; 99.6 % does not become 100 %, nor 0.4 % nothing."""
+    """A share; 99.6 % is not rounded to 100 %, nor 0.4 % to 0."""
     if value is None:
         return NOTHING
     shown = f"{value:.0%}"
@@ -52,12 +52,12 @@ def percent(value: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """Thousands apart."""
+    """With thousands separators."""
     return NOTHING if value is None else f"{value:,.0f}"
 
 
 def seconds(value: float | None) -> str:
-    """Three figures or so, in milliseconds below one second."""
+    """About three digits; in milliseconds below one second."""
     if value is None:
         return NOTHING
     if value < 1:
@@ -66,12 +66,12 @@ def seconds(value: float | None) -> str:
 
 
 def chance(p: float) -> str:
-    """A p-value, as small as it is worth saying."""
+    """A p-value; small ones as `p < 0.001`."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 NUMBERS = {f.__name__: f for f in (score, signed, percent, count, seconds, chance)}
-"""The filters of the templates that make words of numbers."""
+"""The templates' filters for numbers."""
 
 
 def facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -95,12 +95,12 @@ def _words(value: object) -> str:
 
 
 def tone(word: str) -> str:
-    """The style class of a verdict: neither colour is that of a run that has not finished."""
+    """The style class of a verdict; a run that has not finished has neither colour."""
     return {"PASS": "pass", "FAIL": "fail"}.get(word, "open")
 
 
 def span(interval: Mapping[str, Any], threshold: float, width: float = 100.0) -> dict[str, float]:
-    """Where an interval, its value and a threshold lie on a scale of `width` that holds them."""
+    """The positions of an interval, its value and a threshold on a scale of `width`."""
     ends = [v for v in (interval["low"], interval["value"], interval["high"]) if v is not None]
     low, high = min([*ends, threshold]), max([*ends, threshold])
     pad = (high - low or 0.1) * 0.12

@@ -1,4 +1,4 @@
-"""All that a report consists of, into the run folder."""
+"""Writes all files of a report into the run folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def write_reports(run: StoredRun) -> list[Path]:
-    """Render a run anew: report.html, report.md, plots and what other tools read.
+    """Render a run: report.html, report.md, plots and files for other tools.
 
     Returns the files written.
 
@@ -47,9 +47,9 @@ def render(
     output: Path | None = None,
     mlflow: str | None = None,
 ) -> None:
-    """Write each run's report and ZIP anew and, for several runs, one page over time.
+    """Write each run's report and ZIP again and, for several runs, one page over time.
 
-    A run that was cut off is concluded first, from what it has.
+    A run that was interrupted is concluded first, from what it has.
 
     Args:
         names: folders of runs, or their names in `output_dir`.

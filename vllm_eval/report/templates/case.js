@@ -52,7 +52,7 @@ async function openCase(row, sample) {
     const texts = (await unpack(row.chunk))[row.place];
     if (shown.id === row.id) byId('case-body').replaceChildren(...caseParts(row, texts, sample));
   } catch (error) {
-    byId('case-body').replaceChildren(el('p', { class: 'banner' }, `The texts cannot be unpacked here (${error.message}); they are in attempts.jsonl.`));
+    byId('case-body').replaceChildren(el('p', { class: 'banner' }, `This browser cannot unpack the texts (${error.message}); they are in attempts.jsonl.`));
   }
   byId('case-body').scrollTop = 0;
 }

@@ -133,7 +133,7 @@ function drawPage() {
   const start = view.page * view.size;
   const all = columns();
   const rows = view.rows.slice(start, start + view.size).map((row) => drawRow(row, all));
-  const empty = el('tr', {}, el('td', { colspan: all.length, class: 'empty' }, 'No case fits these filters.'));
+  const empty = el('tr', {}, el('td', { colspan: all.length, class: 'empty' }, 'No case matches these filters.'));
   byId('table').tBodies[0].replaceChildren(...(rows.length ? rows : [empty]));
   byId('found').textContent = `${integer(view.rows.length)} of ${integer(index.cases.length)} cases`;
   byId('page').textContent = `Page ${view.page + 1} of ${pages}`;

@@ -35,7 +35,7 @@ function visible(text) {
 
 function named(character) {
   const code = `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, '0')}`;
-  return el('span', { class: 'hidden-char', title: 'a character that shows nothing' }, code);
+  return el('span', { class: 'hidden-char', title: 'an invisible character' }, code);
 }
 
 /** One line with some spans marked; of a long one the part around the first, and buttons for the rest. */
