@@ -36,7 +36,7 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Timed:
     """One contestant's figures over all repeats."""
 
     name: str
@@ -62,7 +62,7 @@ def rotated(items: Sequence[_T], by: int) -> list[_T]:
     return [*items[start:], *items[:start]]
 
 
-def tabulate(trials: Mapping[str, Sequence[Trial]], reference: str) -> list[Row]:
+def tabulate(trials: Mapping[str, Sequence[Trial]], reference: str) -> list[Timed]:
     """A row for each contestant.
 
     Args:
@@ -71,7 +71,7 @@ def tabulate(trials: Mapping[str, Sequence[Trial]], reference: str) -> list[Row]
     """
     against = trials[reference]
     return [
-        Row(
+        Timed(
             name,
             seconds=spread([trial.seconds for trial in done]),
             cpu_s=spread([trial.cpu_s for trial in done]),
@@ -105,7 +105,7 @@ class Benched:
     """A finished benchmark."""
 
     folder: Path
-    rows: tuple[Row, ...]
+    rows: tuple[Timed, ...]
     reference: str
     work: Work
     size: Trial
@@ -137,7 +137,7 @@ def bench_tables(done: Benched) -> Iterator[Table | Text]:
         yield from _roofline(limit, done.speed)
 
 
-def _cells(done: Benched, row: Row) -> list[Text]:
+def _cells(done: Benched, row: Timed) -> list[Text]:
     limit = done.limits.get(row.name)
     words = [
         plain(row.name),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.bench.contestants import REFERENCE, Contestant, Layers, choose, group, read_lengths
-from vllm_eval.bench.figures import Benched, Row, draw, spread, tabulate, unequal
+from vllm_eval.bench.figures import Benched, Timed, draw, spread, tabulate, unequal
 from vllm_eval.bench.roofline import (
     Asked,
     Limit,
@@ -121,7 +121,7 @@ def _compete(layers: Layers, options: BenchOptions, work: Work, watcher: Watcher
     return done
 
 
-def _describe(done: Benched, row: Row, rounds: Rounds) -> dict[str, Any]:
+def _describe(done: Benched, row: Timed, rounds: Rounds) -> dict[str, Any]:
     limit = done.limits.get(row.name)
     return asdict(row) | {
         "start_s": rounds.starts[row.name],
