@@ -5,11 +5,9 @@ A model's bad answer is never one of these: it is a `records.Problem`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 
 class EvalError(Exception):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+from pathlib import Path
+from typing import Annotated, Literal, Protocol
 
 from annotated_types import Ge, Le
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
 
 TOO_LONG = "prompt_too_long"
 """Reason of an outcome whose prompt no engine was given."""

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
 from vllm_eval.compare.intervals import resample
 from vllm_eval.compare.paired import cases_to_settle, pair_scores
+from vllm_eval.compare.summary import Comparison, Summary
+from vllm_eval.config.settings import GateConfig
 from vllm_eval.records import BASELINE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from vllm_eval.compare.summary import Comparison, Summary
-    from vllm_eval.config.settings import GateConfig
 
 TOLERANCE = 1e-9
 """A value on its threshold passes, whichever way its last bit was rounded."""

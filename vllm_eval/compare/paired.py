@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from vllm_eval.compare.intervals import Interval, make_interval
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from vllm_eval.compare.intervals import Bootstrap, CaseScore
+from vllm_eval.compare.intervals import Bootstrap, CaseScore, Interval, make_interval
 
 SAME = 1e-9
 """Scores closer than this are a tie; the rest is rounding."""

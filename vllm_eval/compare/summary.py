@@ -5,20 +5,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
 from vllm_eval.compare.intervals import Bootstrap, CaseScore
 from vllm_eval.compare.paired import Paired, compare_cases, holm
-from vllm_eval.records import BASELINE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from vllm_eval.records import Outcome
+from vllm_eval.records import BASELINE, Outcome
 
 NO_TIER = "-"
 CORRECTION = "Holm 1979"

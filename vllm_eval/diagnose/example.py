@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+from vllm_eval.records import Attempt
 
-    from vllm_eval.records import Attempt
-
-    Blocks = Callable[[str], Mapping[str, str]]
+Blocks = Callable[[str], Mapping[str, str]]
 
 BEFORE = 1
 """Lines shown before an offending one."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from vllm_eval.config.settings import Config
-    from vllm_eval.engines.protocol import Engine
-    from vllm_eval.records import Arm
+from vllm_eval.config.settings import Config
+from vllm_eval.engines.protocol import Engine
+from vllm_eval.records import Arm
 
 
 def check_options(config: Config) -> None:

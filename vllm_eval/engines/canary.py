@@ -9,15 +9,12 @@ of its own, then all arms mixed.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 from vllm_eval.errors import EngineError
 from vllm_eval.records import BASELINE
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    Distribution = Mapping[int, float]
+Distribution = Mapping[int, float]
 
 TEXTS = (
     "Concept: a booking portal for small clinics.\nRequirements:\n- FR001: book a visit\n",

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import orjson
 
 from vllm_eval.config.settings import resolve_path
 from vllm_eval.errors import ConfigError, DatasetError, EngineDiedError
-from vllm_eval.records import Completion
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from vllm_eval.records import Request
+from vllm_eval.records import Completion, Request
 
 ANY = "*"
 CAPACITY = 256

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vllm_eval.config.settings import PACKAGE, file_name, resolve_path
+from vllm_eval.config.settings import PACKAGE, Config, file_name, resolve_path
 from vllm_eval.errors import AdapterError, ConfigError, InputError
 from vllm_eval.inputs.headers import read_json
 from vllm_eval.records import BASELINE, CONSTRAINED, Adapter, Arm
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from vllm_eval.config.settings import Config
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm_eval.errors import InputError
 from vllm_eval.inputs.headers import Tensor, read_header, read_json
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types whose layers have the seven linear modules of `linear_modules`, by these names."""

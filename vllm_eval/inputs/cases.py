@@ -6,22 +6,18 @@ import hashlib
 import os
 import random
 from array import array
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import orjson
 
 from vllm_eval.errors import DatasetError
 from vllm_eval.inputs.formats import Lines, open_lines
 from vllm_eval.records import Case
+from vllm_eval.tasks.declaration import Declaration
 from vllm_eval.tasks.parse import parse_yaml
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
-    from typing import BinaryIO
-
-    from vllm_eval.tasks.declaration import Declaration
 
 Place = tuple[Lines, int, int]
 """Data set, line number and byte offset of a case."""

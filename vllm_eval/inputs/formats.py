@@ -6,16 +6,14 @@ import gzip
 import re
 import tempfile
 import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import orjson
 
 from vllm_eval.errors import DatasetError, EvalError, InputError, foreign
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 HUB = "hf:"
 """Prefix of a data set on the Hugging Face hub: `hf:NAME`, or `hf:NAME:SPLIT`."""

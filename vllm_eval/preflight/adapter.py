@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vllm_eval.errors import InputError
 from vllm_eval.inputs.adapters import CONFIG_FILE, WEIGHTS_FILE, read_settings
-from vllm_eval.inputs.base_model import NO_VOCABULARY_LORA, is_vocabulary, linear_modules
-from vllm_eval.inputs.headers import FLOATS, read_header
+from vllm_eval.inputs.base_model import NO_VOCABULARY_LORA, Base, is_vocabulary, linear_modules
+from vllm_eval.inputs.headers import FLOATS, Tensor, read_header
 from vllm_eval.preflight.finding import Finding, error, from_error, ok, warning
+from vllm_eval.records import Adapter
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from vllm_eval.inputs.base_model import Base
-    from vllm_eval.inputs.headers import Tensor
-    from vllm_eval.records import Adapter
-
-    Modules = Mapping[str, Mapping[str, Tensor]]
+Modules = Mapping[str, Mapping[str, Tensor]]
 
 MERGE = "merge the adapter into a copy of its base, or train without it"
 REFUSED = (

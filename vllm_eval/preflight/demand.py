@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-from vllm_eval.config.settings import quantization_of, whole
+from vllm_eval.config.settings import Config, quantization_of, whole
 from vllm_eval.inputs.adapters import loaded_adapters, slot_rank
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from vllm_eval.config.settings import Config
-    from vllm_eval.inputs.base_model import Base
-    from vllm_eval.records import Arm
+from vllm_eval.inputs.base_model import Base
+from vllm_eval.records import Arm
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from vllm_eval.errors import EvalError
+from vllm_eval.errors import EvalError
 
 Level = Literal["ok", "warning", "error"]
 """`error`: the run would fail. `warning`: it can work, but look at this. `ok`: checked."""

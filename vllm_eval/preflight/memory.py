@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-from vllm_eval.inputs.base_model import NO_VOCABULARY_LORA, is_vocabulary
+from vllm_eval.config.machine import Machine
+from vllm_eval.inputs.base_model import NO_VOCABULARY_LORA, Architecture, Base, is_vocabulary
 from vllm_eval.inputs.headers import FLOATS
+from vllm_eval.preflight.demand import Demand
 from vllm_eval.preflight.finding import Finding, error, ok, warning
-
-if TYPE_CHECKING:
-    from vllm_eval.config.machine import Machine
-    from vllm_eval.inputs.base_model import Architecture, Base
-    from vllm_eval.preflight.demand import Demand
 
 MIB, GIB = 2**20, 2**30
 ALLOWANCE = 3 * GIB // 2

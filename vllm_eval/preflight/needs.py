@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
-from vllm_eval.config.settings import gpus_of, quantization_of
+from vllm_eval.config.machine import Machine, Software
+from vllm_eval.config.settings import Config, gpus_of, quantization_of
 from vllm_eval.engines.openai import wire
 from vllm_eval.engines.openai.start import HINTS, missing_arms, name_models, read_models
 from vllm_eval.errors import EngineError
 from vllm_eval.preflight.finding import Finding, error, ok, warning
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from vllm_eval.config.machine import Machine, Software
-    from vllm_eval.config.settings import Config
-    from vllm_eval.records import Arm
+from vllm_eval.records import Arm
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 PEFT_RELEASE = (sys.maxsize, 0)

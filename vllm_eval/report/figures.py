@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm_eval.compare.summary import NO_TIER
 from vllm_eval.report.figure_parts import (
     LABEL,
     MARKERS,
+    Axes,
+    Colours,
+    Figure,
     add_legend,
     as_percent,
     labels_width,
@@ -21,12 +25,7 @@ from vllm_eval.report.figure_parts import (
     with_gaps,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from vllm_eval.report.figure_parts import Axes, Colours, Figure
-
-    Painter = Callable[[Figure, Colours], None]
+Painter = Callable[[Figure, Colours], None]
 
 MOST_LINES = 12
 """Up to so many cases, each is a line from baseline to student; above, a point of a scatter."""

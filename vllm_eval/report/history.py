@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
@@ -14,14 +16,8 @@ from vllm_eval.records import BASELINE
 from vllm_eval.report.figures import Series
 from vllm_eval.report.html import render_page
 from vllm_eval.report.plots import history_svg
-from vllm_eval.report.stored_run import HTML
+from vllm_eval.report.stored_run import HTML, StoredRun
 from vllm_eval.store.folder import write_text
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from vllm_eval.report.stored_run import StoredRun
 
 FILE = "history.html"
 

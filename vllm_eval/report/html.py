@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
-from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePath
+from typing import Any
 
 import jinja2
 import orjson
@@ -17,19 +18,12 @@ from markupsafe import Markup
 
 from vllm_eval.compare.summary import NO_TIER
 from vllm_eval.diagnose.diagnosis import pattern_line, recovered, retried
-from vllm_eval.records import BASELINE
+from vllm_eval.diagnose.example import Blocks
+from vllm_eval.records import BASELINE, Attempt
 from vllm_eval.report import words
 from vllm_eval.report.plots import ARM_COLOURS, TITLES, inline_svgs
-from vllm_eval.report.stored_run import read_details
+from vllm_eval.report.stored_run import CaseDetail, StoredRun, read_details
 from vllm_eval.store.folder import write_text
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from vllm_eval.diagnose.example import Blocks
-    from vllm_eval.records import Attempt
-    from vllm_eval.report.stored_run import CaseDetail, StoredRun
 
 PACKAGE = "vllm_eval.report"
 STYLE = "report.css"

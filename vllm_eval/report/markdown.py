@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePath
+from typing import Any
 
 import jinja2
 
@@ -14,6 +15,7 @@ from vllm_eval.compare.summary import NO_TIER
 from vllm_eval.diagnose.diagnosis import pattern_line, recovered, retried
 from vllm_eval.report.junit import examples_of
 from vllm_eval.report.next_steps import next_steps
+from vllm_eval.report.stored_run import StoredRun
 from vllm_eval.report.words import (
     NUMBERS,
     Md,
@@ -28,12 +30,6 @@ from vllm_eval.report.words import (
     words,
 )
 from vllm_eval.store.folder import write_text
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
-
-    from vllm_eval.report.stored_run import StoredRun
 
 MOST_CASES = 30
 """Failed cases in the table."""

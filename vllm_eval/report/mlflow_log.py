@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from vllm_eval.config.settings import load_config
 from vllm_eval.errors import InputError
+from vllm_eval.report.stored_run import StoredRun
 from vllm_eval.report.words import facts
 from vllm_eval.store.folder import CONFIG
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from vllm_eval.report.stored_run import StoredRun
 
 EXPERIMENT = "vllm_eval"
 MOST = 100

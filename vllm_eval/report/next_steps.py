@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 from vllm_eval.diagnose.clusters import KINDS
 from vllm_eval.diagnose.diagnosis import recovered
 from vllm_eval.diagnose.remedies import NO_ANSWER
 from vllm_eval.inputs.adapters import SLOT_RANKS
+from vllm_eval.report.stored_run import StoredRun
 from vllm_eval.report.words import Md, code, count, percent, sentence, signed, words
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
-
-    from vllm_eval.report.stored_run import StoredRun
 
 SURE = 0.95
 """A verdict that holds on a smaller share of resamples is called close."""

@@ -10,23 +10,19 @@ import io
 import re
 import threading
 import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import orjson
 
 from vllm_eval.report import figures
-from vllm_eval.report.figure_parts import Colours
+from vllm_eval.report.figure_parts import Colours, Figure
+from vllm_eval.report.figures import Painter
 from vllm_eval.store.folder import write_bytes, write_text
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from vllm_eval.report.figure_parts import Figure
-    from vllm_eval.report.figures import Painter
 
 _TAG = re.compile(r"<[^>]*>")
 """What is not text: a name may look like an id, a link or a colour, and stays what it is."""
@@ -37,7 +33,6 @@ _NUMBER = re.compile(r"-?\d+\.\d{3,}")
 _GEOMETRY = re.compile(r'(?<= )(d|x|y|points|transform)="([^"]*)"')
 _COLOUR = re.compile("#[0-9a-f]{6}")
 _VIEW = re.compile(r'viewBox="0 0 ([\d.]+) ([\d.]+)"')
-
 
 ARM_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Of the baseline and the students, in the order of `arms`; from the seventh arm on they repeat,

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from vllm_eval.compare.summary import CORRECTION, NO_TIER
+from vllm_eval.compare.gate import Verdict
+from vllm_eval.compare.intervals import Interval
+from vllm_eval.compare.paired import Paired, Significance
+from vllm_eval.compare.summary import CORRECTION, NO_TIER, Comparison, Summary
+from vllm_eval.conclude.constrained import Constrained
+from vllm_eval.conclude.results import Finished
+from vllm_eval.conclude.timing import ArmAttempts
 from vllm_eval.diagnose.diagnosis import pattern_line, recovered, retried
+from vllm_eval.diagnose.survey import FailureGroup
 from vllm_eval.report.words import chance
 from vllm_eval.text import plain
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from vllm_eval.compare.gate import Verdict
-    from vllm_eval.compare.intervals import Interval
-    from vllm_eval.compare.paired import Paired, Significance
-    from vllm_eval.compare.summary import Comparison, Summary
-    from vllm_eval.conclude.constrained import Constrained
-    from vllm_eval.conclude.results import Finished
-    from vllm_eval.conclude.timing import ArmAttempts
-    from vllm_eval.diagnose.survey import FailureGroup
 
 MOST_CLUSTERS = 12
 """Groups shown; `comparison.json` has all of them."""

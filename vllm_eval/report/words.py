@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import orjson
 from markupsafe import Markup, escape
 
 from vllm_eval.text import has_hidden, is_hidden, plain
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 NOTHING = "\N{EN DASH}"
 """Shown if there is no number."""

@@ -7,20 +7,16 @@ looks things up. Source of the order: `product_owner.md`, "Output contract".
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, datetime
-from typing import TYPE_CHECKING
 
 from vllm_eval.records import Problem
+from vllm_eval.tasks.declaration import Declaration, Ids, Value
+from vllm_eval.tasks.parse import Parsed
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from vllm_eval.tasks.declaration import Declaration, Ids, Value
-    from vllm_eval.tasks.parse import Parsed
-
-    Check = Callable[[Mapping[object, object]], Problem | None]
-    """Looks at the mapping that holds a key."""
+Check = Callable[[Mapping[object, object]], Problem | None]
+"""Looks at the mapping that holds a key."""
 
 MISSING_BLOCKS = "missing_yaml_blocks"
 CLUSTERS = {

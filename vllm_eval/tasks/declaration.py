@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
 import yaml
 from pydantic import (
@@ -23,9 +24,6 @@ from pydantic import (
 
 from vllm_eval.errors import ConfigError
 from vllm_eval.tasks.parse import parse_yaml
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 TASK_FILE = "task.yaml"
 """The declaration in a task's folder, and its copy in a run folder."""

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vllm_eval.errors import ConfigError
+from vllm_eval.tasks.declaration import Declaration, Ids, Value
 from vllm_eval.tasks.grammar_text import (
     Rules,
     add_counted,
@@ -26,11 +27,6 @@ from vllm_eval.tasks.grammar_text import (
     spelled,
 )
 from vllm_eval.tasks.parse import parse_yaml
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from vllm_eval.tasks.declaration import Declaration, Ids, Value
 
 _STEP = 2
 """Spaces by which a mapping's keys, and a text's further lines, are indented."""

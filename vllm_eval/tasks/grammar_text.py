@@ -14,10 +14,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from vllm_eval.tasks.declaration import Ids
+from vllm_eval.tasks.declaration import Ids
 
 MAX_DIGITS = 6
 """Of an identifier."""

@@ -8,18 +8,14 @@ is deliberate.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
+from vllm_eval.records import Case
 from vllm_eval.tasks.parse import parse_yaml
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from vllm_eval.records import Case
-    from vllm_eval.tasks.score import Blocks
+from vllm_eval.tasks.score import Blocks
 
 BUCKETS = ("aligned", "gaps", "conflicts")
 PART_POINTS = 30

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import jinja2
 from jinja2 import meta
 from jinja2.sandbox import SandboxedEnvironment
 
 from vllm_eval.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vllm_eval.records import Case, Problem
-    from vllm_eval.tasks.declaration import Declaration
+from vllm_eval.records import Case, Problem
+from vllm_eval.tasks.declaration import Declaration
 
 TEMPLATE_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What an expression in a template can raise, besides Jinja2's own errors."""

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
 
+from vllm_eval.records import Case
 from vllm_eval.tasks.check import find_fault, id_pattern
+from vllm_eval.tasks.declaration import Block, Declaration, Part, Value
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from vllm_eval.records import Case
-    from vllm_eval.tasks.declaration import Block, Declaration, Part, Value
-
-    Blocks = Mapping[str, Mapping[object, object]]
-    """By label; a block that does not parse, or is not a mapping, is empty."""
-    Measure = Callable[[Blocks, Case], float]
-    """Points of one part, clamped to the range from 0 to the part's points."""
+Blocks = Mapping[str, Mapping[object, object]]
+"""By label; a block that does not parse, or is not a mapping, is empty."""
+Measure = Callable[[Blocks, Case], float]
+"""Points of one part, clamped to the range from 0 to the part's points."""
 
 BUILT_IN = ("shape", "mentions")
 

@@ -9,23 +9,18 @@ from __future__ import annotations
 import hashlib
 import importlib
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from vllm_eval.config.settings import resolve_path
 from vllm_eval.errors import ConfigError, EvalError, foreign
-from vllm_eval.tasks.declaration import TASK_FILE, read_declaration
-from vllm_eval.tasks.score import BUILT_IN, built_in
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from vllm_eval.records import Case
-    from vllm_eval.tasks.declaration import Declaration
-    from vllm_eval.tasks.score import Blocks, Measure
+from vllm_eval.records import Case
+from vllm_eval.tasks.declaration import TASK_FILE, Declaration, read_declaration
+from vllm_eval.tasks.score import BUILT_IN, Blocks, Measure, built_in
 
 GROUP = "vllm_eval.tasks"
 """Entry points of installed tasks: each names an object that is the path of a declaration."""

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from vllm_eval.errors import ConfigError, EvalError, InputError
-from vllm_eval.records import Grade, Problem
-from vllm_eval.tasks.check import compile_contract
-from vllm_eval.tasks.declaration import TASK_FILE, read_declaration
+from vllm_eval.records import Case, Grade, Problem
+from vllm_eval.tasks.check import Contract, compile_contract
+from vllm_eval.tasks.declaration import TASK_FILE, Declaration, Part, read_declaration
 from vllm_eval.tasks.parse import extract_block, parse_block
-from vllm_eval.tasks.prompt import read_prompt
-from vllm_eval.tasks.score import BUILT_IN
+from vllm_eval.tasks.prompt import Prompt, read_prompt
+from vllm_eval.tasks.score import BUILT_IN, Blocks
 from vllm_eval.tasks.sources import Grading, built_in_grading, find_source, is_named, open_grading
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from vllm_eval.records import Case
-    from vllm_eval.tasks.check import Contract
-    from vllm_eval.tasks.declaration import Declaration, Part
-    from vllm_eval.tasks.prompt import Prompt
-    from vllm_eval.tasks.score import Blocks
 
 
 @dataclass(frozen=True, slots=True)

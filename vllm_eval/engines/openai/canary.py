@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vllm_eval.config.settings import Config
 from vllm_eval.engines import canary
 from vllm_eval.engines.openai import wire
 from vllm_eval.engines.openai.wire import PLAIN_SAMPLING, FaultError, faults, fields, held_to
@@ -20,13 +22,9 @@ from vllm_eval.errors import EngineError
 from vllm_eval.records import BASELINE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-
     from openai import AsyncOpenAI
 
-    from vllm_eval.config.settings import Config
-
-    Rows = list[dict[int, float]]
+Rows = list[dict[int, float]]
 
 _T = TypeVar("_T")
 

@@ -12,23 +12,21 @@ import functools
 import queue
 import threading
 import time
+from collections.abc import Coroutine, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vllm_eval.config.settings import Config
 from vllm_eval.engines.openai.server import FIRST_LIMIT, Done, Server
 from vllm_eval.engines.openai.start import HOPELESS, root_of
 from vllm_eval.engines.openai.traffic import Traffic
 from vllm_eval.engines.openai.wire import NO_KEY, FaultError, api_key, faults
 from vllm_eval.errors import ConfigError, EngineError
+from vllm_eval.records import Arm, Completion, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping, Sequence
-    from pathlib import Path
-
     from openai import AsyncOpenAI
-
-    from vllm_eval.config.settings import Config
-    from vllm_eval.records import Arm, Completion, Request
 
 _T = TypeVar("_T")
 

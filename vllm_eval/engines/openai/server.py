@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vllm_eval.records import Completion
+from vllm_eval.config.settings import Config
+from vllm_eval.engines.openai.start import Served
+from vllm_eval.engines.openai.wire import Answer, FaultError
+from vllm_eval.records import Completion, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from openai import AsyncOpenAI
-
-    from vllm_eval.config.settings import Config
-    from vllm_eval.engines.openai.start import Served
-    from vllm_eval.engines.openai.wire import Answer, FaultError
-    from vllm_eval.records import Request
 
 TOLERATED = 2
 """Failures one after the other for which a server is not yet left alone."""
 ALONE = 5
 """So often a request may fail on servers that answer others meanwhile; then it is to blame."""
-
 
 FIRST_LIMIT = 32
 """Requests a server is given at first."""

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vllm_eval.config.settings import Config
 from vllm_eval.engines.openai.canary import Prover
 from vllm_eval.engines.openai.wire import FaultError, faults
 from vllm_eval.errors import EngineError
-from vllm_eval.records import BASELINE
+from vllm_eval.records import BASELINE, Arm
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from openai import AsyncOpenAI
-
-    from vllm_eval.config.settings import Config
-    from vllm_eval.records import Arm
 
 HOPELESS = ("forbidden", "missing", "refused")
 """Faults that waiting does not mend, where a server has not yet proved anything."""

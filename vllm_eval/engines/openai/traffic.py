@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
+from vllm_eval.config.settings import Config
 from vllm_eval.engines.openai import wire
 from vllm_eval.engines.openai.server import (
     FIRST_LIMIT,
     Call,
     Counts,
     Done,
+    Server,
     blame,
     choose,
     complete,
@@ -26,19 +29,10 @@ from vllm_eval.engines.openai.server import (
     grow,
     pause,
 )
-from vllm_eval.engines.openai.start import HINTS, HOPELESS, hold_to, prepare
+from vllm_eval.engines.openai.start import HINTS, HOPELESS, Served, hold_to, prepare
 from vllm_eval.engines.openai.wire import FaultError, fields, held_to
 from vllm_eval.errors import EngineDiedError, EngineError
-from vllm_eval.records import Completion
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
-    from typing import Any
-
-    from vllm_eval.config.settings import Config
-    from vllm_eval.engines.openai.server import Server
-    from vllm_eval.engines.openai.start import Served
-    from vllm_eval.records import Arm, Request
+from vllm_eval.records import Arm, Completion, Request
 
 PROVE_S = 120.0
 """Longest wait for a server that is to prove its arms."""

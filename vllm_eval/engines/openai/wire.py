@@ -13,21 +13,19 @@ import importlib
 import json
 import os
 import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
+from vllm_eval.config.settings import Config
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-
     from openai import APIStatusError, AsyncOpenAI
-
-    from vllm_eval.config.settings import Config
 
 PLAIN_SAMPLING = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """What vLLM takes from the model's generation_config.json where a request does not say it."""
-
 
 KEYS = ("VLLM_API_KEY", "OPENAI_API_KEY")
 """Variables the API key is taken from, the first that is set; it is never stored."""

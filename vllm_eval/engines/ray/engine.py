@@ -10,21 +10,16 @@ import math
 import os
 import time
 from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from vllm_eval.config.settings import gpus_of, resolve_path
+from vllm_eval.config.settings import Config, gpus_of, resolve_path
 from vllm_eval.engines.log import OutputToFile
 from vllm_eval.engines.ray.replica import Order, Replica, Seat, Started, room, share_out, unlike
 from vllm_eval.engines.tokens import open_counter, too_long
 from vllm_eval.errors import EngineDiedError, EngineError, EvalError, foreign, one_line
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from vllm_eval.config.settings import Config
-    from vllm_eval.records import Completion, Request
+from vllm_eval.records import Completion, Request
 
 WORK_S = 0.1
 """Longest call of a replica; requests handed to it meanwhile wait for its end."""

@@ -8,17 +8,15 @@ from __future__ import annotations
 import socket
 import tempfile
 import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections import deque
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    from vllm_eval.config.settings import Config
-    from vllm_eval.engines.protocol import Engine
-    from vllm_eval.records import Arm, Completion, Request
+from vllm_eval.config.settings import Config
+from vllm_eval.engines.protocol import Engine
+from vllm_eval.records import Arm, Completion, Request
 
 
 @dataclass(frozen=True, slots=True)

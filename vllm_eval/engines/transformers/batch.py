@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vllm_eval.config.settings import Config
 from vllm_eval.engines.transformers.model import Loaded, as_arm, pad
-from vllm_eval.records import Completion
+from vllm_eval.records import Completion, Request
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Sequence
-
     import torch
-
-    from vllm_eval.config.settings import Config
-    from vllm_eval.records import Request
 
 GREEDY_BELOW = 1e-5
 """A temperature below this is none: vLLM's bound."""

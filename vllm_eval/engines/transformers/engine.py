@@ -14,30 +14,25 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from vllm_eval.config.settings import Config
 from vllm_eval.engines import canary
 from vllm_eval.engines.log import DIED, OutputToFile, translated
 from vllm_eval.engines.tokens import encode, too_long
 from vllm_eval.engines.transformers.batch import Queued, Watch, answer
 from vllm_eval.engines.transformers.model import (
     Loaded,
+    Options,
     add_adapters,
     likeliest_tokens,
     load_base,
     read_options,
 )
 from vllm_eval.errors import EngineError, one_line
-from vllm_eval.records import Completion
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
-
-    from vllm_eval.config.settings import Config
-    from vllm_eval.engines.transformers.model import Options
-    from vllm_eval.records import Arm, Request
+from vllm_eval.records import Arm, Completion, Request
 
 REMEDIES = (
     (

@@ -9,21 +9,17 @@ all of them off.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.config.identity import CAPACITY_ARGS
-from vllm_eval.config.settings import resolve_path
+from vllm_eval.config.settings import Config, resolve_path
 from vllm_eval.errors import ConfigError, EngineError
+from vllm_eval.records import Arm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
     import torch
-
-    from vllm_eval.config.settings import Config
-    from vllm_eval.records import Arm
-
 
 HONOURED = frozenset(
     ("dtype", "max_model_len", "quantization", "load_format", "revision", "tokenizer")

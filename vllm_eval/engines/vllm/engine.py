@@ -13,28 +13,25 @@ import gc
 import math
 import os
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vllm_eval.config.settings import Config
 from vllm_eval.engines import canary
 from vllm_eval.engines.log import DIED, OutputToFile, translated
 from vllm_eval.engines.tokens import encode, too_long
 from vllm_eval.engines.vllm.options import advise, engine_options
 from vllm_eval.errors import EngineError, one_line
-from vllm_eval.records import Completion
+from vllm_eval.records import Arm, Completion, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from contextlib import AbstractContextManager
-    from pathlib import Path
-
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
     from vllm.outputs import RequestOutput
     from vllm.sampling_params import StructuredOutputsParams
-
-    from vllm_eval.config.settings import Config
-    from vllm_eval.records import Arm, Request
 
 FENCE = "```"
 """How every constrained answer begins."""

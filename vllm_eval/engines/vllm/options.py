@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vllm_eval.config.machine import installed
+from vllm_eval.config.settings import Config
+from vllm_eval.engines.log import OutputToFile
 from vllm_eval.errors import ConfigError
 from vllm_eval.inputs.adapters import loaded_adapters, slot_rank
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from vllm_eval.config.settings import Config
-    from vllm_eval.engines.log import OutputToFile
-    from vllm_eval.records import Arm
+from vllm_eval.records import Arm
 
 OURS = frozenset(
     {"model", "enable_lora", "disable_log_stats", "skip_tokenizer_init", "trust_remote_code"}

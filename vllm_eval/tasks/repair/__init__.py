@@ -6,21 +6,17 @@ grade and replaces it nowhere; what breaks a rule of the contract stays broken.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import TYPE_CHECKING
 
+from vllm_eval.records import Case
+from vllm_eval.tasks.declaration import Declaration, Value
 from vllm_eval.tasks.parse import extract_block, find_block, parse_block
 from vllm_eval.tasks.repair import fences, values
+from vllm_eval.tasks.task import Task
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
-
-    from vllm_eval.records import Case
-    from vllm_eval.tasks.declaration import Declaration, Value
-    from vllm_eval.tasks.task import Task
-
-    _Mend = Callable[[str, Collection[str]], str]
+_Mend = Callable[[str, Collection[str]], str]
 
 MAX_CHARACTERS = 32 * 1024
 """Five times the longest answer seen; a longer one is not repaired."""

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vllm_eval.tasks.parse import find_opening
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 _FENCE = re.compile(r"^[ \t>]*(`{2,}|~{3,})([^\n`~]*)$", re.MULTILINE)
 _AROUND = " \t\r:#*_()[]\"'.-"

@@ -7,11 +7,9 @@ the lines of one value from those of the next: dashes, keys, indentation, quotes
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+from typing import Literal
 
 Kind = Literal["plain", "quotes", "flow", "literal"]
 SPECIAL = "@`%*&!|>[{"

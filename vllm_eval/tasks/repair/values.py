@@ -7,13 +7,10 @@ whole block parses to: whether it was needed, and enough, is for `tasks.repair` 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection
 
 from vllm_eval.tasks.parse import parse_yaml
 from vllm_eval.tasks.repair.lines import SPECIAL, Span, closes_early, indent_of, join, read, split
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
 
 INDENT = 2
 """Columns that a further line is put beyond its value's key or dash."""
