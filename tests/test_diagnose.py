@@ -12,8 +12,9 @@ import pytest
 from tests.attempts import attempt, failed, graded, surveyed
 from tests.malformed import CORPUS, GOOD
 from vllm_eval.compare.summary import summarise
+from vllm_eval.config.settings import Config
 from vllm_eval.diagnose.diagnosis import UNTRAINED, diagnose
-from vllm_eval.diagnose.remedies import Limits, Patient, find_remedies
+from vllm_eval.diagnose.remedies import Patient, find_remedies
 from vllm_eval.diagnose.survey import LOOP, TIMES, Survey, runs_in_circles
 from vllm_eval.records import Outcome
 
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
     from vllm_eval.tasks import Task
 
 BROKEN = "```yaml VISION\na: b: c\n```\n```yaml REVIEW\na: 1\n```"
-LIMITS = Limits(max_new_tokens=1000, retries=2)
+LIMITS = Config(max_new_tokens=1000, retries=2)
 
 
 def survey(
     task: Task,
     rows: Iterable[Attempt],
     repaired: frozenset[tuple[str, str, int]] = frozenset(),
-    limits: Limits = LIMITS,
+    limits: Config = LIMITS,
 ) -> Diagnosis:
     """The diagnosis of a run of these attempts."""
     seen, kept = Survey(task.blocks, task.declaration), list(rows)
@@ -86,7 +87,7 @@ def test_one_more_retry_recovers_what_the_last_one_did(task: Task) -> None:
     """Of four answers that had failed once, one was valid at the second attempt."""
     rows = [prose(f"K{n}", final=False) for n in range(4)]
     rows += [attempt("K0", 2), *(prose(f"K{n}", 2) for n in range(1, 4))]
-    found = remedy(survey(task, rows, limits=Limits(1000, retries=1)), "retries")
+    found = remedy(survey(task, rows, limits=Config(max_new_tokens=1000, retries=1)), "retries")
     assert (found.setting, found.addressed, found.recovered) == ("--retries 2", 3, 0.75)
     assert found.valid_rate == pytest.approx((1 + 0.75) / 4)
     assert found.low is not None
@@ -95,7 +96,9 @@ def test_one_more_retry_recovers_what_the_last_one_did(task: Task) -> None:
 
 
 def test_without_any_retry_nothing_is_known_of_one(task: Task) -> None:
-    found = remedy(survey(task, [prose()], limits=Limits(1000, retries=0)), "retries")
+    found = remedy(
+        survey(task, [prose()], limits=Config(max_new_tokens=1000, retries=0)), "retries"
+    )
     assert (found.setting, found.recovered, found.kind) == ("--retries 1", None, "unknown")
 
 

@@ -21,7 +21,6 @@ from vllm_eval.conclude.results import (
 from vllm_eval.conclude.timing import take_attempts, take_timing, timing_to_json
 from vllm_eval.config.settings import load_config
 from vllm_eval.diagnose.diagnosis import diagnose
-from vllm_eval.diagnose.remedies import Limits
 from vllm_eval.errors import EvalError, InputError
 from vllm_eval.records import BASELINE, CONSTRAINED, free_arms
 from vllm_eval.store import manifest
@@ -64,7 +63,7 @@ def concluded(folder: Path) -> dict[str, Any]:
         return comparison
     try:
         with closing(Journal(journal)):  # two at once would write to the same temporary files
-            conclude(_reopened(folder))
+            conclude(reopen(folder))
     except InputError:
         raise
     except EvalError as error:
@@ -76,15 +75,6 @@ def concluded(folder: Path) -> dict[str, Any]:
     return read_comparison(folder) or {}
 
 
-def _reopened(folder: Path) -> Evaluated:
-    try:
-        return reopen(folder)
-    except (KeyError, TypeError, AttributeError) as error:
-        path = folder / manifest.FILE
-        msg = f"{path}: damaged ({error!r}); restore it, or evaluate again"
-        raise InputError(msg) from error
-
-
 def reopen(path: Path) -> Evaluated:
     """A stored run, as its folder alone tells of it.
 
@@ -93,8 +83,12 @@ def reopen(path: Path) -> Evaluated:
     """
     recorded = manifest.read(path)
     config = load_config([str(path / CONFIG)])
-    paths = {name: about["path"] for name, about in recorded["adapters"].items()}
-    names = [BASELINE, *recorded["identity"]["adapters"]]
+    try:
+        paths = {name: about["path"] for name, about in recorded["adapters"].items()}
+        names = [BASELINE, *recorded["identity"]["adapters"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        msg = f"{path / manifest.FILE}: damaged ({error!r}); restore it, or evaluate again"
+        raise InputError(msg) from error
     if config.constrain == "beside":
         paths |= {name + CONSTRAINED: path for name, path in paths.items()}
         names += [name + CONSTRAINED for name in names]
@@ -165,7 +159,6 @@ def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finishe
         mended_verdicts = grade(mended)
     held = compare_constrained(config.constrain, outcomes, comparison, survey.arms, bootstrap)
     constrained = {arm: both.constrained.summary for arm, both in held.arms.items()}
-    limits = Limits(config.max_new_tokens, config.retries, config.constrain)
     then = () if reading.pending else mended_verdicts
     sessions = run.manifest.get("sessions", ())
     return Finished(
@@ -189,7 +182,7 @@ def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finishe
             measured=run.task.grades,
             pending=reading.pending,
         ),
-        diagnosis=diagnose(survey, comparison.arms, limits, then, constrained),
+        diagnosis=diagnose(survey, comparison.arms, config, then, constrained),
         constrained=held,
         quantization=run.manifest.get("engine", {}).get("quantization", "none"),
     )

@@ -101,7 +101,7 @@ def compare_constrained(
 
 def _side(arm: str, comparison: Comparison, tallies: Mapping[str, ArmTally]) -> Side:
     tally = tallies.get(arm, ArmTally())
-    attempts, tokens = tally.total("made"), tally.total("output_tokens")
+    attempts, tokens = tally.together().made, tally.together().output_tokens
     speeds = [1 / seconds for seconds in tally.itl if seconds > 0]
     return Side(
         arm=arm,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from vllm_eval.diagnose.survey import ArmTally, Numbered, Spans, Survey
+    from vllm_eval.diagnose.survey import ArmTally, Spans, Survey
 
 MOST_BINS = 60
 """Points of the throughput curve at most."""
@@ -153,7 +153,7 @@ def timing_to_json(timing: Timing, sessions: Sequence[Mapping[str, Any]]) -> dic
 def take_attempts(tally: ArmTally) -> ArmAttempts:
     """Scores and costs of one arm by number of the attempt."""
     answers = max(row.made for row in tally.numbers.values())
-    rows, valid = [], 0
+    every, again, rows, valid = tally.together(), tally.together(2), [], 0
     for number, row in sorted(tally.numbers.items()):
         valid += row.valid
         mean = row.score / row.valid if row.valid else None
@@ -161,8 +161,8 @@ def take_attempts(tally: ArmTally) -> ArmAttempts:
         rows.append(AttemptScores(number, row.made, row.valid, share, mean, by_then))
     return ArmAttempts(
         by_attempt=tuple(rows),
-        all=_cost(tally.numbers.values()),
-        retries=_cost(row for number, row in tally.numbers.items() if number > 1),
+        all=Cost(every.made, every.output_tokens, every.seconds),
+        retries=Cost(again.made, again.output_tokens, again.seconds),
     )
 
 
@@ -175,26 +175,18 @@ def percentiles(seconds: Sequence[float]) -> Percentiles | None:
     return Percentiles(*(ordered[rank] for rank in ranks))
 
 
-def _cost(rows: Iterable[Numbered]) -> Cost:
-    made = list(rows)
-    return Cost(
-        sum(row.made for row in made),
-        sum(row.output_tokens for row in made),
-        sum(row.seconds for row in made),
-    )
-
-
 def _sum_up(tallies: Sequence[ArmTally]) -> ArmTiming:
     def over(name: str) -> Percentiles | None:
         return percentiles([value for tally in tallies for value in getattr(tally, name)])
 
+    every, again = ([tally.together(first) for tally in tallies] for first in (1, 2))
     return ArmTiming(
-        attempts=sum(tally.total("made") for tally in tallies),
+        attempts=sum(row.made for row in every),
         prompt_tokens=sum(tally.prompt_tokens for tally in tallies),
         cached_tokens=sum(tally.cached_tokens for tally in tallies),
-        output_tokens=sum(tally.total("output_tokens") for tally in tallies),
-        retry_attempts=sum(tally.total("made", 2) for tally in tallies),
-        retry_output_tokens=sum(tally.total("output_tokens", 2) for tally in tallies),
+        output_tokens=sum(row.output_tokens for row in every),
+        retry_attempts=sum(row.made for row in again),
+        retry_output_tokens=sum(row.output_tokens for row in again),
         queued=over("queued"),
         ttft=over("ttft"),
         itl=over("itl"),

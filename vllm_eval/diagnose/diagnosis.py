@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from vllm_eval.compare.gate import Verdict
     from vllm_eval.compare.summary import Summary
-    from vllm_eval.diagnose.remedies import Limits, Remedy
+    from vllm_eval.config.settings import Config
+    from vllm_eval.diagnose.remedies import Remedy
     from vllm_eval.diagnose.survey import Cluster, ClusterGroup, Survey
     from vllm_eval.tasks.declaration import Declaration, Value
 
@@ -69,7 +70,7 @@ class Diagnosis:
 def diagnose(
     survey: Survey,
     arms: Mapping[str, Summary],
-    limits: Limits,
+    config: Config,
     repaired: Sequence[Verdict] = (),
     constrained: Mapping[str, Summary] | None = None,
 ) -> Diagnosis:
@@ -78,7 +79,7 @@ def diagnose(
     Args:
         survey: that has seen every attempt.
         arms: summaries of the outcomes, by arm.
-        limits: settings of the run.
+        config: of the run.
         repaired: the gate's verdicts with repaired answers; none where the run has not finished.
         constrained: by arm, its summary under the task's grammar, where the run has both.
     """
@@ -99,7 +100,7 @@ def diagnose(
                 summary,
                 survey.arms[arm],
                 by_arm[arm],
-                limits,
+                config,
                 passes.get(arm),
                 (constrained or {}).get(arm),
                 repairs=survey.repairs,

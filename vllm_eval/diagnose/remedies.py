@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from vllm_eval.compare.summary import Summary
+    from vllm_eval.config.settings import Config
     from vllm_eval.diagnose.survey import ArmTally, Cluster
 
 NO_ANSWER, TRUNCATED, TOO_LONG = "no_answer", "truncated", "prompt_too_long"
@@ -25,11 +26,7 @@ ROUND_TO = 128
 """Tokens to which a proposed limit is rounded up."""
 
 
-Kind = Literal["counted", "measured", "estimated", "at most", "unknown"]
-"""`counted`: the remedy was applied to the stored answers; `measured`: in an arm of the run."""
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Remedy:
     """What one setting would do for one arm; counts are of outcomes that stayed failures."""
 
@@ -41,28 +38,19 @@ class Remedy:
     """Those it addresses, of which this arm has failures."""
     addressed: int
     """Failures in them."""
-    recovered: float | None
+    recovered: float | None = None
     """How many of those would be valid; None where nothing stored tells."""
-    low: float | None
+    low: float | None = None
     """Ends of its interval at 0.95, where it has one."""
-    high: float | None
-    kind: Kind
+    high: float | None = None
+    kind: Literal["counted", "measured", "estimated", "at most", "unknown"]
+    """`counted`: applied to the stored answers; `measured`: in an arm of the run."""
     basis: str
     """Where the number comes from, in one sentence."""
-    valid_rate: float | None
+    valid_rate: float | None = None
     """Of the arm with them."""
     passes: bool | None = None
     """The gate's word with them; None where it cannot be known, as scores are not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Settings of the run that remedies change."""
-
-    max_new_tokens: int
-    retries: int
-    constrain: str = "none"
-    """As configured: `none`, `beside` or `only`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +62,8 @@ class Patient:
     tally: ArmTally
     clusters: Mapping[str, Sequence[Cluster]]
     """All tiers of each cluster."""
-    limits: Limits
+    config: Config
+    """Of the run."""
     passes: bool | None = None
     """The gate's word on the run with repaired answers; for a student, on that one alone."""
     constrained: Summary | None = None
@@ -117,12 +106,8 @@ def _repair(patient: Patient) -> Iterator[Remedy]:
                 setting="--repair",
                 clusters=tuple(name for name in clusters if patient.outcomes(name)),
                 addressed=count,
-                recovered=None,
-                low=None,
-                high=None,
                 kind="unknown",
                 basis=UNMEASURED,
-                valid_rate=None,
             )
         return
     by_cluster = {
@@ -138,11 +123,8 @@ def _repair(patient: Patient) -> Iterator[Remedy]:
             clusters=clusters,
             addressed=patient.outcomes(*clusters),
             recovered=float(sum(by_cluster.values())),
-            low=None,
-            high=None,
             kind="counted",
             basis="the repairs were applied to the stored answers and their results graded",
-            valid_rate=None,
             passes=patient.passes,
         )
 
@@ -152,7 +134,7 @@ def _longer_answers(patient: Patient) -> Iterator[Remedy]:
     truncated = patient.outcomes(TRUNCATED)
     if not truncated:
         return
-    tally, limit = patient.tally, patient.limits.max_new_tokens
+    tally, limit = patient.tally, patient.config.max_new_tokens
     looping = sum(one.looping for one in patient.clusters[TRUNCATED])
     wanted = ROUND_TO * math.ceil(2 * limit / ROUND_TO)
     worth = truncated - looping
@@ -181,7 +163,6 @@ def _longer_answers(patient: Patient) -> Iterator[Remedy]:
         high=high,
         kind="unknown" if recovered is None else "estimated",
         basis="; ".join(parts),
-        valid_rate=None,
     )
 
 
@@ -199,12 +180,9 @@ def _longer_prompts(patient: Patient) -> Iterator[Remedy]:
         clusters=(NO_ANSWER,),
         addressed=count,
         recovered=None if share is None else share * count,
-        low=None,
-        high=None,
         kind="unknown" if share is None else "estimated",
         basis=f"{count} prompts did not fit; `check` says how long they are"
         + ("" if share is None else f"; {share:.0%} of the answered ones are valid"),
-        valid_rate=None,
     )
 
 
@@ -227,7 +205,7 @@ def _retry(patient: Patient) -> Iterator[Remedy]:
     yield Remedy(
         name="retries",
         arm=patient.arm,
-        setting=f"--retries {max(patient.limits.retries, last - 1) + 1}",
+        setting=f"--retries {max(patient.config.retries, last - 1) + 1}",
         clusters=tuple(name for name in clusters if patient.outcomes(name)),
         addressed=failed,
         recovered=recovered,
@@ -235,12 +213,11 @@ def _retry(patient: Patient) -> Iterator[Remedy]:
         high=high,
         kind="unknown" if recovered is None else "estimated",
         basis=basis,
-        valid_rate=None,
     )
 
 
 def _constrain(patient: Patient) -> Iterator[Remedy]:
-    if patient.limits.constrain == "only":
+    if patient.config.constrain == "only":
         return
     failed = [name for name in patient.clusters if patient.outcomes(name)]
     if patient.constrained is not None:
@@ -258,11 +235,8 @@ def _constrain(patient: Patient) -> Iterator[Remedy]:
             clusters=clusters,
             addressed=count,
             recovered=float(count),
-            low=None,
-            high=None,
             kind="at most",
             basis="the grammar admits none of these; an answer under it can still be cut",
-            valid_rate=None,
         )
 
 
@@ -278,8 +252,6 @@ def _constrained(patient: Patient, clusters: tuple[str, ...], held: Summary) -> 
         clusters=clusters,
         addressed=patient.outcomes(*clusters),
         recovered=fewer if whole else None,
-        low=None,
-        high=None,
         kind="measured" if whole else "unknown",
         basis=f"under the grammar {held.valid} of {held.total} answers are valid in this run, "
         f"freely {free.valid} of {free.total}",

@@ -30,7 +30,7 @@ def _doubles() -> array[float]:
 
 @dataclass(slots=True)
 class Numbered:
-    """The attempts of one arm with the same number."""
+    """The attempts of one arm with the same number, or with several."""
 
     made: int = 0
     valid: int = 0
@@ -62,9 +62,16 @@ class ArmTally:
     """Decode time over the tokens but one: of attempts with more than one token."""
     e2e: array[float] = field(default_factory=_doubles)
 
-    def total(self, what: str, first: int = 1) -> int:
-        """Sum of `made`, `valid` or `output_tokens` over the attempts from number `first` on."""
-        return sum(getattr(row, what) for number, row in self.numbers.items() if number >= first)
+    def together(self, first: int = 1) -> Numbered:
+        """The attempts from number `first` on."""
+        rows = [row for number, row in self.numbers.items() if number >= first]
+        return Numbered(
+            made=sum(row.made for row in rows),
+            valid=sum(row.valid for row in rows),
+            score=sum(row.score for row in rows),
+            output_tokens=sum(row.output_tokens for row in rows),
+            seconds=sum(row.seconds for row in rows),
+        )
 
 
 @dataclass(slots=True)
