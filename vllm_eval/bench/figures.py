@@ -1,4 +1,4 @@
-"""From trials to medians, spreads and ratios; their table and their plot."""
+"""Trials become medians, ranges and ratios, a table and a plot."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BLUE, GREY = "#0072b2", "#595959"
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The middle of some measurements, and the least and greatest of them."""
+    """Median, minimum and maximum of some measurements."""
 
     median: float
     low: float
@@ -46,18 +46,18 @@ class Timed:
     ratio: Spread
     """Seconds over those of the reference in the same repeat."""
     cpu_ratio: Spread
-    """The same of processor time, which other processes disturb less; idle waiting is not in it."""
+    """The same for processor time: without idle waiting, and less disturbed by other processes."""
     grading_share: float
-    """Median over repeats of grading as a share of the trial."""
+    """Share of a trial spent on grading; the median over the repeats."""
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median, least and greatest; at least one value."""
+    """Of at least one value."""
     return Spread(statistics.median(values), min(values), max(values))
 
 
 def rotated(items: Sequence[_T], by: int) -> list[_T]:
-    """The same order, begun `by` places later: nobody is always first."""
+    """The same order, started `by` places later, so that no contestant is always first."""
     start = by % len(items)
     return [*items[start:], *items[:start]]
 
@@ -67,7 +67,7 @@ def tabulate(trials: Mapping[str, Sequence[Trial]], reference: str) -> list[Time
 
     Args:
         trials: by contestant, one for each repeat, in the same order for all.
-        reference: the contestant all are held against.
+        reference: the contestant all are compared with.
     """
     against = trials[reference]
     return [
@@ -87,7 +87,7 @@ def tabulate(trials: Mapping[str, Sequence[Trial]], reference: str) -> list[Time
 
 
 def unequal(trials: Mapping[str, Sequence[Trial]]) -> str | None:
-    """Who did other work than the first contestant, or None: then times can be compared."""
+    """Which contestant did other work than the first; None where the times are comparable."""
     sizes = {
         name: {(t.requests, t.prompt_tokens, t.output_tokens) for t in done}
         for name, done in trials.items()
@@ -114,11 +114,11 @@ class Benched:
     """Seconds to an open engine, by contestant; those in one engine share it."""
     speed: Speed | None
     limits: Mapping[str, Limit]
-    """By contestant; without those whose model is not known well enough."""
+    """By contestant, for those whose model is known well enough."""
 
 
 def bench_tables(done: Benched) -> Iterator[Table | Text]:
-    """What was done, who took how long, and how far the machine's limit is."""
+    """The work, how long each contestant took, and how far it is from the machine's limit."""
     size = done.size
     yield Text(
         f"each trial: {size.requests} requests ({size.retries} retries), "
@@ -126,7 +126,7 @@ def bench_tables(done: Benched) -> Iterator[Table | Text]:
         "the same for all"
     )
     columns = ("seconds", "range", "tokens/s", "ratio", "range", "start s", "grading", "of limit")
-    title = f"Medians, least and greatest; ratios to {plain(done.reference)} in the same repeat"
+    title = f"Medians and ranges; ratios to {plain(done.reference)} within each repeat"
     table = new_table(title, "contestant", right=columns)
     table.columns[0].overflow = "fold"
     for row in done.rows:
@@ -171,7 +171,7 @@ def _range(value: Spread, form: str) -> str:
 
 
 def draw(done: Benched, path: Path) -> None:
-    """Write `path` with the endings `.svg` and `.png`: bars of medians, lines from least to most.
+    """Write `path` as `.svg` and `.png`: bars for medians, lines from minimum to maximum.
 
     The files are the same for the same figures: no date, no random names.
     """
@@ -196,7 +196,7 @@ def draw(done: Benched, path: Path) -> None:
             axes.text(row.seconds.high, place, text, va="center", fontsize=9)
         axes.set_yticks(places, [row.name for row in rows])
         axes.set_xlim(0, 1.35 * max(row.seconds.high for row in rows))
-        axes.set_xlabel("seconds of a trial: median, least to greatest")
+        axes.set_xlabel("seconds per trial: median, minimum to maximum")
         axes.set_title(
             f"{done.size.requests} requests, {done.size.output_tokens:,} output tokens each trial",
             fontsize=10,

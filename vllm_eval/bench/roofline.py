@@ -46,7 +46,7 @@ class TokenCosts:
     weight_bytes: int
     """Read in every step: layers and output embedding, as they lie in memory."""
     adapter_bytes: int
-    """Of all adapters, as stored."""
+    """Of all adapters, in their files."""
     cache_bytes: int
     """Keys and values of one token."""
     flops: int
@@ -87,7 +87,7 @@ class Limit:
 
 
 def dtype_of(plan: Plan) -> str:
-    """PyTorch's name of the type the model is computed in; float32 where nobody says."""
+    """PyTorch's name of the type the model is computed in; float32 where it is not given."""
     given = plan.config.dtype
     if given == "auto" and plan.base_model is not None:
         architecture = read_base(plan.base_model, weights=False).architecture
@@ -165,7 +165,7 @@ class Speed:
 
 
 def measure_speed(dtype: str, env: Mapping[str, str]) -> Speed:
-    """Measure in a process of its own, which leaves no memory behind and no library loaded.
+    """Measure in a separate process, so that no memory stays taken and no library loaded.
 
     Args:
         dtype: PyTorch's name of the type computed with.

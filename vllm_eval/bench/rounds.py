@@ -138,7 +138,7 @@ class Worker:
         return self._call(_try, way, warm)
 
     def close(self) -> None:
-        """Have the engine closed; the process is ended if it does not."""
+        """Close the engine and end its process, by force after `LEAVE_S`."""
         try:
             self._pool.submit(_close).result(LEAVE_S)
         except TimeoutError:
@@ -164,7 +164,7 @@ class Worker:
 
 
 _HELD: list[tuple[Plan, Engine, Work, Path]] = []
-"""What a worker's process holds from its start to its end."""
+"""The open engine of a worker's process, with all it needs for a trial."""
 
 
 def _follow_the_parent() -> None:
@@ -175,7 +175,7 @@ def _follow_the_parent() -> None:
 
 
 def _leave_with_the_parent() -> None:
-    """A pool's process does not notice by itself that its parent was killed."""
+    """End this process once its parent was killed, which a pool's process does not notice."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -185,7 +185,7 @@ def _leave_with_the_parent() -> None:
 
 
 def _open(config: Config, work: Work, log: Path) -> tuple[float, Mapping[str, str | int]]:
-    """Seconds to open the engine (imports, weights, adapters, canary), and what it is."""
+    """Seconds to open the engine (imports, weights, adapters, canary), and its versions."""
     plan = prepare(config)
     begin = time.monotonic()
     opener: Any = MeasuredVllm.open if config.engine == "vllm" else open_engine

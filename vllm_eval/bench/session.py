@@ -1,4 +1,4 @@
-"""The story of a benchmark: who, warm-up, rounds in turn, equal work, figures, files.
+"""A benchmark from start to end: contestants, rounds in turn, equal work, figures, files.
 
 With made-up weights vLLM makes those of the base, from its `config.json`; the adapter that fits it
 is made here, of small random numbers.
@@ -53,7 +53,7 @@ SCHEMA_VERSION = 1
 
 
 def bench(layers: Layers, options: BenchOptions, watcher: Watcher) -> Benched:
-    """Time all contestants on the same work, in turn, and write what was found.
+    """Time all contestants in turn on the same work, and write the results.
 
     Raises:
         InputError: an option, the data set or an adapter cannot be used.
@@ -132,7 +132,7 @@ def _describe(done: Benched, row: Timed, rounds: Rounds) -> dict[str, Any]:
 
 
 def _refuse_lengths(contestants: Sequence[Contestant], work: Work) -> None:
-    """Only vLLM is told a length for each request; a script has its own."""
+    """Only vLLM takes a length per request; a script has its own lengths."""
     told = ("vllm", "scripted")
     others = [one.name for one in contestants if one.config.engine not in told]
     if work.varies and others:
@@ -167,7 +167,7 @@ def _limits(
 
 
 def _with_shapes(layers: Layers, options: BenchOptions, scratch: Path) -> Layers:
-    """With `--load-format`, and a made-up adapter where none is named for made-up weights."""
+    """With `--load-format`, and with a made-up adapter for made-up weights if none is named."""
     flags = dict(layers.flags)
     if options.load_format is not None:
         flags["engine_args"] = flags.get("engine_args", {}) | {"load_format": options.load_format}
@@ -182,7 +182,7 @@ def _with_shapes(layers: Layers, options: BenchOptions, scratch: Path) -> Layers
 
 @dataclass(frozen=True, slots=True)
 class MadeUp:
-    """Folders for a base and an adapter without a meaning."""
+    """Folders of a base and an adapter whose weights mean nothing."""
 
     base: Path
     adapter: Path

@@ -1,4 +1,4 @@
-"""One trial: forced answers of known length through an open engine in one way, on the clock.
+"""One trial: the same work through an open engine in one way, timed.
 
 Which answer is how long and which one fails follows from its request and the seed alone, so that no
 order, batch or engine changes it.
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 FAILED = "\n[bench: counts as failed]"
 PROBLEM = Problem("bench_forced", "the answer breaks the contract, as the benchmark wants it")
-"""The same for every forced failure, so that every retry asks the same words."""
+"""The same for every forced failure, so that all retries have the same prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is asked for, beside the cases."""
+    """What is asked for, apart from the cases."""
 
     least: int
     """Fewest tokens of an answer."""
@@ -50,7 +50,7 @@ class Work:
     attempts: int = 1
     """Most attempts per arm and case."""
     seed: int = 42
-    """Another one draws other lengths and other failures."""
+    """Decides lengths and failures."""
 
     @property
     def varies(self) -> bool:
@@ -68,7 +68,7 @@ class Work:
 
 
 WARM_CASES = 8
-"""Enough to have every buffer made and every kernel built."""
+"""Enough to allocate every buffer and build every kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def run_trial(
 def _ours(
     plan: Plan, engine: Engine, way: Way, chosen: Sequence[Case], work: Work, journal: Journal
 ) -> tuple[list[tuple[Attempt | Completion, str | None]], float]:
-    """Our loop, with grading and journal, as in a run."""
+    """The loop of a run, with grading and journal."""
     task = force(plan.task)
     job = Job(task, plan.arms, lambda: chosen, 1, work.attempts, plan.config.seed)
     kept: list[Attempt] = []
@@ -156,7 +156,7 @@ def _ours(
 
 
 def _parts(job: Job, way: Way, kept: Sequence[Attempt]) -> Iterable[tuple[Job, Ledger]]:
-    """The calls of the loop that make up a way; `kept` grows as they are made."""
+    """The calls of the loop that make up a way; `kept` grows with each of them."""
     if way == "arms":
         for arm in job.arms:
             yield replace(job, arms=[arm]), Ledger(set(), {})
@@ -179,7 +179,7 @@ def _parts(job: Job, way: Way, kept: Sequence[Attempt]) -> Iterable[tuple[Job, L
 def _bare(
     plan: Plan, engine: MeasuredVllm, chosen: Sequence[Case], work: Work
 ) -> list[tuple[Attempt | Completion, str | None]]:
-    """One bare call a round; what fails is known without looking."""
+    """One bare call per round; the work alone says what fails."""
     done: list[tuple[Attempt | Completion, str | None]] = []
     pending = [(case, arm.name) for case in chosen for arm in plan.arms]
     for attempt in range(1, work.attempts + 1):
@@ -227,18 +227,18 @@ class ForcedEngine:
 
 
 class ForcedTask(Task):
-    """A task that grades in earnest, and then says what the mark says."""
+    """A task that really grades, and then replaces the verdict by what the mark says."""
 
     __slots__ = ()
 
     def grade(self, case: Case, text: str) -> Grade:
-        """The grading takes the time it takes; its verdict is replaced by the mark's."""
+        """Takes as long as in a run."""
         graded = Task.grade(self, case, text.removesuffix(FAILED))
         return replace(graded, problem=PROBLEM if text.endswith(FAILED) else None)
 
 
 def force(task: Task) -> ForcedTask:
-    """The same task, its verdicts by the marks."""
+    """The same task with verdicts by the marks."""
     return ForcedTask(**{field.name: getattr(task, field.name) for field in fields(task)})
 
 
