@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from rich.table import Table
 from rich.text import Text
 
 from vllm_eval.bench.roofline import Limit, Speed
-from vllm_eval.bench.trial import Work
+from vllm_eval.bench.trial import Trial, Work
 from vllm_eval.report.tables import new_table
 from vllm_eval.text import plain
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from rich.table import Table
-
-    from vllm_eval.bench.trial import Trial
 
 _T = TypeVar("_T")
 BLUE, GREY = "#0072b2", "#595959"

@@ -17,20 +17,17 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from vllm_eval.bench.trial import Trial
 from vllm_eval.inputs.adapters import WEIGHTS_FILE
 from vllm_eval.inputs.base_model import read_base
+from vllm_eval.inputs.plan import Plan
 from vllm_eval.preflight.demand import Demand
 from vllm_eval.preflight.memory import weight_bytes
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from vllm_eval.bench.trial import Trial
-    from vllm_eval.inputs.plan import Plan
 
 ROUNDS = 5
 

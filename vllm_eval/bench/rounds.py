@@ -11,27 +11,21 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
+from vllm_eval.bench.contestants import BenchOptions, Contestant, Way
 from vllm_eval.bench.figures import rotated
-from vllm_eval.bench.trial import MeasuredVllm, Trial, run_trial
-from vllm_eval.config.settings import file_name
+from vllm_eval.bench.trial import MeasuredVllm, Trial, Work, run_trial
+from vllm_eval.config.settings import Config, file_name
 from vllm_eval.engines import open_engine
+from vllm_eval.engines.protocol import Engine
 from vllm_eval.errors import EngineError
-from vllm_eval.inputs.plan import prepare
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
-
-    from vllm_eval.bench.contestants import BenchOptions, Contestant, Way
-    from vllm_eval.bench.trial import Work
-    from vllm_eval.config.settings import Config
-    from vllm_eval.engines.protocol import Engine
-    from vllm_eval.inputs.plan import Plan
+from vllm_eval.inputs.plan import Plan, prepare
 
 _T = TypeVar("_T")
 

@@ -8,29 +8,37 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from vllm_eval.bench.contestants import Way
+from vllm_eval.engines.protocol import Engine
 from vllm_eval.engines.vllm.engine import VllmEngine, _complete
 from vllm_eval.errors import EngineError
 from vllm_eval.inputs import cases
-from vllm_eval.records import Begun, Ledger, Problem, Progress, Request
+from vllm_eval.inputs.plan import Plan
+from vllm_eval.records import (
+    Attempt,
+    Begun,
+    Case,
+    Completion,
+    Grade,
+    Ledger,
+    Problem,
+    Progress,
+    Request,
+)
 from vllm_eval.run.loop import Job, derive_seed, evaluate
 from vllm_eval.store.journal import Journal
 from vllm_eval.tasks import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from pathlib import Path
-
     from vllm import SamplingParams  # noqa: TID251  its type alone
 
-    from vllm_eval.bench.contestants import Way
-    from vllm_eval.engines.protocol import Engine
-    from vllm_eval.inputs.plan import Plan
-    from vllm_eval.records import Attempt, Case, Completion, Grade
 
 FAILED = "\n[bench: counts as failed]"
 PROBLEM = Problem("bench_forced", "the answer breaks the contract, as the benchmark wants it")

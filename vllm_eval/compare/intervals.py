@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+
 _Summary = TypeVar("_Summary", bound="DataclassInstance")
 CONFIDENCE = 0.95
 """Default level of an interval."""

@@ -7,13 +7,11 @@ import functools
 import os
 import platform
 import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+from typing import Any
 
 MIB = 2**20
 KAGGLE, COLAB, LIGHTNING = "Kaggle", "Google Colab", "Lightning AI"

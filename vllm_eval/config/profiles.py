@@ -7,12 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from vllm_eval.config.machine import COLAB, KAGGLE, LIGHTNING
-
-if TYPE_CHECKING:
-    from vllm_eval.config.machine import Gpu, Machine
+from vllm_eval.config.machine import COLAB, KAGGLE, LIGHTNING, Gpu, Machine
 
 _FULL_24GB, _FULL_80GB = 22_000, 72_000
 """MiB: cards sold as 24 GB show 22.5 GiB, those sold as 80 GB show 79 GiB."""

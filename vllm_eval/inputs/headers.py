@@ -8,14 +8,12 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import orjson
 
 from vllm_eval.errors import InputError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MAX_JSON_BYTES = 50_000_000
 MAX_REASON = 200

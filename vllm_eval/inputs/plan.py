@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import TypeVar
 
-from vllm_eval.config.settings import resolve_path
+from vllm_eval.config.settings import Config, resolve_path
 from vllm_eval.errors import InputError
 from vllm_eval.inputs import adapters, cases
 from vllm_eval.inputs.base_model import Base, read_base
 from vllm_eval.records import BASELINE, Arm
-from vllm_eval.tasks import open_task
+from vllm_eval.tasks import Task, open_task
 from vllm_eval.tasks.grammar import make_grammar
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from vllm_eval.config.settings import Config
-    from vllm_eval.tasks import Task
 
 _T = TypeVar("_T")
 

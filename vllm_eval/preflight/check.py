@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
 
 from vllm_eval.config import machine, profiles
-from vllm_eval.config.settings import quantization_of, resolve_path, whole
+from vllm_eval.config.machine import Machine, Software
+from vllm_eval.config.settings import Config, quantization_of, resolve_path, whole
 from vllm_eval.engines import check_options
 from vllm_eval.engines.tokens import open_counter
 from vllm_eval.errors import InputError
-from vllm_eval.inputs.base_model import missing_modules
+from vllm_eval.inputs.base_model import Base, missing_modules
 from vllm_eval.inputs.cases import read_cases
-from vllm_eval.inputs.plan import read_plan
+from vllm_eval.inputs.plan import Draft, read_plan
 from vllm_eval.preflight import memory
 from vllm_eval.preflight.adapter import LARGEST_RANK, check_adapter
-from vllm_eval.preflight.demand import as_loaded, demand_of
+from vllm_eval.preflight.demand import Demand, as_loaded, demand_of
 from vllm_eval.preflight.finding import Finding, Findings, error, from_error, ok, warning
 from vllm_eval.preflight.needs import (
     PEFT_RELEASE,
@@ -29,15 +30,6 @@ from vllm_eval.preflight.needs import (
     check_versions,
     needs_of,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    from vllm_eval.config.machine import Machine, Software
-    from vllm_eval.config.settings import Config
-    from vllm_eval.inputs.base_model import Base
-    from vllm_eval.inputs.plan import Draft
-    from vllm_eval.preflight.demand import Demand
 
 SHOWN_IDS = 3
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_eval.compare import gate
-from vllm_eval.compare.summary import comparison_from_json
+from vllm_eval.compare.gate import Verdict
+from vllm_eval.compare.summary import Comparison, comparison_from_json
 from vllm_eval.conclude.conclude import concluded
 from vllm_eval.config.settings import resolve_path
 from vllm_eval.errors import InputError
+from vllm_eval.records import Attempt
 from vllm_eval.report.html import render_page
 from vllm_eval.report.markdown import render_summary
 from vllm_eval.report.plots import TITLES, slide_svgs
@@ -21,15 +25,8 @@ from vllm_eval.store.folder import JOURNAL, find_run
 from vllm_eval.store.journal import read_journal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
-
     import pandas as pd
     import pyarrow as pa
-
-    from vllm_eval.compare.gate import Verdict
-    from vllm_eval.compare.summary import Comparison
-    from vllm_eval.records import Attempt
 
 
 @dataclass(frozen=True, slots=True)

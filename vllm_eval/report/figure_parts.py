@@ -14,6 +14,7 @@ from vllm_eval.text import plain
 if TYPE_CHECKING:
     import matplotlib.figure
 
+
 Axes: TypeAlias = "matplotlib.axes.Axes"
 Figure: TypeAlias = "matplotlib.figure.Figure"
 

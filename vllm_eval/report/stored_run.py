@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from vllm_eval.compare.gate import NOT_FINISHED
 from vllm_eval.errors import EvalError, InputError
+from vllm_eval.records import Attempt
 from vllm_eval.store.folder import CASES, COMPARISON, JOURNAL, read_comparison, row_at
 from vllm_eval.store.journal import attempt_at
-from vllm_eval.tasks import open_stored
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
-
-    from vllm_eval.records import Attempt
-    from vllm_eval.tasks import Task
+from vllm_eval.tasks import Task, open_stored
 
 HTML, MARKDOWN, SUMMARY, JUNIT = "report.html", "report.md", "summary.md", "junit.xml"
 

@@ -7,28 +7,23 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from types import TracebackType
+from typing import Any, TextIO
 
 import orjson
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from vllm_eval.conclude.results import Finished
+from vllm_eval.preflight.finding import Finding
+from vllm_eval.records import Progress
 from vllm_eval.report.tables import run_tables, timing_lines
 from vllm_eval.text import plain
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from types import TracebackType
-
-    from rich.console import RenderableType
-
-    from vllm_eval.conclude.results import Finished
-    from vllm_eval.preflight.finding import Finding
-    from vllm_eval.records import Progress
 
 PLAIN_INTERVAL_S = 10.0
 """Seconds between progress lines if the output is not a terminal."""

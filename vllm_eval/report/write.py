@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
 
 from vllm_eval.conclude.conclude import concluded
 from vllm_eval.config.settings import resolve_path
 from vllm_eval.errors import EvalError, InputError
+from vllm_eval.records import Watcher
 from vllm_eval.report.stored_run import HTML, JUNIT, MARKDOWN, SUMMARY, StoredRun
 from vllm_eval.store.folder import RunFolder, find_run, timestamp_of, write_zip
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from vllm_eval.records import Watcher
 
 
 def write_reports(run: StoredRun) -> list[Path]:

@@ -9,28 +9,23 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from vllm_eval.conclude.results import REPAIRED
 from vllm_eval.config.machine import usable_cpus
 from vllm_eval.errors import EvalError
 from vllm_eval.inputs.cases import Place, read_case
 from vllm_eval.inputs.formats import Lines
-from vllm_eval.records import Outcome, Problem, Repair, Status
-from vllm_eval.tasks import open_task
+from vllm_eval.records import Case, Key, Outcome, Problem, Repair, Status
+from vllm_eval.tasks import Task, open_task
 from vllm_eval.tasks.check import compile_contract
 from vllm_eval.tasks.repair import mend
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
-    from vllm_eval.records import Case, Key
-    from vllm_eval.tasks import Task
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 MAX_SHOWN = 40

@@ -8,32 +8,26 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import orjson
 import yaml
 from pydantic import ValidationError
 
-from vllm_eval.compare.gate import Rule
+from vllm_eval.compare.gate import Rule, Verdict
 from vllm_eval.compare.intervals import CONFIDENCE, Bootstrap
 from vllm_eval.config.settings import Config, GateConfig, resolve_path
 from vllm_eval.errors import InputError
-from vllm_eval.inputs.cases import index_cases
+from vllm_eval.inputs.cases import CaseIndex, index_cases
 from vllm_eval.inputs.plan import data_path
 from vllm_eval.records import BASELINE
+from vllm_eval.rescore.stored import StoredFile
 from vllm_eval.store import manifest
 from vllm_eval.store.folder import CONFIG, JOURNAL, is_finished
-from vllm_eval.tasks import refuse_file
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from vllm_eval.compare.gate import Verdict
-    from vllm_eval.inputs.cases import CaseIndex
-    from vllm_eval.rescore.stored import StoredFile
-    from vllm_eval.tasks import Task
+from vllm_eval.tasks import Task, refuse_file
 
 OUR_KEYS = {"task", "engine", "gate", "dataset_path"}
 """Together in a stored configuration they tell that we wrote it."""

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from vllm_eval.compare import gate
-from vllm_eval.compare.summary import as_repaired, compare_arms
-from vllm_eval.records import BASELINE, Outcome, Progress, free_arms
+from vllm_eval.compare.gate import Verdict
+from vllm_eval.compare.intervals import Bootstrap
+from vllm_eval.compare.summary import Comparison, as_repaired, compare_arms
+from vllm_eval.config.settings import Config, GateConfig
+from vllm_eval.inputs.cases import CaseIndex, Place
+from vllm_eval.records import BASELINE, Outcome, Progress, Status, Watcher, free_arms
 from vllm_eval.rescore import stored
-from vllm_eval.rescore.answers import grade_all
+from vllm_eval.rescore.answers import Graded, StoredAnswer, grade_all
 from vllm_eval.rescore.origin import (
+    Expected,
     bootstrap_of,
     find_expected,
     find_files,
@@ -20,22 +27,8 @@ from vllm_eval.rescore.origin import (
     task_of,
     thresholds_of,
 )
+from vllm_eval.rescore.stored import StoredFile
 from vllm_eval.tasks import open_task
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from vllm_eval.compare.gate import Verdict
-    from vllm_eval.compare.intervals import Bootstrap
-    from vllm_eval.compare.summary import Comparison
-    from vllm_eval.config.settings import Config, GateConfig
-    from vllm_eval.inputs.cases import CaseIndex, Place
-    from vllm_eval.records import Status, Watcher
-    from vllm_eval.rescore.answers import Graded, StoredAnswer
-    from vllm_eval.rescore.origin import Expected
-    from vllm_eval.rescore.stored import StoredFile
-
 
 TOLERANCE = 1e-9
 """A recorded score that differs by no more is reproduced."""

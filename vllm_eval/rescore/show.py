@@ -7,30 +7,24 @@ import json
 import sys
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Table
 from rich.text import Text
 
-from vllm_eval.compare.summary import as_repaired, summarise
+from vllm_eval.compare.gate import Verdict
+from vllm_eval.compare.intervals import Interval
+from vllm_eval.compare.summary import Summary, as_repaired, summarise
+from vllm_eval.records import Progress
 from vllm_eval.report.tables import doubt_lines, gate_table, new_table
 from vllm_eval.report.terminal import PLAIN_INTERVAL_S, PLAIN_WIDTH, UnbreakableConsole, write_out
-from vllm_eval.rescore.compare import to_json
+from vllm_eval.rescore.compare import ArmPair, Compared, to_json
+from vllm_eval.rescore.score import FileReport, Scored
 from vllm_eval.text import plain
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from types import TracebackType
-
-    from rich.table import Table
-
-    from vllm_eval.compare.gate import Verdict
-    from vllm_eval.compare.intervals import Interval
-    from vllm_eval.compare.summary import Summary
-    from vllm_eval.records import Progress
-    from vllm_eval.rescore.compare import ArmPair, Compared
-    from vllm_eval.rescore.score import FileReport, Scored
 
 BAR_INTERVAL_S = 0.1
 SCORES = ("mean", "std", "min", "max", "mean (failures = 0)")

@@ -10,23 +10,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
 from vllm_eval.errors import InputError
-from vllm_eval.records import BASELINE
-from vllm_eval.rescore.answers import STATUSES, read_answer, text_of
+from vllm_eval.records import BASELINE, Key
+from vllm_eval.rescore.answers import STATUSES, StoredAnswer, read_answer, text_of
 from vllm_eval.store.folder import JOURNAL
 from vllm_eval.store.journal import refuse_parts
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from vllm_eval.records import Key
-    from vllm_eval.rescore.answers import StoredAnswer
 
 MAX_BYTES = 2**30
 """Of a file that is read whole."""

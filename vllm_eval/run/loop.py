@@ -5,18 +5,25 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from vllm_eval.engines.protocol import Engine
 from vllm_eval.errors import EngineError
-from vllm_eval.records import TOO_LONG, Attempt, Completion, Grade, Problem, Request
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-
-    from vllm_eval.engines.protocol import Engine
-    from vllm_eval.records import Arm, Case, Ledger, Progress, Status
-    from vllm_eval.tasks import Task
+from vllm_eval.records import (
+    TOO_LONG,
+    Arm,
+    Attempt,
+    Case,
+    Completion,
+    Grade,
+    Ledger,
+    Problem,
+    Progress,
+    Request,
+    Status,
+)
+from vllm_eval.tasks import Task
 
 UNANSWERED = Grade(None, None, {})
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import pynvml
 
 from vllm_eval.config.machine import MIB, nvml_devices
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 INTERVAL_S = 1.0
 

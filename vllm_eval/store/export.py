@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -14,10 +16,8 @@ from vllm_eval.store.folder import JOURNAL, written_whole
 from vllm_eval.store.journal import read_journal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     import pyarrow as pa
+
 
 GROUP_ROWS = 4_096
 """Rows in memory at a time: one row group of the file."""

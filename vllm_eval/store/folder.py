@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import zipfile
 from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from sys import intern
-from typing import TYPE_CHECKING, Any
+from typing import Any, BinaryIO
 
 import orjson
 import yaml
@@ -18,15 +19,10 @@ from vllm_eval.config.settings import file_name
 from vllm_eval.errors import InputError
 from vllm_eval.inputs.cases import read_case
 from vllm_eval.inputs.formats import Lines
+from vllm_eval.records import Case
 from vllm_eval.store import manifest
 from vllm_eval.store.journal import LOCK
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-    from typing import BinaryIO
-
-    from vllm_eval.records import Case
-    from vllm_eval.tasks.declaration import Declaration
+from vllm_eval.tasks.declaration import Declaration
 
 CASES = "cases.jsonl"
 COMPARISON = "comparison.json"

@@ -5,23 +5,18 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
+from pathlib import Path
 from sys import intern
-from typing import TYPE_CHECKING
+from typing import BinaryIO
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from vllm_eval.errors import EvalError, InputError
-from vllm_eval.records import Attempt, Begun, Ledger, Problem
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-    from pathlib import Path
-    from typing import BinaryIO
-
-    from vllm_eval.records import Key
+from vllm_eval.records import Attempt, Begun, Key, Ledger, Problem
 
 LOCK = ".lock"
 

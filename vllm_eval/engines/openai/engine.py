@@ -28,6 +28,7 @@ from vllm_eval.records import Arm, Completion, Request
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+
 _T = TypeVar("_T")
 
 CONNECT_S = 10.0

@@ -15,6 +15,7 @@ from vllm_eval.records import Completion, Request
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+
 TOLERATED = 2
 """Failures one after the other for which a server is not yet left alone."""
 ALONE = 5

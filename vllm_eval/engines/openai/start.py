@@ -15,6 +15,7 @@ from vllm_eval.records import BASELINE, Arm
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+
 HOPELESS = ("forbidden", "missing", "refused")
 """Faults that waiting does not mend, where a server has not yet proved anything."""
 HINTS = {

@@ -24,6 +24,7 @@ from vllm_eval.config.settings import Config
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
+
 PLAIN_SAMPLING = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """What vLLM takes from the model's generation_config.json where a request does not say it."""
 

@@ -15,6 +15,7 @@ from vllm_eval.records import Completion, Request
 if TYPE_CHECKING:
     import torch
 
+
 GREEDY_BELOW = 1e-5
 """A temperature below this is none: vLLM's bound."""
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.sampling_params import StructuredOutputsParams
 
+
 FENCE = "```"
 """How every constrained answer begins."""
 
