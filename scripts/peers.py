@@ -22,7 +22,8 @@ import yaml
 
 from vllm_eval.bench.figures import rotated, spread
 from vllm_eval.config import machine
-from vllm_eval.config.settings import Config, load_config
+from vllm_eval.config.layers import load_config
+from vllm_eval.config.settings import Config
 from vllm_eval.inputs import cases
 from vllm_eval.inputs.adapters import slot_rank
 from vllm_eval.inputs.plan import Plan, prepare

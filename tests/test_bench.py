@@ -16,8 +16,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.model_folders import BASE, write_json
-from vllm_eval.bench.contestants import Layers, choose, group
+from vllm_eval.bench.contestants import choose, group
 from vllm_eval.bench.session import make_up
+from vllm_eval.config.layers import Layers
 from vllm_eval.errors import ConfigError
 from vllm_eval.inputs.adapters import WEIGHTS_FILE, read_adapter
 from vllm_eval.inputs.base_model import read_base

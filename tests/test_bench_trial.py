@@ -17,7 +17,7 @@ import pytest
 
 from vllm_eval.bench.rounds import Worker
 from vllm_eval.bench.trial import WARM_CASES, Trial, Work, run_trial
-from vllm_eval.config.settings import load_config
+from vllm_eval.config.layers import load_config
 from vllm_eval.engines import open_engine
 from vllm_eval.errors import ConfigError, EngineError
 from vllm_eval.inputs.plan import prepare

@@ -30,7 +30,6 @@ HEAVY = [
     "numpy",
     "matplotlib",
     "ray",
-    "pydantic",
     "rich",
     "yaml",
     "jinja2",

@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import vllm_eval
-from vllm_eval.config.settings import (
-    Config,
-    GateConfig,
-    dump_config,
-    load_config,
-    profile_names,
-    read_layer,
-    resolve_path,
-)
+from vllm_eval.config.layers import dump_config, load_config, profile_names, read_layer
+from vllm_eval.config.settings import Config, GateConfig, resolve_path
 from vllm_eval.errors import ConfigError
 
 if TYPE_CHECKING:

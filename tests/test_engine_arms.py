@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vllm_eval.cli import main
-from vllm_eval.config.settings import Config, load_config
+from vllm_eval.config.layers import load_config
+from vllm_eval.config.settings import Config
 from vllm_eval.engines import open_engine
 from vllm_eval.inputs import cases
 from vllm_eval.inputs.plan import Plan, prepare

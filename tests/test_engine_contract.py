@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.servers import FakeServer
-from vllm_eval.config.settings import load_config
+from vllm_eval.config.layers import load_config
 from vllm_eval.engines import open_engine
 from vllm_eval.inputs.plan import prepare
 from vllm_eval.records import Request

@@ -10,8 +10,8 @@ import pynvml
 import pytest
 
 from tests.nvml import Card, Driver
+from vllm_eval.config.layers import load_config
 from vllm_eval.config.machine import Gpu, detect
-from vllm_eval.config.settings import load_config
 
 CARD = Card("Card A", 16384, (7, 5), free_mib=16000)
 

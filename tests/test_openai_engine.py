@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.servers import BASE, STUDENT, FakeServer, FaultProxy, hash_words
-from vllm_eval.config.settings import load_config
+from vllm_eval.config.layers import load_config
 from vllm_eval.engines import open_engine
 from vllm_eval.errors import ConfigError, EngineDiedError, EngineError
 from vllm_eval.inputs.plan import prepare

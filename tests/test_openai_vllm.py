@@ -19,7 +19,8 @@ import llguidance
 import pytest
 
 from tests.servers import FaultProxy
-from vllm_eval.config.settings import load_config, resolve_path
+from vllm_eval.config.layers import load_config
+from vllm_eval.config.settings import resolve_path
 from vllm_eval.engines import open_engine
 from vllm_eval.inputs import cases
 from vllm_eval.inputs.plan import prepare

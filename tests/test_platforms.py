@@ -20,8 +20,9 @@ from tests.model_folders import write_json
 from tests.nvml import Card, Driver
 from tests.test_memory import QWEN_7B
 from vllm_eval.config import profiles
+from vllm_eval.config.layers import load_config, profile_names
 from vllm_eval.config.machine import PLATFORMS, Gpu, Machine, Software, detect, installed, which
-from vllm_eval.config.settings import Config, load_config, profile_names
+from vllm_eval.config.settings import Config
 from vllm_eval.preflight.check import check_config
 from vllm_eval.records import BASELINE, Arm
 

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from tests.conftest import Run
-from vllm_eval.config.settings import load_config
+from vllm_eval.config.layers import load_config
 from vllm_eval.engines import open_engine
 from vllm_eval.engines.ray.replica import Seat, Started, room, share_out
 from vllm_eval.records import BASELINE, Arm, Completion, Request

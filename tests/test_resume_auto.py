@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.model_folders import write_base
+from vllm_eval.config.layers import dump_config, load_config
 from vllm_eval.config.machine import Gpu, Machine, Software, installed
-from vllm_eval.config.settings import dump_config, load_config
 from vllm_eval.errors import InputError
 from vllm_eval.inputs.base_model import read_base
 from vllm_eval.inputs.plan import Plan, prepare

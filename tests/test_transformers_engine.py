@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.model_folders import write_adapter, write_base
+from vllm_eval.config.layers import load_config, profile_names
 from vllm_eval.config.machine import Gpu, Machine, Software
-from vllm_eval.config.settings import load_config, profile_names, resolve_path
+from vllm_eval.config.settings import resolve_path
 from vllm_eval.engines import open_engine
 from vllm_eval.errors import ConfigError, EngineError
 from vllm_eval.inputs import cases

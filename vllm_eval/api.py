@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vllm_eval.config.settings import load_config
+from vllm_eval.config.layers import load_config
 from vllm_eval.preflight.check import check_config
 from vllm_eval.report.display import Result, show
 from vllm_eval.report.terminal import Terminal

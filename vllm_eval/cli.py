@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import atexit
 import errno
+import functools
 import gc
+import os
 import signal
 import sys
 import threading
 import traceback
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-import click
+import typer
+from typer.completion import shell_complete
 
-from vllm_eval.bench.contestants import bench_options, take_options
-from vllm_eval.config.flags import FLOAT, config_layer, config_options, layer_options
+from vllm_eval.bench.contestants import BenchOptions
+from vllm_eval.config.flags import SCRIPT, Command, Program, config_options, option
+from vllm_eval.config.layers import Layers
 from vllm_eval.errors import EvalError
 from vllm_eval.version import __version__
 
@@ -25,126 +30,130 @@ if TYPE_CHECKING:
 PASS, FAIL, BAD_INPUT, COULD_NOT_EVALUATE, INTERRUPTED = 0, 1, 2, 3, 130
 IMPOSSIBLE_NAMES = (errno.ENAMETOOLONG, errno.EILSEQ)
 """Errors of the file system that only a name given by the user can bring about."""
+MODULE = "python -m vllm_eval"
+EXAMPLES = f"""\
+Examples:
+
+  {MODULE} --adapter po_student_v1 --max-samples 20
+  {MODULE} --adapter first --adapter second --repair --tag both
+  {MODULE} --config demo -c gate.min_ratio=0.95
+"""
 
 
-class _RunByDefault(click.Group):
-    """A group whose first word may be left out: it is then `run`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or (args[0] not in self.commands and args[0] not in ("--help", "--version")):
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Show what `run` takes as well: most users know no other command."""
-        super().format_options(ctx, formatter)
-        with formatter.section("Options of run"):
-            records = (option.get_help_record(ctx) for option in self.commands["run"].params)
-            formatter.write_dl([record for record in records if record and record[0] != "--help"])
+app = typer.Typer(
+    cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    epilog=EXAMPLES,
+)
+command = functools.partial(app.command, cls=Command)
+OutputDir = Annotated[str, option("Folder that holds the runs.", "results", metavar="FOLDER")]
+AsJson = Annotated[bool, option("Print JSON, and nothing else.", "off", "--json")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name.")]
 
 
-@click.group(cls=_RunByDefault, context_settings={"max_content_width": 100})
-@click.version_option(__version__, prog_name="vllm_eval")
-def app() -> None:
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vllm_eval {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool,
+        typer.Option(callback=_print_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
     """Decide whether a LoRA adapter is good enough to ship.
 
-    Base and students answer the same cases in one vLLM engine; the gate says PASS or FAIL.
-    `run` is the default command.
+    Base and adapters answer the same cases in one engine; the gate says PASS or FAIL.
+    run is the default command: its options below need no command's name.
 
-    Exit codes: 0 PASS, 1 FAIL, 2 bad usage or input, 3 could not evaluate, 130 interrupted.
+    Exit codes: 0 PASS, 1 FAIL, 2 bad usage or input, 3 could not evaluate,
+    130 interrupted.
     """
 
 
-@app.command("run")
-@config_options
-@click.option(
-    "--resume",
-    metavar="RUN|auto",
-    help="Continue a run: its folder, its name, or auto for the newest one like this, if any.",
-)
+@command("run", epilog=EXAMPLES)
+@config_options()
 def run_command(
-    files: Sequence[str], settings: Sequence[str], resume: str | None, **given: object
-) -> None:
-    """Evaluate base and students, and grade the students.
+    layers: Layers,
+    resume: Annotated[
+        str | None,
+        option(
+            "Continue a run: its folder, its name, or auto for the newest that matches.",
+            "a new run",
+            metavar="RUN",
+        ),
+    ] = None,
+) -> int:
+    """Evaluate the base and the adapters, and decide by the gate.
 
-    Exit codes: 0 PASS, 1 FAIL, 2 bad usage or input, 3 could not evaluate, 130 interrupted.
+    Exit codes: 0 PASS, 1 FAIL, 2 bad usage or input, 3 could not evaluate,
+    130 interrupted.
     """
     from vllm_eval.api import evaluate_config
     from vllm_eval.run.resume import load_resumed
 
-    config, folder = load_resumed(resume, files, settings, config_layer(given))
+    config, folder = load_resumed(resume, layers.files, layers.settings, layers.flags)
     result = evaluate_config(config, folder, progress=True, stop_on_signals=True)
     if result.pending:
-        sys.exit(INTERRUPTED)
-    sys.exit(PASS if result.passed else FAIL)
+        return INTERRUPTED
+    return PASS if result.passed else FAIL
 
 
-@app.command("check")
-@config_options
-@click.option("--json", "as_json", is_flag=True, help="One JSON array on standard output.")
-def check_command(
-    files: Sequence[str], settings: Sequence[str], as_json: bool, **given: object
-) -> None:
-    """Look at everything left of the engine, without loading a model.
+@command("check")
+@config_options()
+def check_command(layers: Layers, as_json: AsJson = False) -> int:
+    """Find what would stop a run, without loading a model.
 
     Exit codes: 0 nothing stands in the way, 2 something does.
     """
-    from vllm_eval.config.settings import load_config
     from vllm_eval.preflight.check import check_config
     from vllm_eval.report.terminal import show_findings
 
-    findings = check_config(load_config(files, settings, config_layer(given)))
+    findings = check_config(layers.load())
     show_findings(findings, as_json=as_json)
-    sys.exit(BAD_INPUT if any(finding.level == "error" for finding in findings) else PASS)
+    return BAD_INPUT if any(finding.level == "error" for finding in findings) else PASS
 
 
-@app.command("score")
-@click.argument("answers", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--dataset-path", help="Data set with the requirements; default: as stored.")
-@click.option("--task", help="Name or file; default: as stored by name, else product_owner.")
-@click.option("--confidence", type=FLOAT, help="Level at which the ratio must hold too.")
-@click.option("--repair", is_flag=True, help="Show what repairs of the text would recover.")
-@layer_options
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per answer, nothing else.")
+@command("score")
+@config_options("task", "dataset_path", "gate", "repair")
 def score_command(
-    answers: Sequence[Path],
-    files: Sequence[str],
-    settings: Sequence[str],
-    as_json: bool,
-    **given: object,
-) -> None:
+    layers: Layers,
+    answers: Annotated[
+        list[Path],
+        typer.Argument(help="Result files, journals (attempts.jsonl) or run folders."),
+    ],
+    as_json: AsJson = False,
+) -> int:
     """Grade stored answers again, without an engine.
 
-    ANSWERS are result files, ours or {"results": [...]}, journals (attempts.jsonl) or run folders.
+    Result files are those of a run, or of the same structure. Task, data set, gate
+    and seed are by default those stored with the answers.
 
-    Exit codes: with one baseline and students 0 PASS, 1 FAIL; else 0 where every recorded status
-    and score is reproduced, 1 where not; 2 bad usage or input.
+    Exit codes: with one baseline and adapters 0 PASS, 1 FAIL; otherwise 0 where every
+    recorded status and score is reproduced, 1 where not; 2 bad usage or input.
     """
-    from vllm_eval.config.settings import load_config
     from vllm_eval.rescore.score import score
     from vllm_eval.rescore.show import ScoreProgress, show_row, show_scored
 
-    flags = {key: given[key] for key in ("dataset_path", "task") if given[key] is not None}
-    if given["repair"]:
-        flags["repair"] = True
-    if given["confidence"] is not None:
-        flags["gate"] = {"confidence": given["confidence"]}
-    config = load_config(files, ["profile=none", *settings], flags)
+    config = replace(layers, settings=["profile=none", *layers.settings]).load()
     with ScoreProgress(silent=as_json) as progress:
         scored = score(answers, config, progress, show_row if as_json else None)
     if not as_json:
         show_scored(scored)
-    sys.exit(PASS if scored.passed else FAIL)
+    return PASS if scored.passed else FAIL
 
 
-@app.command("compare")
-@click.argument("first", metavar="A", type=click.Path(path_type=Path))
-@click.argument("second", metavar="B", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def compare_command(first: Path, second: Path, as_json: bool) -> None:
-    """Hold run B against run A, case by case, on what was recorded.
-
-    A and B are run folders, result files or journals.
+@command("compare")
+def compare_command(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Run folder, result file or journal.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="The same, to compare with A.")],
+    as_json: AsJson = False,
+) -> int:
+    """Compare run B with run A case by case, as recorded.
 
     Exit codes: 0 compared, 2 bad usage or input, also two that must not be compared.
     """
@@ -152,21 +161,26 @@ def compare_command(first: Path, second: Path, as_json: bool) -> None:
     from vllm_eval.rescore.show import show_compared
 
     show_compared(compare_runs(first, second), as_json=as_json)
-    sys.exit(PASS)
+    return PASS
 
 
-@app.command("report")
-@click.argument("runs", nargs=-1, required=True)
-@click.option("--output-dir", default="results", help="Where runs lie.  [results]")
-@click.option("--output", type=click.Path(path_type=Path), help="Page over several runs.")
-@click.option("--mlflow", metavar="URI", help="Log to this MLflow store or server as well.")
+@command("report")
 def report_command(
-    runs: Sequence[str], output_dir: str, output: Path | None, mlflow: str | None
-) -> None:
-    """Render stored runs again: report.html, report.md, plots, junit.xml, summary.md, the ZIP.
+    runs: Annotated[list[str], typer.Argument(help="Run folders, or names of runs.")],
+    output_dir: OutputDir = "results",
+    output: Annotated[
+        Path | None,
+        option("Page over several runs.", "history.html in --output-dir", metavar="FILE"),
+    ] = None,
+    mlflow: Annotated[
+        str | None,
+        option("MLflow store or server to log to as well.", metavar="URI"),
+    ] = None,
+) -> int:
+    """Render stored runs again: HTML, Markdown, plots, JUnit and the ZIP.
 
-    RUNS are run folders, or names of runs. One that was cut off is concluded from what it has. Of
-    several runs there is one page over time as well, history.html in the output folder.
+    A run that was interrupted is concluded from what it has. Several runs also get a
+    page over time.
 
     Exit codes: 0 rendered, 2 bad usage or input.
     """
@@ -175,17 +189,16 @@ def report_command(
 
     with Terminal() as terminal:
         render(runs, terminal, output_dir, output, mlflow)
-    sys.exit(PASS)
+    return PASS
 
 
-@app.command("diagnose")
-@click.argument("run_name", metavar="RUN")
-@click.option("--output-dir", default="results", help="Where runs lie.  [results]")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def diagnose_command(run_name: str, output_dir: str, as_json: bool) -> None:
+@command("diagnose")
+def diagnose_command(
+    run_name: RunName, output_dir: OutputDir = "results", as_json: AsJson = False
+) -> int:
     """Say why answers failed, and what would help by how much.
 
-    RUN is a run folder, or the name of a run. One that was cut off is concluded from what it has.
+    A run that was interrupted is concluded from what it has.
 
     Exit codes: 0 shown, 2 bad usage or input.
     """
@@ -200,18 +213,22 @@ def diagnose_command(run_name: str, output_dir: str, as_json: bool) -> None:
     else:
         with Terminal() as terminal:
             terminal.show(diagnosis_tables(diagnosis))
-    sys.exit(PASS)
+    return PASS
 
 
-@app.command("export")
-@click.argument("run_name", metavar="RUN")
-@click.argument("path", metavar="FILE.parquet", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--output-dir", default="results", help="Where runs lie.  [results]")
-@click.option("--attempts", is_flag=True, help="Every attempt, not only the outcomes.")
-def export_command(run_name: str, path: Path, output_dir: str, attempts: bool) -> None:
+@command("export")
+def export_command(
+    run_name: RunName,
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE.parquet", dir_okay=False, help="File to write.")
+    ],
+    output_dir: OutputDir = "results",
+    attempts: Annotated[
+        bool,
+        option("Every attempt, not only the outcomes.", "off", "--attempts"),
+    ] = False,
+) -> int:
     """Write a run's outcomes as a Parquet table, one row each.
-
-    RUN is a run folder, or the name of a run.
 
     Exit codes: 0 written, 2 bad usage or input.
     """
@@ -222,32 +239,28 @@ def export_command(run_name: str, path: Path, output_dir: str, attempts: bool) -
     with Terminal() as terminal:
         rows = export_run(find_run(run_name, output_dir), path, attempts=attempts)
         terminal.stage(f"{rows:,} rows in {path}")
-    sys.exit(PASS)
+    return PASS
 
 
-@app.command("bench")
-@config_options
-@bench_options
-def bench_command(files: Sequence[str], settings: Sequence[str], **given: object) -> None:
-    """Time engines, settings and ways of asking on the same work: forced lengths, in turn.
+@command("bench")
+@config_options(more=BenchOptions)
+def bench_command(layers: Layers, options: BenchOptions) -> int:
+    """Time engines, settings and ways of asking on the same work.
 
-    Contestants: mixed, arms, barrier, generate, transformers, transformers-batched. Files go to
-    benchmarks/ in the output folder.
+    Answers have forced lengths; contestants take turns. Files go to benchmarks/ in
+    the output folder.
 
     Exit codes: 0 timed, 2 bad usage or input, 3 could not be timed.
     """
-    from vllm_eval.bench.contestants import Layers
     from vllm_eval.bench.figures import bench_tables
     from vllm_eval.bench.session import bench
     from vllm_eval.report.terminal import Terminal
 
-    options = take_options(given)
     with Terminal() as terminal:
-        done = bench(Layers(files, settings, config_layer(given)), options, terminal)
-        for part in bench_tables(done):
-            terminal.console.print(part)
+        done = bench(layers, options, terminal)
+        terminal.show(bench_tables(done))
         terminal.stage(f"files in {done.folder}")
-    sys.exit(PASS)
+    return PASS
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -256,14 +269,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     atexit.register(gc.freeze)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # closes engines, as Ctrl-C does
+    code = COULD_NOT_EVALUATE
     try:
-        app.main(args=list(argv) if argv is not None else None, standalone_mode=False)
-    except click.exceptions.Exit as leave:
-        sys.exit(leave.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+        code = _call(sys.argv[1:] if argv is None else list(argv))
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        hint = f"\n{context.command_path} --help shows what there is" if context else ""
+        _fail(f"{error.format_message()}{hint}", BAD_INPUT)
+    except KeyboardInterrupt:
         _fail("interrupted; what a run had finished is in its journal", INTERRUPTED)
     except EvalError as error:
         _fail(str(error), error.exit_code)
@@ -273,7 +286,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as error:  # noqa: BLE001  the one place where the unforeseen ends
         traceback.print_exc()
         _fail(f"this is a defect of vllm_eval: {error!r}", COULD_NOT_EVALUATE)
-    sys.exit(PASS)
+    sys.exit(code)
+
+
+def _call(arguments: list[str]) -> int:
+    """Call a command. Not by typer's own `main`, which has other exit codes."""
+    name = MODULE if Path(sys.argv[0]).name == "__main__.py" else SCRIPT
+    group = typer.main.get_command(app)
+    variable = "_VLLM_EVAL_COMPLETE"
+    if asked := os.environ.get(variable):
+        return shell_complete(group, {}, SCRIPT, variable, asked)
+    try:
+        with group.make_context(name, arguments) as context:
+            code = group.invoke(context)
+    except typer.Exit as leave:
+        return leave.exit_code
+    return int(code)
 
 
 def _fail(text: str, code: int) -> None:

@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
-import click
-import yaml
+from pydantic import Field
 
-from vllm_eval.config.settings import dump_config, load_config, merge, setting_layer
+from vllm_eval.config.layers import Layers, dump_config
+from vllm_eval.config.settings import Flag, Record
 from vllm_eval.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from vllm_eval.config.settings import Config
-
-_OPTIONS = (
-    click.option("--repeats", type=click.IntRange(1), help="Counted trials of each.  [3]"),
-    click.option("--warmup", type=click.IntRange(0), help="Trials before that, 8 cases.  [1]"),
-    click.option("--contestants", metavar="LIST", help="Who: names with commas between them."),
-    click.option("--output-len", metavar="N|LOW-HIGH", help="Forced tokens an answer.  [256]"),
-    click.option("--fail-rate", type=click.FloatRange(0, 0.95), help="Failing attempts.  [0]"),
-    click.option("--set", "sets", multiple=True, metavar="KEY.PATH=A,B", help="Sweep a setting."),
-    click.option("--load-format", help="vLLM's own; dummy needs a config.json and no weights."),
-    click.option("--rank", type=click.IntRange(1), help="Rank of a made-up adapter.  [16]"),
-    click.option("--one-at-a-time", is_flag=True, default=None, help="Never two engines alive."),
-)
-
 
 Way = Literal["mixed", "arms", "barrier", "generate"]
 """`mixed`: our loop, all arms in one batch. `arms`: one arm after the other. `barrier`: no retry
@@ -37,6 +24,8 @@ WAYS: tuple[Way, ...] = get_args(Way)
 TRANSFORMERS = {"transformers": 1, "transformers-batched": 8}
 """Contestants on the transformers engine, and their batch size where none is configured."""
 REFERENCE: Way = "mixed"
+BENCH = "Benchmark"
+"""Help panel of the options."""
 FIXED = {
     "max_new_tokens": "--output-len says it for all contestants",
     "ignore_eos": "every answer runs to its forced length",
@@ -59,23 +48,6 @@ class Contestant:
     def mixes_arms(self) -> bool:
         """Whether sequences of several arms share a step; transformers switches adapters."""
         return self.way != "arms" and self.config.engine != "transformers"
-
-
-@dataclass(frozen=True, slots=True)
-class Layers:
-    """Where configurations come from: the layers of `config.load_config`."""
-
-    files: Sequence[str]
-    settings: Sequence[str]
-    flags: dict[str, Any]
-
-    def load(self) -> Config:
-        """The configuration."""
-        return load_config(self.files, self.settings, self.flags)
-
-    def over(self, setting: str) -> Layers:
-        """With `KEY.PATH=VALUE` over everything, flags too: a swept value must take effect."""
-        return replace(self, flags=merge(self.flags, setting_layer(setting)))
 
 
 def choose(
@@ -148,6 +120,8 @@ def _contestant(layers: Layers, base: Config, name: str) -> Contestant:
 
 def _read_set(setting: str) -> tuple[str, list[str]]:
     """The key, and each value as YAML on one line."""
+    import yaml
+
     key, equals, text = setting.partition("=")
     try:
         values = yaml.safe_load(f"[{text}]")
@@ -166,36 +140,27 @@ def _read_set(setting: str) -> tuple[str, list[str]]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class BenchOptions:
+class BenchOptions(Record):
     """How often, who, and how much work."""
 
-    repeats: int = 3
-    warmup: int = 1
-    contestants: str | None = None
-    """Names with commas between them; None leaves the choice to the rest."""
-    output_len: str = "256"
-    """Tokens of every answer, or `LEAST-MOST`."""
-    fail_rate: float = 0.0
-    sets: tuple[str, ...] = ()
-    """`KEY.PATH=VALUE,VALUE`: a contestant for each value."""
-    load_format: str | None = None
-    rank: int = 16
-    one_at_a_time: bool = False
-
-
-def bench_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `BenchOptions`."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
-def take_options(given: dict[str, Any]) -> BenchOptions:
-    """The options that were given, taken out of `given`."""
-    names = BenchOptions.__dataclass_fields__
-    found = {name: given.pop(name) for name in names}
-    return BenchOptions(**{name: value for name, value in found.items() if value is not None})
+    repeats: Annotated[int, Field(ge=1), Flag(BENCH)] = 3
+    """Counted trials of each contestant."""
+    warmup: Annotated[int, Field(ge=0), Flag(BENCH)] = 1
+    """Trials of 8 cases before those that count."""
+    contestants: Annotated[str | None, Flag(BENCH, "all that fit", metavar="LIST")] = None
+    """Contestants: names with commas between them."""
+    output_len: Annotated[str, Flag(BENCH, metavar="N|LOW-HIGH")] = "256"
+    """Tokens of every answer, or the least and the most."""
+    fail_rate: Annotated[float, Field(ge=0, le=0.95), Flag(BENCH)] = 0.0
+    """Share of attempts that are made to fail."""
+    sets: Annotated[tuple[str, ...], Flag(BENCH, names=("--set",), metavar="KEY.PATH=A,B")] = ()
+    """Setting to sweep: a contestant for each value. Repeat for more settings."""
+    load_format: Annotated[str | None, Flag(BENCH, "vLLM's own", metavar="FORMAT")] = None
+    """vLLM: how weights are loaded; dummy needs a config.json and no weights."""
+    rank: Annotated[int, Field(ge=1), Flag(BENCH)] = 16
+    """Rank of a made-up adapter."""
+    one_at_a_time: Annotated[bool, Flag(BENCH)] = False
+    """Close each engine before the next one starts."""
 
 
 def read_lengths(text: str) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_eval.bench.contestants import REFERENCE, Contestant, Layers, choose, group, read_lengths
+from vllm_eval.bench.contestants import REFERENCE, Contestant, choose, group, read_lengths
 from vllm_eval.bench.figures import Benched, Timed, draw, spread, tabulate, unequal
 from vllm_eval.bench.roofline import (
     Asked,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from vllm_eval.bench.contestants import BenchOptions
     from vllm_eval.bench.trial import Trial
+    from vllm_eval.config.layers import Layers
     from vllm_eval.inputs.plan import Plan
     from vllm_eval.records import Watcher
 
@@ -103,7 +104,7 @@ def _compete(layers: Layers, options: BenchOptions, work: Work, watcher: Watcher
         "finished_at": datetime.now().astimezone().isoformat(timespec="seconds"),
         "machine": asdict(hardware),
         "load_average": {"before": before, "after": after},
-        "options": asdict(options),
+        "options": options.model_dump(mode="json"),
         "work": asdict(work) | {"cases": len(plans[reference].dataset.drawn)},
         "reference": reference,
         "speed": asdict(speed) if speed else None,

@@ -19,7 +19,7 @@ from vllm_eval.conclude.results import (
     write_results,
 )
 from vllm_eval.conclude.timing import take_attempts, take_timing, timing_to_json
-from vllm_eval.config.settings import load_config
+from vllm_eval.config.layers import load_config
 from vllm_eval.diagnose.diagnosis import diagnose
 from vllm_eval.errors import EvalError, InputError
 from vllm_eval.records import BASELINE, CONSTRAINED, free_arms

@@ -1,127 +1,237 @@
-"""The command line's options, and the configuration keys they set."""
+"""The command line's options, made from the fields of the configuration, and its help."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import functools
+import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-import click
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from vllm_eval.config.layers import Layers, profile_names, validated
+from vllm_eval.config.settings import OUTPUT, Config, Flag, GateConfig, Record, VllmArgs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from pydantic.fields import FieldInfo
+    from typer._click.core import Context, Parameter
+    from typer._click.shell_completion import CompletionItem
+
+SECTIONS: Mapping[str, type[Record]] = {"gate": GateConfig, "engine_args": VllmArgs}
+"""Keys of the configuration whose own keys have options."""
+SCRIPT = "vllm-eval"
+"""The program's name where it is installed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """A command-line option and the configuration key it sets."""
+def option(
+    text: str,
+    default: str = "none",
+    *names: str,
+    panel: str | None = OUTPUT,
+    metavar: str | None = None,
+    complete: Callable[[], list[str]] | None = None,
+) -> object:
+    """An option for `Annotated`, with its default in its help: rich would cut off a long one."""
+    return typer.Option(
+        *names,
+        help=f"{text} [dim]\\[default: {default}][/dim]",
+        show_default=False,
+        rich_help_panel=panel,
+        metavar=metavar,
+        autocompletion=complete,
+    )
 
-    name: str
-    key: str
-    help: str
-    kind: Any = str
-    many: bool = False
-    on: Any = True
-    """What a switch sets its key to."""
 
-    @property
-    def parameter(self) -> str:
-        """Its name as a Python argument."""
-        return self.name.partition("/")[0].removeprefix("--").replace("-", "_")
-
-
-FLOAT, _INT, _SWITCH = float, int, bool
-FLAGS = (
-    Flag(
-        "--adapter", "adapters", "Adapter: folder, name or hub id; repeat for several.", many=True
-    ),
-    Flag("--adapter-path", "adapters", "The same, as the old script called it.", many=True),
-    Flag("--base-model", "base_model", "Folder or hub id; default: the adapter's own base."),
-    Flag(
-        "--dataset-path",
-        "dataset_path",
-        "Cases: JSON lines, .gz, .parquet, a saved data set, hf:NAME.",
-    ),
-    Flag("--output-dir", "output_dir", "Where run folders are made.  [results]"),
-    Flag("--tag", "tag", "Label of the run; default: the adapter's name."),
-    Flag("--max-samples", "max_samples", "How many cases are drawn; default: all.", _INT),
-    Flag("--samples-per-case", "samples_per_case", "Answers per arm and case.  [1]", _INT),
-    Flag("--seed", "seed", "Seed of the draw and of the sampling.  [42]", _INT),
-    Flag("--temperature", "temperature", "Sampling temperature.  [0.2]", FLOAT),
-    Flag("--top-p", "top_p", "Nucleus sampling.  [0.9]", FLOAT),
-    Flag("--max-new-tokens", "max_new_tokens", "Longest answer in tokens.  [1024]", _INT),
-    Flag("--retries", "retries", "Further attempts after a failed first one.  [2]", _INT),
-    Flag("--confidence", "gate.confidence", "Level at which the ratio must hold too.", FLOAT),
-    Flag("--prompt-template", "prompt_template", "Jinja2 file that replaces the task's prompt."),
-    Flag("--prompt-format", "prompt_format", "raw text, or the chat template.  [raw]"),
-    Flag(
-        "--constrain", "constrain", "Beside each arm one held to its shape.", _SWITCH, on="beside"
-    ),
-    Flag("--repair/--no-repair", "repair", "Repair failed answers, beside the verdict.", _SWITCH),
-    Flag("--report/--no-report", "report", "Whether a run ends with its report.  [yes]", _SWITCH),
-    Flag("--load-4bit", "load_4bit", "Quantise the base to 4 bit (bitsandbytes).", _SWITCH),
-    Flag("--bnb-compute-dtype", "bnb_compute_dtype", "Type computed in with --load-4bit."),
-    Flag("--task", "task", "Task: name, or its file or folder.  [product_owner]"),
-    Flag("--engine", "engine", "vllm, transformers, openai, ray or scripted.  [vllm]"),
-    Flag("--base-url", "base_url", "Server of the openai engine; repeat for several.", many=True),
-    Flag("--load-adapters/--no-load-adapters", "load_adapters", "Servers load adapters.", _SWITCH),
-    Flag("--ray-address", "ray_address", "Cluster of the ray engine; default: this machine."),
-    Flag("--replicas", "replicas", "Engines of the ray engine; default: what fits.", _INT),
-    Flag("--batch-size", "batch_size", "Cases at a time, transformers engine only.  [1]", _INT),
-    Flag("--script", "script", "Answers of the scripted engine, one JSON object a line."),
-    Flag("--profile", "profile", "Shipped profile to start from, auto or none.  [auto]"),
-    Flag("--tensor-parallel-size", "engine_args.tensor_parallel_size", "vLLM's own.", _INT),
-    Flag("--pipeline-parallel-size", "engine_args.pipeline_parallel_size", "vLLM's own.", _INT),
-    Flag("--max-model-len", "engine_args.max_model_len", "vLLM's own.", _INT),
-    Flag("--max-num-seqs", "engine_args.max_num_seqs", "vLLM's own.", _INT),
-    Flag("--gpu-memory-utilization", "engine_args.gpu_memory_utilization", "vLLM's own.", FLOAT),
-    Flag("--quantization", "engine_args.quantization", "vLLM's own."),
-    Flag("--dtype", "engine_args.dtype", "vLLM's own."),
-    Flag("--enforce-eager", "engine_args.enforce_eager", "vLLM's own.", _SWITCH),
+FILES = option(
+    "YAML file or shipped profile; repeat for more, the last one wins.",
+    "none",
+    "--config",
+    panel=None,
+    metavar="FILE",
+    complete=profile_names,
+)
+SETTINGS = option(
+    "Set one key of the configuration, for example gate.min_ratio=0.95; repeat for more.",
+    "none",
+    "-c",
+    panel=None,
+    metavar="KEY=VALUE",
 )
 
 
-def config_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command every option of `FLAGS`, besides `--config` and `-c`."""
-    for flag in reversed(FLAGS):
-        command = click.option(
-            flag.name,
-            flag.parameter,
-            type=flag.kind,
-            is_flag=flag.kind is _SWITCH,
-            multiple=flag.many,
-            default=None,
-            help=flag.help,
-        )(command)
-    return layer_options(command)
+@dataclass(frozen=True, slots=True)
+class KeyOption:
+    """An option and the key it sets."""
+
+    path: tuple[str, ...]
+    """The key in its record, with its section before it."""
+    field: FieldInfo
+    flag: Flag
+
+    @property
+    def parameter(self) -> inspect.Parameter:
+        """As the parameter of a command, which is how typer takes options."""
+        key, flag, default = self.path[-1], self.flag, self.field.default
+        kind, choices = _kind(self.field.annotation)
+        if flag.on is not None:
+            kind, default = bool, False
+        name = f"--{key.replace('_', '-')}"
+        switch = f"{name}/--no-{name[2:]}" if flag.on is None else name
+        return inspect.Parameter(
+            key,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=list(default) if isinstance(default, tuple) else default,
+            annotation=Annotated[
+                kind,
+                option(
+                    " ".join((self.field.description or "").replace("`", "").split()),
+                    self.shown_default,
+                    *(flag.names or (switch if kind is bool else name,)),
+                    panel=flag.panel,
+                    metavar=flag.metavar,
+                    complete=(lambda: list(choices)) if choices else None,
+                ),
+            ],
+        )
+
+    @property
+    def shown_default(self) -> str:
+        """The field's default in words."""
+        match self.field.default:
+            case None | ():
+                return self.flag.unset
+            case False:
+                return "off"
+            case True:
+                return f"on; --no-{self.path[-1].replace('_', '-')} turns it off"
+            case str() as path if "/" in path:
+                folder, _, name = path.rpartition("/")  # the whole is wider than the column
+                return f"{name} in {folder}"
+            case default:
+                return str(default)
 
 
-def layer_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command `--config` and `-c`."""
-    command = click.option(
-        "settings", "-c", multiple=True, metavar="KEY.PATH=VALUE", help="Set one configuration key."
-    )(command)
-    return click.option(
-        "files",
-        "--config",
-        multiple=True,
-        metavar="FILE|NAME",
-        help="YAML file or shipped profile; repeat to layer.",
-    )(command)
+def key_options(model: type[Record] = Config, *prefix: str) -> Iterator[KeyOption]:
+    """The options of a record, in the order of its fields."""
+    for name, field in model.model_fields.items():
+        if model is Config and name in SECTIONS:
+            yield from key_options(SECTIONS[name], name)
+        for flag in field.metadata:
+            if isinstance(flag, Flag):
+                yield KeyOption((*prefix, name), field, flag)
 
 
-def config_layer(given: Mapping[str, object]) -> dict[str, Any]:
-    """The options that were given, as a configuration layer."""
-    layer: dict[str, Any] = {}
-    for flag in FLAGS:
-        value = given[flag.parameter]
-        absent = value is False and "/" not in flag.name  # a switch without an opposite
-        if value is None or value == () or absent:
-            continue
-        if flag.many:
-            layer[flag.key] = [*layer.get(flag.key, ()), *value]  # type: ignore[misc]
-        elif "." in flag.key:
-            section, _, key = flag.key.partition(".")
-            layer.setdefault(section, {})[key] = value
-        else:
-            layer[flag.key] = flag.on if value is True else value
-    return layer
+def config_options(
+    *keys: str, more: type[Record] | None = None
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Give a command `--config`, `-c` and the options of these keys, or of all.
+
+    The command is called with the `Layers` that the options make, after it with a record of the
+    options of `more`, if any; then come its own parameters.
+    """
+    options = [option for option in key_options() if not keys or option.path[0] in keys]
+    extra = list(key_options(more)) if more else []
+
+    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(command)
+        def called(
+            context: typer.Context, files: list[str], settings: list[str], **given: object
+        ) -> int:
+            layers = Layers(files, settings, _taken(options, context, given))
+            others = _taken(extra, context, given)
+            records = [validated(more, others, "command line")] if more else []
+            return command(layers, *records, **given)
+
+        own = list(inspect.signature(command, eval_str=True).parameters.values())
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters = [
+            inspect.Parameter("context", kind, annotation=typer.Context),
+            inspect.Parameter("files", kind, default=[], annotation=Annotated[list[str], FILES]),
+            inspect.Parameter(
+                "settings", kind, default=[], annotation=Annotated[list[str], SETTINGS]
+            ),
+            *(option.parameter for option in (*options, *extra)),
+            *(parameter.replace(kind=kind) for parameter in own[2 if more else 1 :]),
+        ]
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return called
+
+    return decorate
+
+
+def _taken(
+    options: list[KeyOption], context: typer.Context, given: dict[str, object]
+) -> dict[str, Any]:
+    """The values that were typed, by key and taken out of `given`; defaults stay the layers'."""
+    taken: dict[str, Any] = {}
+    for option in options:
+        *section, name = option.path
+        value, source = given.pop(name), context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            target = taken.setdefault(section[0], {}) if section else taken
+            target[name] = value if option.flag.on is None else option.flag.on
+    return taken
+
+
+def _kind(annotation: object) -> tuple[Any, tuple[str, ...]]:
+    """A field's type as typer takes it, and the words it must be one of, if any."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return str, arguments
+    if origin is tuple:
+        return list[str], ()
+    if origin in (Annotated, Union, UnionType):
+        return _kind(arguments[0])
+    return annotation, ()
+
+
+def _show_help(shown: Command | Program, params: Sequence[Parameter], ctx: Context) -> None:
+    """Without a column for the opposites of switches: it takes the width of all the rest."""
+    from typer.rich_utils import rich_format_help
+
+    shown = copy.copy(shown)
+    shown.params = [copy.copy(param) for param in params]
+    for param in shown.params:
+        param.secondary_opts = []
+        if getattr(param, "is_flag", False):
+            param.metavar = ""
+    with contextlib.suppress(SystemExit):  # how rich answers a broken pipe, with our code of FAIL
+        rich_format_help(obj=shown, ctx=ctx, markup_mode="rich")
+
+
+class Command(TyperCommand):
+    """A command with our help."""
+
+    def format_help(self, ctx: Context, _formatter: object) -> None:
+        """Print it."""
+        _show_help(self, self.params, ctx)
+
+
+class Program(TyperGroup):
+    """A group whose first word may be left out: it is then `run`."""
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Take `run` for an option that is none of the program's own, or for nothing."""
+        own = [name for option in self.get_params(ctx) for name in option.opts]
+        asked = args[0] if args else ""
+        if asked.endswith("-completion"):
+            ctx.info_name = SCRIPT  # a shell completes the words of a script, not of a module
+        completing_first_word = ctx.resilient_parsing and not args
+        if not completing_first_word and asked not in own and asked[:1] in ("", "-"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Context, _formatter: object) -> None:
+        """Print it with the options of `run`: most users know no other command."""
+        _show_help(self, [*self.params, *self.commands["run"].params], ctx)
+
+    def shell_complete(self, ctx: Context, incomplete: str) -> list[CompletionItem]:
+        """Offer the options of `run` beside the commands."""
+        run = self.commands["run"].shell_complete(ctx, incomplete)
+        return [*super().shell_complete(ctx, incomplete), *run]

@@ -1,25 +1,15 @@
-"""Profile, files and flags become one frozen, validated record.
-
-Each layer is validated by itself, so that an error can name the layer it came from; then the
-layers are laid over each other: defaults, profile, files in order, `-c` settings, flags.
-"""
+"""The configuration: its keys, their defaults, and what the command line says of them."""
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from vllm_eval.config import machine, profiles
 from vllm_eval.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
 
 PACKAGE = "package:"
 """Prefix of a path inside the installed package, as the demo profile uses it."""
@@ -30,99 +20,179 @@ SERVER_URL = r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$"
 """No user and password: the configuration is stored. The key comes from the environment."""
 RETIRED = frozenset(("journal_part_mib",))
 """Keys in files of earlier versions, also in the `config.yaml` of their runs; without effect."""
+WHAT, HOW, ENGINE, GATE, OUTPUT = "What to evaluate", "How to ask", "Engine", "Gate", "Output"
+"""Help panels of the options, in their order."""
+NOT_CHECKED, VLLM = "not checked", "profile's, or vLLM's"
+_Positive = Annotated[int, Field(gt=0)]
+_NotNegative = Annotated[float, Field(ge=0)]
 _Share = Annotated[float, Field(ge=0, le=1)]
+_Inside = Annotated[float, Field(gt=0, lt=1)]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """How the command line shows a field. Name, default and help are the field's own."""
+
+    panel: str
+    """Help panel that the option stands in."""
+    unset: str = "none"
+    """What an empty default stands for."""
+    names: tuple[str, ...] = ()
+    """The option's names, where they are not made from the field's."""
+    metavar: str | None = None
+    """What the help calls the value, where its type would not do."""
+    on: str | None = None
+    """Where set, the option is a switch that sets the field to this."""
 
 
-class GateConfig(_Record):
-    """Thresholds of the gate; defaults of `product_owner.md`, "Aggregates and gate"."""
+class Record(BaseModel):
+    """A frozen record whose docstrings below the fields are their descriptions."""
 
-    min_valid_rate: _Share = 0.90
-    """Least share of valid cases in each arm."""
-    min_baseline_mean: _Share = 0.75
-    """Least mean score of the baseline."""
-    min_ratio: Annotated[float, Field(ge=0)] = 0.90
-    """Least student mean as a share of the baseline mean."""
-    confidence: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Where set, the lower end of the ratio's interval at this level must reach `min_ratio` too."""
-    min_student_mean: _Share | None = None
-    """Least student mean."""
-    max_student_std: Annotated[float, Field(ge=0)] | None = None
-    """Largest standard deviation of the student's cases."""
-    min_case_score: _Share | None = None
-    """Least score of every valid case of the student; the valid rate holds the others."""
-    max_abs_difference: Annotated[float, Field(ge=0)] | None = None
-    """Largest distance of the two means, whichever is higher."""
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
 
-class Config(_Record):
+class GateConfig(Record):
+    """Thresholds of the gate. Their source is "Aggregates and gate" of `product_owner.md`."""
+
+    min_valid_rate: Annotated[_Share, Flag(GATE)] = 0.90
+    """Lowest share of valid cases in each arm."""
+    min_baseline_mean: Annotated[_Share, Flag(GATE)] = 0.75
+    """Lowest mean score of the baseline."""
+    min_ratio: Annotated[float, Field(ge=0), Flag(GATE)] = 0.90
+    """Lowest ratio of the student's mean to the baseline's."""
+    confidence: Annotated[_Inside | None, Flag(GATE, NOT_CHECKED)] = None
+    """Confidence level at which the lower end of the ratio's interval must reach min_ratio too."""
+    min_student_mean: Annotated[_Share | None, Flag(GATE, NOT_CHECKED)] = None
+    """Lowest mean score of the student."""
+    max_student_std: Annotated[_NotNegative | None, Flag(GATE, NOT_CHECKED)] = None
+    """Highest standard deviation of the student's scores."""
+    min_case_score: Annotated[_Share | None, Flag(GATE, NOT_CHECKED)] = None
+    """Lowest score of any valid case of the student."""
+    max_abs_difference: Annotated[_NotNegative | None, Flag(GATE, NOT_CHECKED)] = None
+    """Largest difference of the two means, in either direction."""
+
+
+class VllmArgs(Record):
+    """Those of vLLM's engine arguments that have an option of their own."""
+
+    tensor_parallel_size: Annotated[int | None, Flag(ENGINE, VLLM)] = None
+    """vLLM: GPUs that share each layer."""
+    pipeline_parallel_size: Annotated[int | None, Flag(ENGINE, VLLM)] = None
+    """vLLM: groups of GPUs that the layers are divided among."""
+    max_model_len: Annotated[int | None, Flag(ENGINE, VLLM)] = None
+    """vLLM: longest prompt and answer together, in tokens."""
+    max_num_seqs: Annotated[int | None, Flag(ENGINE, VLLM)] = None
+    """vLLM: most requests in one step."""
+    gpu_memory_utilization: Annotated[float | None, Flag(ENGINE, VLLM)] = None
+    """vLLM: share of the GPU's memory to use."""
+    quantization: Annotated[str | None, Flag(ENGINE, VLLM)] = None
+    """vLLM: quantization method."""
+    dtype: Annotated[str | None, Flag(ENGINE, VLLM)] = None
+    """vLLM: type of weights and activations."""
+    enforce_eager: Annotated[bool | None, Flag(ENGINE, VLLM)] = None
+    """vLLM: run without CUDA graphs and compilation."""
+
+
+class Config(Record):
     """Everything a run depends on; stored with it and good to run again."""
 
-    profile: str = "auto"
-    """A shipped profile as the lowest layer: its name, `auto` by machine, or `none`."""
-    task: str = "product_owner"
-    engine: Literal["vllm", "transformers", "openai", "ray", "scripted"] = "vllm"
-    ray_address: str | None = None
-    """Ray cluster of the ray engine, `auto` or HOST:6379; one of this machine alone by default."""
-    replicas: Annotated[int, Field(gt=0)] | None = None
-    """Engines the ray engine keeps; by default as many as the cluster's nodes hold."""
-    base_url: tuple[Annotated[str, Field(pattern=SERVER_URL)], ...] = ()
-    """Where servers of the openai engine answer, as http://HOST:8000/v1; all serve the same."""
-    served_models: dict[str, str] = {}
-    """By arm, the model's name on the servers; the arm's own, or what they tell of the base."""
-    load_adapters: bool = False
-    """Have the servers load, at run time, the adapters they do not serve yet."""
-    max_concurrency: Annotated[int, Field(gt=0)] = 256
-    """Most requests a server is given at a time; fewer while it says it is too much."""
-    request_timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds a server may send nothing of an answer."""
-    server_patience_s: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds of nothing but failures until the openai engine gives up, or of no ray replica."""
-    script: str | None = None
-    """Answers of the scripted engine, JSON lines."""
-    adapters: tuple[str, ...] = ()
-    """Folders, names looked up in `adapter_dirs`, or hub ids."""
+    adapters: Annotated[
+        tuple[str, ...], Flag(WHAT, names=("--adapter", "--adapter-path"), metavar="ADAPTER")
+    ] = ()
+    """Adapter: a folder, a name in adapter_dirs, or a hub id. Repeat for several."""
     adapter_dirs: tuple[str, ...] = ("artifacts/models", "adapters")
-    base_model: str | None = None
-    """Folder or hub id; by default what the adapter says it was trained on."""
-    tag: str | None = None
-    """Label of the run, first part of its folder's name; by default the adapter's name."""
-    dataset_path: str = "artifacts/synthetic/product_owner/product_owner_val.jsonl"
-    output_dir: str = "results"
-    max_samples: Annotated[int, Field(gt=0)] | None = None
-    """How many cases are drawn; all where absent."""
-    samples_per_case: Annotated[int, Field(gt=0)] = 1
-    """Answers drawn from each arm for each case, each with a seed of its own."""
-    seed: int = 42
-    prompt_template: str | None = None
-    prompt_format: Literal["raw", "chat"] = "raw"
-    temperature: Annotated[float, Field(ge=0)] = 0.2
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
-    max_new_tokens: Annotated[int, Field(gt=0)] = 1024
+    """Folders in which the names of adapters are looked up."""
+    base_model: Annotated[str | None, Flag(WHAT, "the adapter's own base", metavar="MODEL")] = None
+    """Base model: a folder or a hub id."""
+    task: Annotated[str, Flag(WHAT, metavar="TASK")] = "product_owner"
+    """Task: a name, a file or a folder."""
+    dataset_path: Annotated[str, Flag(WHAT, metavar="DATA")] = (
+        "artifacts/synthetic/product_owner/product_owner_val.jsonl"
+    )
+    """Cases: JSON lines (also .gz), Parquet, a saved data set, or hf:NAME."""
+    max_samples: Annotated[_Positive | None, Flag(WHAT, "all")] = None
+    """Number of cases to draw."""
+    samples_per_case: Annotated[_Positive, Flag(WHAT)] = 1
+    """Answers of each arm to each case, each with its own seed."""
+    seed: Annotated[int, Flag(WHAT)] = 42
+    """Seed for drawing cases and for sampling."""
+
+    prompt_template: Annotated[str | None, Flag(HOW, "the task's", metavar="FILE")] = None
+    """Jinja2 template that replaces the task's prompt."""
+    prompt_format: Annotated[Literal["raw", "chat"], Flag(HOW)] = "raw"
+    """Send the prompt as it is, or through the tokenizer's chat template."""
+    temperature: Annotated[_NotNegative, Flag(HOW)] = 0.2
+    """Sampling temperature."""
+    top_p: Annotated[float, Field(gt=0, le=1), Flag(HOW)] = 0.9
+    """Nucleus sampling: total probability of the tokens to choose from."""
+    max_new_tokens: Annotated[_Positive, Flag(HOW)] = 1024
+    """Longest answer, in tokens."""
     ignore_eos: bool = False
     """Every answer runs to `max_new_tokens`, as vLLM calls it: equal work for timing."""
-    batch_size: Annotated[int, Field(gt=0)] = 1
-    """Cases the transformers engine answers at a time; 1 is one after the other."""
-    retries: Annotated[int, Field(ge=0)] = 2
-    """Further attempts after a first one that failed."""
-    load_4bit: bool = False
-    bnb_compute_dtype: Literal["float16", "bfloat16", "float32"] | None = None
-    max_engine_restarts: Annotated[int, Field(ge=0)] = 2
-    """How often an engine that died is started again with what is pending."""
+    retries: Annotated[int, Field(ge=0), Flag(HOW)] = 2
+    """Further attempts after a failed first one."""
+    constrain: Annotated[Literal["none", "beside", "only"], Flag(HOW, on="beside")] = "none"
+    """Constrain decoding to the task's grammar: none, beside (in a second arm beside each one) or
+    only (in every arm). The option stands for beside."""
+
+    profile: Annotated[str, Flag(ENGINE, metavar="NAME")] = "auto"
+    """Shipped profile to start from: its name, auto (by machine) or none."""
+    engine: Annotated[
+        Literal["vllm", "transformers", "openai", "ray", "scripted"], Flag(ENGINE, metavar="NAME")
+    ] = "vllm"
+    """Engine: vllm, transformers, openai (servers), ray (a cluster) or scripted."""
+    load_4bit: Annotated[bool, Flag(ENGINE)] = False
+    """Quantize the base to 4 bits with bitsandbytes."""
+    bnb_compute_dtype: Annotated[
+        Literal["float16", "bfloat16", "float32"] | None, Flag(ENGINE, "dtype", metavar="TYPE")
+    ] = None
+    """Type to compute in with 4 bits: float16, bfloat16 or float32."""
     engine_args: dict[str, Any] = {}
-    """Options of vLLM's `EngineArgs`, by their own names."""
+    """Arguments of vLLM's `EngineArgs`, by their own names."""
     engine_env: dict[Annotated[str, Field(pattern=ENGINE_ENV)], str] = {}
-    """Environment of the engine, where a variable is not set already."""
+    """Environment variables of the engine; those already set stay as they are."""
+    max_engine_restarts: Annotated[int, Field(ge=0)] = 2
+    """How often an engine that died is started again for the pending requests."""
+    batch_size: Annotated[_Positive, Flag(ENGINE)] = 1
+    """Cases that the transformers engine answers at a time."""
+    base_url: Annotated[
+        tuple[Annotated[str, Field(pattern=SERVER_URL)], ...], Flag(ENGINE, metavar="URL")
+    ] = ()
+    """Server of the openai engine, as http://HOST:8000/v1. Repeat for more servers of the same."""
+    served_models: dict[str, str] = {}
+    """Model name on the servers, by arm; by default the arm's name, or the base they announce."""
+    load_adapters: Annotated[bool, Flag(ENGINE)] = False
+    """Have the servers load the adapters that they do not serve yet."""
+    max_concurrency: _Positive = 256
+    """Most requests at a time to one server; fewer while it answers that it is overloaded."""
+    request_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds without a byte of an answer after which a request has failed."""
+    server_patience_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds without a success, or without a Ray replica, after which the run gives up."""
+    ray_address: Annotated[str | None, Flag(ENGINE, "this machine", metavar="ADDRESS")] = None
+    """Cluster of the ray engine: auto or HOST:6379."""
+    replicas: Annotated[_Positive | None, Flag(ENGINE, "as many as fit")] = None
+    """Engines that the ray engine keeps."""
+    script: Annotated[str | None, Flag(ENGINE, metavar="FILE")] = None
+    """Answers of the scripted engine: JSON lines."""
+
     gate: GateConfig = GateConfig()
-    constrain: Literal["none", "beside", "only"] = "none"
-    """Decoding by the task's grammar: not, as a variant beside each arm, or in every arm."""
-    repair: bool = False
-    """Whether result files show what failed answers are worth with their text repaired."""
-    report: bool = True
-    """Whether a run ends with its report; `report RUN` makes it at any time."""
+    """Thresholds of the gate."""
+
+    output_dir: Annotated[str, Flag(OUTPUT, metavar="FOLDER")] = "results"
+    """Folder in which run folders are made."""
+    tag: Annotated[str | None, Flag(OUTPUT, "the adapter's name")] = None
+    """Label of the run; its folder's name starts with it."""
+    repair: Annotated[bool, Flag(OUTPUT)] = False
+    """Also show what failed answers score with their text repaired; the verdict ignores it."""
+    report: Annotated[bool, Flag(OUTPUT)] = True
+    """Write the report at the end of the run; the report command writes it at any time."""
 
     @property
     def answering(self) -> str:
@@ -137,42 +207,30 @@ class Config(_Record):
         return self.bnb_compute_dtype or str(self.engine_args.get("dtype") or "auto")
 
 
-def load_config(
-    files: Sequence[str] = (),
-    settings: Sequence[str] = (),
-    flags: Mapping[str, Any] | None = None,
-    source: str = "command line",
-) -> Config:
-    """Resolve the configuration; later layers win, mappings are merged key by key.
-
-    Args:
-        files: YAML files or names of shipped profiles, lowest first (`--config`).
-        settings: `key.path=value` pairs, the value in YAML (`-c`).
-        flags: values given on the command line, by configuration key.
-        source: what errors call those.
-
-    Raises:
-        ConfigError: unknown key, wrong type, missing file; names the layer and the key.
-    """
-    layers = [(name, read_layer(name)) for name in files]
-    layers += [(f"-c {setting}", setting_layer(setting)) for setting in settings]
-    layers.append((source, dict(flags or {})))
-    for where, layer in layers:
-        _validate(layer, where)
-    profile = next((la["profile"] for _, la in reversed(layers) if "profile" in la), "auto")
-    if profile == "auto":
-        engine = next((la["engine"] for _, la in reversed(layers) if "engine" in la), "vllm")
-        for_cpu = machine.installed().leaves_gpus(engine)
-        profile = profiles.choose(machine.detect(), for_cpu=for_cpu).profile
-    merged: dict[str, Any] = {}
-    for layer in [*_profile_layers(profile), *(layer for _, layer in layers)]:
-        merged = merge(merged, layer)
-    return _validate(merged | {"profile": profile}, "configuration")
-
-
-def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML that `load_config` reads to the same record."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+NOT_IDENTITY = frozenset(
+    (
+        *("profile", "tag", "output_dir", "gate", "report", "repair", "engine_env"),
+        "max_engine_restarts",
+        "batch_size",  # decides what fits: each row is drawn with its own request's seed
+        # where and how servers are asked; their models and release are noted by `run`
+        *("base_url", "served_models", "load_adapters", "max_concurrency"),
+        *("request_timeout_s", "server_patience_s"),
+        *("ray_address", "replicas"),
+        # these are identified by what lies there, not by their path
+        *("adapters", "adapter_dirs", "base_model", "dataset_path", "prompt_template", "script"),
+    )
+)
+"""Configuration keys that may differ between two sessions of one run."""
+CAPACITY_ARGS = frozenset(
+    (
+        *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "enforce_eager"),
+        *("gpu_memory_utilization", "kv_cache_memory_bytes", "cpu_offload_gb", "swap_space"),
+        *("tensor_parallel_size", "pipeline_parallel_size", "distributed_executor_backend"),
+        *("max_loras", "max_cpu_loras", "enable_prefix_caching", "enable_chunked_prefill"),
+        "disable_custom_all_reduce",
+    )
+)
+"""Engine options that decide what fits, not what is answered: our own advice changes them."""
 
 
 def resolve_path(text: str) -> Path:
@@ -192,114 +250,6 @@ def resolve_path(text: str) -> Path:
 def file_name(text: str) -> str:
     """`text` as part of a file's name: whatever could lead elsewhere becomes an underscore."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text)
-
-
-def profile_names() -> list[str]:
-    """The shipped profiles."""
-    return sorted(path.stem for path in _profile_dir().glob("*.yaml"))
-
-
-def read_layer(name: str, *, shipped_only: bool = False) -> dict[str, Any]:
-    """The mapping in a shipped profile or in a YAML file.
-
-    Raises:
-        ConfigError: there is no such profile or file, or it holds no mapping.
-    """
-    path = _profile_dir() / f"{name}.yaml" if name in profile_names() else Path(name)
-    if not path.is_file() or (shipped_only and name not in profile_names()):
-        near = difflib.get_close_matches(name, profile_names(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        msg = f"{name}: no such file, and the profiles are {', '.join(profile_names())}{hint}"
-        raise ConfigError(msg)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        msg = f"{path}: cannot be read as YAML: {error}"
-        raise ConfigError(msg) from error
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        msg = f"{path}: must hold a mapping of keys to values, not a {type(data).__name__}"
-        raise ConfigError(msg)
-    return {key: value for key, value in data.items() if key not in RETIRED}
-
-
-def _profile_layers(name: str) -> list[dict[str, Any]]:
-    """A shipped profile, after the one it builds on where it names one."""
-    layers: list[dict[str, Any]] = []
-    while name != "none":
-        layers.insert(0, read_layer(name, shipped_only=True))
-        _validate(layers[0], f"profile {name}")
-        name = layers[0].get("profile", "none")
-    return layers
-
-
-def _profile_dir() -> Path:
-    """In the wheel the profiles lie inside the package, in a checkout beside it."""
-    packaged = _HERE / "configs"
-    return packaged if packaged.is_dir() else _HERE.parent / "configs"
-
-
-def setting_layer(setting: str) -> dict[str, Any]:
-    """The layer that one `-c KEY.PATH=VALUE` is.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    path, equals, text = setting.partition("=")
-    if not equals or not path.strip("."):
-        msg = f"-c {setting}: must be KEY.PATH=VALUE, for example gate.min_ratio=0.85"
-        raise ConfigError(msg)
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        msg = f"-c {setting}: the value is not valid YAML"
-        raise ConfigError(msg) from error
-    for key in reversed(path.split(".")):
-        value = {key: value}
-    return dict(value)
-
-
-def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
-    """Two layers as one: `high` wins, mappings key by key."""
-    merged = dict(low)
-    for key, value in high.items():
-        old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
-            merged[key] = merge(old, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _validate(layer: dict[str, Any], source: str) -> Config:
-    for key, value in layer.items():
-        try:
-            json.dumps(value, default=str)
-        except (TypeError, ValueError, RecursionError) as error:  # an alias to itself, say
-            msg = f"{source}: {key}: holds what no option can be: {error}"
-            raise ConfigError(msg) from error
-    text = json.dumps({str(key): value for key, value in layer.items()}, default=str)
-    try:
-        # Through JSON, since strict validation of Python objects refuses a list for a tuple.
-        return Config.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        path = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            msg = f"{source}: unknown key {path!r}{_nearest(first['loc'])}"
-        else:
-            secret = first["loc"][0] == "base_url"  # it may hold a password
-            given = "" if secret else f", not {first['input']!r}"
-            msg = f"{source}: {path}: {first['msg'].lower()}{given}"
-        raise ConfigError(msg) from error
-
-
-def _nearest(location: Iterable[int | str]) -> str:
-    *parents, wrong = (str(part) for part in location)
-    fields = GateConfig.model_fields if parents == ["gate"] else Config.model_fields
-    near = difflib.get_close_matches(wrong, fields, n=1, cutoff=0.4)
-    return f"; did you mean {'.'.join((*parents, near[0]))!r}?" if near else ""
 
 
 def gpus_of(config: Config) -> int:

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from vllm_eval.config.settings import load_config
+from vllm_eval.config.layers import load_config
 from vllm_eval.errors import InputError
 from vllm_eval.report.stored_run import StoredRun
 from vllm_eval.report.words import facts

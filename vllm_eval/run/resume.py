@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from vllm_eval.config import machine
-from vllm_eval.config.settings import load_config, whole
+from vllm_eval.config.layers import load_config
+from vllm_eval.config.settings import whole
 from vllm_eval.errors import InputError
 from vllm_eval.records import TOO_LONG
 from vllm_eval.store import manifest

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 from vllm_eval.conclude.conclude import conclude, refuse_unanswered
 from vllm_eval.conclude.one_pass import Evaluated
-from vllm_eval.config.settings import dump_config, resolve_path
+from vllm_eval.config.layers import dump_config
+from vllm_eval.config.settings import resolve_path
 from vllm_eval.engines import open_engine
 from vllm_eval.errors import EngineDiedError, EngineError, EvalError, InputError
 from vllm_eval.inputs import cases
