@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vllm_eval.version import __version__
 
 if TYPE_CHECKING:
-    from vllm_eval.api import Result, check, compare_runs, evaluate, score, show
+    from vllm_eval.api import Progress, Result, check, compare_runs, evaluate, score, show
     from vllm_eval.errors import (
         AdapterError,
         ConfigError,
@@ -27,6 +27,7 @@ __all__ = [
     "EngineError",
     "EvalError",
     "InputError",
+    "Progress",
     "Result",
     "__version__",
     "check",

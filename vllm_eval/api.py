@@ -1,4 +1,4 @@
-"""The Python door: evaluate, check, score, compare and show, for notebooks and training scripts.
+"""The Python door: evaluate, check, score, compare_runs and show, for notebooks and training scripts.
 
 Options are the configuration's keys, by their own names: `max_samples=20`, `gate={"min_ratio": 1}`.
 Bad ones raise what the command line prints. Nothing here prints, exits or handles signals unless
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vllm_eval.config.layers import load_config
 from vllm_eval.preflight.check import check_config
+from vllm_eval.records import Progress
 from vllm_eval.report.display import Result, show
 from vllm_eval.report.terminal import Terminal
 from vllm_eval.rescore.compare import compare_runs
@@ -28,12 +29,20 @@ if TYPE_CHECKING:
 
     from vllm_eval.config.settings import Config
     from vllm_eval.preflight.finding import Findings
-    from vllm_eval.records import Progress
 
     Names = str | Path | Sequence[str | Path]
     Tell = bool | Callable[[Progress], None]
 
-__all__ = ["Result", "check", "compare_runs", "evaluate", "evaluate_config", "score", "show"]
+__all__ = [
+    "Progress",
+    "Result",
+    "check",
+    "compare_runs",
+    "evaluate",
+    "evaluate_config",
+    "score",
+    "show",
+]
 
 SOURCE = "options"
 """What an error calls the arguments given here."""
