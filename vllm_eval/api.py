@@ -1,4 +1,4 @@
-"""The Python door: evaluate, check, score, compare_runs and show, for notebooks and training scripts.
+"""The Python door, for notebooks and training scripts; the command line goes through it too.
 
 Options are the configuration's keys, by their own names: `max_samples=20`, `gate={"min_ratio": 1}`.
 Bad ones raise what the command line prints. Nothing here prints, exits or handles signals unless
