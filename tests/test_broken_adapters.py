@@ -1,7 +1,7 @@
 """Each kind of broken adapter and what is said of it: `docs/adapters.md` is held to its word.
 
 Every adapter is a real folder that differs from a good one in what its row says; a row stands for
-all that the check has to say. What vLLM itself would say is in `engines/advice.py`.
+all that the check has to say. What vLLM itself would say is in `engines/vllm/options.py`.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class VllmServer:
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
         command += ["--host", "127.0.0.1", "--port", str(self._port)]
         command += ["--model", str(base), "--served-model-name", BASELINE, "--dtype", "float32"]
-        # One slot more than adapters: see `engines.vllm_options`.
+        # One slot more than adapters: see `engines.vllm.options`.
         command += ["--enable-lora", "--max-loras", "2", "--max-lora-rank", "8"]
         command += ["--lora-modules", f"{STUDENT}={student}", "--max-model-len", "3072"]
         command += ["--kv-cache-memory-bytes", "268435456", "--enforce-eager"]

@@ -1,6 +1,6 @@
 """A task as data: the file that declares what is asked and what shape an answer must have.
 
-The contract (`tasks.contract`), the grammar of constrained decoding (`tasks.grammar`) and the
+The contract (`tasks.check`), the grammar of constrained decoding (`tasks.grammar`) and the
 built-in measures all follow from the same declaration, so they cannot drift apart.
 """
 
