@@ -153,8 +153,7 @@ class Worker:
             self._signal(signal.SIGTERM)  # ends what it is doing, not the process
             raise
         except BrokenProcessPool:
-            msg = f"bench: the process of an engine ended; see {self._log}"
-            raise EngineError(msg) from None
+            raise EngineError(f"bench: the process of an engine ended; see {self._log}") from None
 
 
 _HELD: list[tuple[Plan, Engine, Work, Path]] = []

@@ -258,8 +258,7 @@ class MeasuredVllm(VllmEngine):
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """All requests in one bare `LLM.generate` call: the least that they can take."""
         if self._llm is None:
-            msg = "the engine has been closed"
-            raise EngineError(msg)
+            raise EngineError("the engine has been closed")
         outputs = self._llm.generate(
             [{"prompt_token_ids": self._token_ids(request.prompt)} for request in requests],
             [self._sampling(request) for request in requests],

@@ -169,8 +169,7 @@ def _read_line(where: str, raw: bytes) -> ScriptLine:
     except orjson.JSONDecodeError as error:
         raise DatasetError(f"{where}: not valid JSON: {error}") from error
     if not isinstance(fields, dict) or not isinstance(fields.get("concept_id"), str):
-        msg = f"{where}: must be an object with a concept_id ('{ANY}' for every case)"
-        raise DatasetError(msg)
+        raise DatasetError(f"{where}: must be an object with a concept_id ('{ANY}' for every case)")
     if unknown := sorted(fields.keys() - _TYPES.keys()):
         keys = sorted(_TYPES)
         raise DatasetError(f"{where}: unknown key {unknown[0]!r}; there is only {keys}")

@@ -80,5 +80,4 @@ def read_json(path: Path) -> Any:  # noqa: ANN401  any JSON value
         msg = f"{path}: cannot be read: {error.strerror}; is the folder complete?"
         raise InputError(msg) from error
     except orjson.JSONDecodeError as error:
-        msg = f"{path}: not readable as JSON: {error}; copy it again"
-        raise InputError(msg) from error
+        raise InputError(f"{path}: not readable as JSON: {error}; copy it again") from error

@@ -16,7 +16,6 @@ import jinja2
 import orjson
 from markupsafe import Markup
 
-from vllm_eval.compare.summary import NO_TIER
 from vllm_eval.diagnose.diagnosis import pattern_line, recovered, retried
 from vllm_eval.diagnose.example import Blocks
 from vllm_eval.records import BASELINE, Attempt
@@ -59,7 +58,7 @@ def write_html(run: StoredRun, path: Path) -> Path:
         c=run.comparison,
         arms=run.arms,
         colours=_colours(run),
-        tiers=_tiers(run.comparison),
+        tiers=words.tiers_of(run.comparison),
         head=_head(run),
         figures=_figures(run.comparison),
         script=Markup(script),  # noqa: S704  our own file
@@ -81,12 +80,6 @@ def _colours(run: StoredRun) -> dict[str, int]:
     """Colours of the arms and, after them, of the constrained variants."""
     names = dict.fromkeys((*run.arms, *run.comparison["attempts"]))
     return {arm: number % len(ARM_COLOURS) for number, arm in enumerate(names)}
-
-
-def _tiers(comparison: Mapping[str, Any]) -> list[str]:
-    """The tiers of all arms; none if the cases have no tier."""
-    found = dict.fromkeys(tier for tiers in comparison["tiers"].values() for tier in tiers)
-    return [] if set(found) == {NO_TIER} else sorted(found)
 
 
 def _head(run: StoredRun) -> list[tuple[str, str]]:

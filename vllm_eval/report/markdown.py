@@ -11,7 +11,6 @@ from typing import Any
 
 import jinja2
 
-from vllm_eval.compare.summary import NO_TIER
 from vllm_eval.diagnose.diagnosis import pattern_line, recovered, retried
 from vllm_eval.report.junit import examples_of
 from vllm_eval.report.next_steps import next_steps
@@ -27,6 +26,7 @@ from vllm_eval.report.words import (
     score,
     sentence,
     signed,
+    tiers_of,
     words,
 )
 from vllm_eval.store.folder import write_text
@@ -62,7 +62,7 @@ def write_markdown(run: StoredRun, path: Path) -> Path:
         failed=failed[:MOST_CASES],
         more_failed=max(0, len(failed) - MOST_CASES),
         shown=_with_examples(run.comparison, failed)[:MOST_EXCERPTS],
-        tiers=_tiers(run.comparison),
+        tiers=tiers_of(run.comparison),
         environment=_environment_facts(run.environment),
         files=list(_files(run.folder)),
     )
@@ -149,18 +149,6 @@ def _with_examples(
     examples = {arm: examples_of(comparison, arm) for arm in comparison["arms"]}
     found = ((case, examples[case.arm].get(case.concept_id)) for case in failed)
     return [(case, example) for case, example in found if example is not None]
-
-
-def _tiers(comparison: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """Tier, arm and summary; none if the cases have no tier."""
-    rows = [
-        (tier, arm, part)
-        for arm, tiers in comparison["tiers"].items()
-        for tier, part in tiers.items()
-    ]
-    if {tier for tier, _, _ in rows} == {NO_TIER}:
-        return []
-    return sorted(rows, key=lambda row: row[0])
 
 
 def _environment_facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -69,8 +69,7 @@ def load_run(folder: Path) -> StoredRun:
     """
     comparison = read_comparison(folder)
     if comparison is None:
-        msg = f"{folder / COMPARISON}: missing, damaged or too old; `report` writes it"
-        raise InputError(msg)
+        raise InputError(f"{folder / COMPARISON}: missing, damaged or too old; `report` writes it")
     return StoredRun(folder, comparison)
 
 

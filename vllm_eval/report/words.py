@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 from markupsafe import Markup, escape
 
+from vllm_eval.compare.summary import NO_TIER
 from vllm_eval.text import has_hidden, is_hidden, plain
 
 NOTHING = "\N{EN DASH}"
@@ -90,6 +91,12 @@ def _words(value: object) -> str:
         return ", ".join(f"{key} {words}" for key, words in facts(value))
     plain = {None: "none", True: "yes", False: "no"}
     return plain[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def tiers_of(comparison: Mapping[str, Any]) -> list[str]:
+    """The tiers of all arms; none if the cases have no tier."""
+    found = dict.fromkeys(tier for tiers in comparison["tiers"].values() for tier in tiers)
+    return [] if set(found) == {NO_TIER} else sorted(found)
 
 
 def tone(word: str) -> str:

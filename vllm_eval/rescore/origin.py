@@ -85,8 +85,7 @@ def task_of(files: Sequence[StoredFile], config: Config) -> str:
     named = {str(own["task"]): file.path for file in files if (own := _own_config(file))}
     if len(named) > 1:
         found = ", ".join(f"{path}: {task!r}" for task, path in named.items())
-        msg = f"config.task differs, {found}; score them one by one, or give --task"
-        raise InputError(msg)
+        raise InputError(f"config.task differs, {found}; score them one by one, or give --task")
     for task, path in named.items():
         refuse_file(task, path)
     return next(iter(named), config.task)
@@ -122,8 +121,7 @@ def _thresholds(file: StoredFile) -> Mapping[str, Any]:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(["config", "gate", *map(str, first["loc"])])
-        msg = f"{file.path}: {key}: {first['msg'].lower()}"
-        raise InputError(msg) from error
+        raise InputError(f"{file.path}: {key}: {first['msg'].lower()}") from error
 
 
 def bootstrap_of(files: Sequence[StoredFile], config: Config, thresholds: GateConfig) -> Bootstrap:
@@ -285,7 +283,6 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
         if (path / JOURNAL).is_file() and not (inside and is_finished(path)):
             inside = [path / JOURNAL]
         if not inside:
-            msg = f"{path}: holds no {BASELINE}_*.json, student_*.json or {JOURNAL}"
-            raise InputError(msg)
+            raise InputError(f"{path}: holds no {BASELINE}_*.json, student_*.json or {JOURNAL}")
         found += inside
     return list(dict.fromkeys(found))

@@ -125,8 +125,7 @@ def open_file(path: Path) -> StoredFile:
         ids.setdefault(answer.concept_id, answer.place)
         reading.meet(answer)
     if not count:
-        msg = f"{path}: holds no answer"
-        raise InputError(msg)
+        raise InputError(f"{path}: holds no answer")
     config, stated = reading.head.get("config"), reading.head.get("total_samples")
     return StoredFile(
         path=path,
@@ -159,8 +158,7 @@ def _read(path: Path, reading: _Reading) -> Iterator[StoredAnswer]:
     try:
         for place, row in _rows(path, reading):
             if not isinstance(row, dict):
-                msg = f"{path}, {place}: must be a JSON object"
-                raise InputError(msg)
+                raise InputError(f"{path}, {place}: must be a JSON object")
             concept_id = row.get("concept_id")
             if concept_id in (None, "") or isinstance(concept_id, dict | list):
                 msg = f"{path}, {place}: lacks `concept_id`, so its requirements cannot be found"
@@ -171,11 +169,9 @@ def _read(path: Path, reading: _Reading) -> Iterator[StoredAnswer]:
             before[arm, answer.concept_id] = nth + answer.final
             yield answer
     except UnicodeDecodeError as error:
-        msg = f"{path}: is not UTF-8 text: {error.reason}"
-        raise InputError(msg) from error
+        raise InputError(f"{path}: is not UTF-8 text: {error.reason}") from error
     except OSError as error:
-        msg = f"{path}: cannot read the answers: {error.strerror}"
-        raise InputError(msg) from error
+        raise InputError(f"{path}: cannot read the answers: {error.strerror}") from error
 
 
 def _rows(path: Path, reading: _Reading) -> Iterator[tuple[str, object]]:
@@ -237,8 +233,7 @@ def _whole(path: Path, reading: _Reading) -> Iterator[tuple[str, object]]:
     elif isinstance(found, dict) and "concept_id" in found:
         yield "line 1", found
     else:
-        msg = f"{path}: has neither a list `results` nor a `concept_id`"
-        raise InputError(msg)
+        raise InputError(f"{path}: has neither a list `results` nor a `concept_id`")
 
 
 def _parse(data: bytes) -> object:

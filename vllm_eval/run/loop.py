@@ -89,8 +89,7 @@ def evaluate(
             return
         completions = engine.poll(POLL_S)
         if not completions and not engine.busy:
-            msg = f"the engine lost {len(in_flight)} requests: it has none in flight"
-            raise EngineError(msg)
+            raise EngineError(f"the engine lost {len(in_flight)} requests: it has none in flight")
         progress.seconds = time.monotonic() - start
         attempts = []
         for completion in completions:

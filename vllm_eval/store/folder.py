@@ -81,8 +81,7 @@ def timestamp_of(folder: Path, recorded: Mapping[str, Any]) -> str:
     try:
         return datetime.fromisoformat(recorded["started_at"]).strftime(TIME_FORMAT)
     except (KeyError, TypeError, ValueError) as error:
-        msg = f"{folder}: its manifest does not say when it was started"
-        raise InputError(msg) from error
+        raise InputError(f"{folder}: its manifest does not say when it was started") from error
 
 
 def note_config(folder: Path, text: str) -> list[str]:

@@ -137,8 +137,7 @@ def attempt_at(path: Path, file: BinaryIO, place: int) -> Attempt:
     try:
         return _reader().validate_json(file.readline(), strict=True)
     except ValidationError as error:
-        msg = f"{path}: the journal is damaged at byte {place}"
-        raise EvalError(msg) from error
+        raise EvalError(f"{path}: the journal is damaged at byte {place}") from error
 
 
 def refuse_parts(path: Path) -> None:
@@ -185,8 +184,7 @@ def _read_line(path: Path, number: int, line: bytes) -> Attempt:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         what = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
-        msg = f"{path}, line {number}: the journal is damaged here: {what}"
-        raise EvalError(msg) from error
+        raise EvalError(f"{path}, line {number}: the journal is damaged here: {what}") from error
 
 
 @functools.cache
@@ -199,8 +197,7 @@ def _open(path: Path, journal: Path) -> int:
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
     except OSError as error:
-        msg = f"{journal}: cannot open the journal: {error.strerror}"
-        raise EvalError(msg) from error
+        raise EvalError(f"{journal}: cannot open the journal: {error.strerror}") from error
     with suppress(OSError):  # a mounted drive may not know how
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -256,6 +253,5 @@ def _whole_length(path: Path) -> int:
             end += len(line)
         rest = file.read(1)
     if rest:
-        msg = f"{path}: the journal is damaged after byte {end}, before its last line"
-        raise EvalError(msg)
+        raise EvalError(f"{path}: the journal is damaged after byte {end}, before its last line")
     return end

@@ -194,8 +194,7 @@ class Declaration(_Record):
     def _holds_together(self) -> Self:
         for name in self.inputs:
             if name in RESERVED or name in self.id_keys:
-                msg = f"inputs: {name!r} is a key of every record; rename the input"
-                raise ValueError(msg)
+                raise ValueError(f"inputs: {name!r} is a key of every record; rename the input")
         for name, part in self.metric.items():
             if part.input is not None and part.input not in self.inputs:
                 msg = f"metric.{name}.input: {part.input!r} is none of {sorted(self.inputs)}"

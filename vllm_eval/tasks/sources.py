@@ -76,8 +76,7 @@ def find_source(name: str) -> Source:
     given = resolve_path(name)
     path = given / TASK_FILE if given.is_dir() else given
     if given.is_dir() and not path.is_file():
-        msg = f"task: the folder {given} has no {TASK_FILE} to declare the task"
-        raise ConfigError(msg)
+        raise ConfigError(f"task: the folder {given} has no {TASK_FILE} to declare the task")
     if not path.is_file():
         names = sorted({*shipped_names(), *entry_points(group=GROUP).names})
         known = ", ".join(repr(one) for one in names)
