@@ -1,4 +1,4 @@
-"""From the journal to verdicts and files; for a run that ends now, and for one that was cut off."""
+"""From the journal to verdicts and files, for a run that has just ended or was interrupted."""
 
 from __future__ import annotations
 
@@ -51,8 +51,7 @@ def concluded(folder: Path) -> dict[str, Any]:
     So is one of an earlier schema.
 
     Raises:
-        InputError: the folder holds no run of ours, or a damaged one, or the run is to be concluded
-            and another process is at work on it.
+        InputError: the folder holds no run, or a damaged one, or another process is writing to it.
     """
     journal, comparison = folder / JOURNAL, read_comparison(folder)
     if not journal.is_file():  # else it would be made here, and the run concluded as an empty one
@@ -79,7 +78,7 @@ def reopen(path: Path) -> Evaluated:
     """A stored run, as its folder alone tells of it.
 
     Raises:
-        InputError: the folder holds no run of ours, or not all that is needed.
+        InputError: the folder holds no run, or files are missing.
     """
     recorded = manifest.read(path)
     config = load_config([str(path / CONFIG)])

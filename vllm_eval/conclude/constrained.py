@@ -1,4 +1,4 @@
-"""Each arm answering freely against the same arm held to the task's grammar."""
+"""Each arm answering freely compared with the same arm constrained by the task's grammar."""
 
 from __future__ import annotations
 

@@ -125,7 +125,9 @@ def first_pending(reading: Reading, order: Mapping[str, int], samples: int) -> K
 
 
 def _foreign(key: Key) -> EvalError:
-    return EvalError(f"the journal holds an outcome twice, or one nobody asked for: {key}")
+    return EvalError(
+        f"the journal holds an outcome twice, or one that is not part of the run: {key}"
+    )
 
 
 def _repair(task: Task, case: Callable[[str], Case], attempt: Attempt) -> Repair | None:

@@ -66,9 +66,9 @@ class Finished:
     diagnosis: Diagnosis
     """Why answers failed, and what would help."""
     constrained: Constrained
-    """Each arm against itself held to the task's grammar."""
+    """Each arm compared with its constrained variant."""
     quantization: str = "none"
-    """Of the base that all arms stand on, as the engine calls it: part of what was measured."""
+    """Of the base model, as the engine calls it."""
 
     @property
     def passed(self) -> bool:

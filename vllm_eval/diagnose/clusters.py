@@ -37,7 +37,7 @@ class Kind:
 
 _DUMP = "Write the training targets with a YAML library, which quotes and indents as needed."
 _FENCES = "Show both blocks with their exact fences in prompt and training targets."
-_CHECK = "Check every training target against the contract, and drop or mend those that break it."
+_CHECK = "Check every training target against the contract; correct or remove those that break it."
 KINDS: Mapping[str, Kind] = {
     "unindented_continuation": Kind("a text goes on at the left margin", _DUMP),
     "unquoted_colon": Kind("a colon inside a text without quotes", _DUMP),
@@ -54,7 +54,7 @@ KINDS: Mapping[str, Kind] = {
     "empty": Kind("an empty answer or block", _FENCES),
     "truncated": Kind(
         "truncated at the token limit",
-        "Where more tokens do not help, ask for shorter texts, and train on such.",
+        "Where more tokens do not help, ask for shorter texts, and train on shorter ones.",
     ),
     "not_a_mapping": Kind("a list or a text in place of keys", _CHECK),
     "missing_key": Kind("a required key is missing or empty", _CHECK),
@@ -62,11 +62,11 @@ KINDS: Mapping[str, Kind] = {
     "wrong_choice": Kind("a value that is none of the choices", _CHECK),
     "too_few": Kind(
         "too few items in a list",
-        "Say the least number in the prompt, and add training targets that keep it.",
+        "State the minimum in the prompt, and add training targets that meet it.",
     ),
     "too_long": Kind(
         "a text above its limit of words",
-        "Say the limit earlier in the prompt, and shorten the training targets.",
+        "State the limit earlier in the prompt, and shorten the training targets.",
     ),
     "no_ids": Kind(
         "no identifier is named",
@@ -75,7 +75,7 @@ KINDS: Mapping[str, Kind] = {
     "other_rule": Kind("a rule of the task's own", _CHECK),
     "no_answer": Kind(
         "no answer to grade",
-        "See `engine.log`; the model is not to blame.",
+        "See `engine.log`; this is not the model's fault.",
     ),
 }
 """Every cluster there is."""
@@ -85,10 +85,10 @@ MENDABLE = frozenset(KINDS) - {
     *("not_a_mapping", "missing_key", "wrong_type", "wrong_choice"),
     *("too_few", "too_long", "no_ids"),
 }
-"""Clusters of texts that do not parse, where a repair of the text could help."""
+"""Clusters of texts that do not parse, which a repair may fix."""
 
 BEYOND_GRAMMAR = frozenset(("truncated", "other_rule", "no_answer"))
-"""Clusters that an answer of the declared grammar can still fall into."""
+"""Clusters that are possible even under the task's grammar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def find_cause(attempt: Attempt, blocks: Blocks, declaration: Declaration) -> Ca
     """The cluster of one failed attempt; of any text, and without raising.
 
     Args:
-        attempt: one that is no success.
+        attempt: a failed one.
         blocks: gives the text of each block of an answer, by its label in lower case.
         declaration: of the task.
     """

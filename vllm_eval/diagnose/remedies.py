@@ -1,4 +1,4 @@
-"""What each remedy would recover in one arm, from what its stored answers tell."""
+"""What each remedy would recover in one arm, as far as its stored answers tell."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 NO_ANSWER, TRUNCATED, TOO_LONG = "no_answer", "truncated", "prompt_too_long"
 UNMEASURED = (
-    "not measured, as the code of a task that a stored run names is not run; "
+    "not measured: the code of a task that only a stored run names is not executed; "
     "`score RUN --repair --task FILE` measures it"
 )
 ROUND_TO = 128
@@ -39,7 +39,7 @@ class Remedy:
     addressed: int
     """Failures in them."""
     recovered: float | None = None
-    """How many of those would be valid; None where nothing stored tells."""
+    """How many of those would be valid; None where unknown."""
     low: float | None = None
     """Ends of its interval at 0.95, where it has one."""
     high: float | None = None
@@ -50,7 +50,7 @@ class Remedy:
     valid_rate: float | None = None
     """Of the arm with them."""
     passes: bool | None = None
-    """The gate's word with them; None where it cannot be known, as scores are not."""
+    """Whether the gate passes with them; None where unknown, because scores are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Patient:
     passes: bool | None = None
     """The gate's word on the run with repaired answers; for a student, on that one alone."""
     constrained: Summary | None = None
-    """Of the same arm held to the task's grammar, where the run has that as well."""
+    """Of the same arm constrained by the task's grammar, where the run has both."""
     repairs: bool = True
     """Whether repaired answers could be graded."""
 
@@ -195,7 +195,7 @@ def _retry(patient: Patient) -> Iterator[Remedy]:
     numbers = patient.tally.numbers
     last = max(numbers)
     recovered = low = high = None
-    basis = "no answer of this arm was asked for again"
+    basis = "no answer of this arm was retried"
     if last > 1:
         made, valid = numbers[last].made, numbers[last].valid
         low, high = (failed * end for end in share_interval(valid, made))
@@ -236,14 +236,14 @@ def _constrain(patient: Patient) -> Iterator[Remedy]:
             addressed=count,
             recovered=float(count),
             kind="at most",
-            basis="the grammar admits none of these; an answer under it can still be cut",
+            basis="the grammar rules these out; a constrained answer can still be truncated",
         )
 
 
 def _constrained(patient: Patient, clusters: tuple[str, ...], held: Summary) -> Remedy:
     """What the same cases came to under the grammar, in the same run; missing answers apart."""
     free = patient.summary
-    whole = held.total == free.total  # else one of them still owes answers that the other has
+    whole = held.total == free.total  # else one of them has answers that are pending in the other
     fewer = float((free.failed - free.errors) - (held.failed - held.errors))
     return Remedy(
         name="constrain",
@@ -253,8 +253,8 @@ def _constrained(patient: Patient, clusters: tuple[str, ...], held: Summary) -> 
         addressed=patient.outcomes(*clusters),
         recovered=fewer if whole else None,
         kind="measured" if whole else "unknown",
-        basis=f"under the grammar {held.valid} of {held.total} answers are valid in this run, "
-        f"freely {free.valid} of {free.total}",
+        basis=f"{held.valid} of {held.total} constrained answers are valid in this run, "
+        f"and {free.valid} of {free.total} free ones",
         valid_rate=held.valid_rate if whole else None,
     )
 

@@ -1,4 +1,4 @@
-"""Every attempt of a run counted once: what costs, timing, failures and remedies come from."""
+"""Counts every attempt of a run once, for costs, timing, failures and remedies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MAX_EXAMPLES = 3
 """Examples kept of each kind of failure; the journal holds all of them."""
 LOOP, TIMES = 40, 4
-"""An answer runs in circles where its last so many characters stand at its end so many times."""
+"""An answer repeats itself if its last `LOOP` characters occur `TIMES` times near its end."""
 LOOPED = 4096
 """Characters from the end in which they are looked for."""
 
@@ -156,7 +156,7 @@ class Survey:
     clusters: dict[tuple[str, str, str | None], Cluster] = field(default_factory=dict)
     """By cluster, arm and tier."""
     _waiting: dict[Key, Cluster] = field(default_factory=dict)
-    """Of those that failed and are to be asked again, where they are counted."""
+    """Where failed attempts that a retry will follow are counted."""
 
     def take(self, attempt: Attempt, *, repaired: bool = False) -> None:
         """Count one attempt.
@@ -260,6 +260,6 @@ def _note(spans: Spans, attempt: Attempt) -> None:
 
 
 def runs_in_circles(text: str) -> bool:
-    """Whether a text ends with the same words over and over: more room would be filled likewise."""
+    """Whether a text ends by repeating itself, so that more tokens would not help."""
     end = text.rstrip()[-LOOPED:]
     return len(end) > LOOP and end.count(end[-LOOP:]) >= TIMES

@@ -102,7 +102,7 @@ def refuse_other_engine(plan: Plan, folder: Path) -> None:
 
 
 def requeue_refused(plan: Plan, folder: Path, journal: Journal) -> int:
-    """Owe again the prompts refused as too long, where the run is resumed with a longer limit.
+    """Make prompts refused as too long pending again if the run is resumed with a longer limit.
 
     No engine has seen them, and raising the limit is our own advice; without this they would stay
     what they are. The files of a finished run, which count them, are no longer valid.

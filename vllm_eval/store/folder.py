@@ -139,7 +139,7 @@ def find_like(
             if same and (finished if is_finished(folder) else usable(folder, engine)):
                 newest = max(newest or (0.0, folder), (journal.stat().st_mtime, folder))
         except (OSError, KeyError, TypeError, AttributeError, orjson.JSONDecodeError):
-            continue  # no run folder of ours
+            continue  # not a run folder
     return newest[1] if newest else None
 
 

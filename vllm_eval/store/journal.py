@@ -25,7 +25,7 @@ class Journal:
     """The one writer of a journal; what `append` returned from is on the disk."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create `path`, keep every other process out, cut off a torn last line.
+        """Open or create `path`, lock it, and remove a torn last line.
 
         Raises:
             InputError: another process writes this journal, or it lies in parts.
@@ -48,7 +48,7 @@ class Journal:
         """What the journal has brought to an end and begun: read once, then kept up to date.
 
         Raises:
-            EvalError: a line is no attempt.
+            EvalError: a line is not an attempt.
         """
         if self._ledger is None:
             self._ledger = Ledger(set(), {})
@@ -116,7 +116,7 @@ def read_journal(path: Path) -> Iterator[tuple[int, Attempt]]:
 
     Raises:
         InputError: the journal lies in parts.
-        EvalError: a line is no attempt.
+        EvalError: a line is not an attempt.
     """
     refuse_parts(path)
     place = 0

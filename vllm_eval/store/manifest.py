@@ -71,7 +71,7 @@ def read(folder: Path) -> dict[str, Any]:
     """The manifest of a run.
 
     Raises:
-        InputError: the folder holds no run of ours, or one of another schema.
+        InputError: the folder holds no run, or one of another schema.
     """
     path = folder / FILE
     try:
@@ -96,7 +96,7 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
 
 
 def _hash_grammar(plan: Plan) -> str | None:
-    """Of the grammar that arms are held to; None where all answer freely."""
+    """Of the grammar that constrains arms; None where all answer freely."""
     grammar = next((arm.grammar for arm in plan.arms if arm.grammar), None)
     return hashlib.sha256(grammar.encode()).hexdigest() if grammar else None
 
