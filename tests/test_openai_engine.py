@@ -214,9 +214,9 @@ def test_a_request_that_alone_fails_comes_back_with_an_error(desk: Desk) -> None
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("filter", "the server takes the key and forbids it: 403"),
+        ("filter", "the server accepts the key but forbids the request: 403"),
         ("absent", "failed 5 times while the server answered others: 404"),
-        ("broken", "and the server is well: 500"),
+        ("broken", "but the server works: 500"),
     ],
 )
 def test_a_request_that_fails_as_the_last_one_open_ends_nothing(
@@ -235,7 +235,7 @@ def test_a_request_that_fails_as_the_last_one_open_ends_nothing(
 def test_a_key_that_is_taken_no_longer_is_no_requests_failure(desk: Desk) -> None:
     engine = desk.engine(desk.proxy(desk.server(), "pass", "pass", again="filter"))
     engine.submit(MANY)
-    with pytest.raises(EngineError, match="its key is no longer taken"):
+    with pytest.raises(EngineError, match="it no longer accepts the key"):
         drain(engine)
 
 
@@ -259,7 +259,7 @@ def test_what_the_server_refuses_is_not_asked_twice(desk: Desk) -> None:
     engine = desk.engine(proxy, max_new_tokens=10)
     engine.submit([ask(1), ask(2)])
     errors = [done.error for done in drain(engine).values() if done.error]
-    assert errors == ["the server refuses it: the server sends more than max_tokens allow"]
+    assert errors == ["the server refuses it: the server sends more than max_tokens allows"]
     assert len(proxy.seen) == 4
 
 

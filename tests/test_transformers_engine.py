@@ -243,10 +243,10 @@ def test_a_whole_run_ends_with_a_verdict_and_a_quiet_terminal(tmp_path: Path) ->
     ("flags", "message"),
     [
         ({"engine_args": {"kv_cache_dtype": "fp8"}}, "has no option 'kv_cache_dtype'"),
-        ({"engine_args": {"quantization": "awq"}}, "quantization: .* knows bitsandbytes, not"),
+        ({"engine_args": {"quantization": "awq"}}, "quantization: .* supports bitsandbytes, not"),
         ({"engine_args": {"dtype": "int8"}}, "dtype: .* not 'int8'"),
         ({"engine_args": {"max_model_len": "long"}}, "max_model_len: must be a number"),
-        ({"engine_args": {"load_format": "dummy"}, "load_4bit": True}, "no dummy of 4-bit"),
+        ({"engine_args": {"load_format": "dummy"}, "load_4bit": True}, "dummy weights cannot be 4-bit"),
     ],
 )
 def test_an_option_that_would_change_answers_is_refused(

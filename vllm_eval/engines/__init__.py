@@ -11,9 +11,9 @@ from vllm_eval.records import Arm
 
 
 def check_options(config: Config) -> None:
-    """Refuse what can be seen to be wrong with the engine's options before a library is imported.
+    """Refuse invalid engine options that can be recognised without importing a library.
 
-    What only the library knows, as the names in vLLM's `EngineArgs`, `open_engine` refuses.
+    `open_engine` refuses what only the library knows, such as names in vLLM's `EngineArgs`.
 
     Raises:
         InputError: an option or the script cannot be used.
@@ -35,7 +35,7 @@ def check_options(config: Config) -> None:
 def open_engine(
     config: Config, arms: Sequence[Arm], base_model: str | None, log: Path, life: int = 0
 ) -> Engine:
-    """Start the configured engine; what it prints goes to the file `log`.
+    """Start the configured engine; its output goes to the file `log`.
 
     `life` counts the starts in this run, from 0: a script may let its engine die in some.
 

@@ -1,7 +1,7 @@
 """Proof at start that base answers come from the bare base and adapter answers from the adapter.
 
-An engine build is known that serves base rows in a mixed batch with an adapter's weights
-(https://github.com/vllm-project/vllm/pull/48421); its scores would look like any others. So,
+There is an engine build that serves base rows of a mixed batch with an adapter's weights
+(https://github.com/vllm-project/vllm/pull/48421); its scores would look like any other. So,
 before the first case, each arm is asked for the next token after a few texts: the base in a batch
 of its own, then all arms mixed.
 """
@@ -29,14 +29,14 @@ TEXTS = (
 TOP_TOKENS = 20
 """How many of the most likely next tokens are compared: vLLM's default limit."""
 SMALLEST = 1e-6
-"""Less is rounding: two rows of one batch with the same weights differ by nothing at all."""
+"""Less is rounding: two rows of one batch with the same weights are exactly equal."""
 
 
 def distance(one: Distribution, other: Distribution) -> float:
-    """How far two next-token distributions lie apart, in [0, 1]: total variation.
+    """Total variation distance of two next-token distributions, in [0, 1].
 
-    Over the tokens both list: one that drops out of the listed ones by a rounding would else
-    count with all its weight. Distributions that share no token are as far apart as can be.
+    Counts only tokens in both lists: otherwise a token that rounding drops from one list would
+    count with all its weight. Distributions that share no token have distance 1.
     """
     common = one.keys() & other.keys()
     if not common:
@@ -45,9 +45,9 @@ def distance(one: Distribution, other: Distribution) -> float:
 
 
 def prove(alone: Sequence[Distribution], mixed: Mapping[str, Sequence[Distribution]]) -> None:
-    """Compare what the arms would say next: for each text, the log probability by token.
+    """Compare the arms' next tokens: for each text, the log probability by token.
 
-    `alone` is the base's, alone in its batch; `mixed` each arm's, all of them in one batch.
+    `alone` is the base's, from a batch of its own; `mixed` is each arm's, from one common batch.
 
     Raises:
         EngineError: the base does not answer as itself, an adapter changes nothing, or two
@@ -55,7 +55,7 @@ def prove(alone: Sequence[Distribution], mixed: Mapping[str, Sequence[Distributi
     """
     for arm, rows in (("the base alone", alone), *mixed.items()):
         if not all(math.isfinite(p) for row in rows for p in row.values()):
-            _fail(f"{arm!r} answers with probabilities that are no numbers")
+            _fail(f"{arm!r} answers with probabilities that are not numbers")
     base = mixed[BASELINE]
     moved = _apart(alone, base)
     students = {arm: rows for arm, rows in mixed.items() if arm != BASELINE}

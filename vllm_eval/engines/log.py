@@ -1,7 +1,7 @@
-"""What an engine's libraries print goes to a file while it is open, what they raise becomes ours.
+"""Sends the output of an engine's libraries to a file, and turns their errors into ours.
 
-vLLM, its worker processes and the C++ below them write to both standard streams; only the file
-descriptors catch all of them.
+vLLM, its worker processes and the C++ below them write to both standard streams; only redirecting
+the file descriptors catches everything.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DIED = "the engine died"
 
 
 class OutputToFile:
-    """Takes standard output and error over when made, gives them back on `restore`."""
+    """Redirects standard output and error when created; `restore` gives them back."""
 
     def __init__(self, log: Path) -> None:
         """Append to the file `log` from now on."""
@@ -34,7 +34,7 @@ class OutputToFile:
         os.close(file)
 
     def restore(self) -> None:
-        """Give both streams back; a second call does nothing."""
+        """Give both streams back; safe to call twice."""
         _flush()
         for stream, saved in zip(STREAMS, self._saved, strict=False):
             os.dup2(saved, stream)
@@ -51,10 +51,10 @@ def _flush() -> None:
 def translated(
     what: str, output: OutputToFile, advise: Callable[[Exception], str | None]
 ) -> Iterator[None]:
-    """Say `what` failed, why, and what to change where `advise` knows the cause.
+    """Report what failed, why, and what to change if `advise` knows the cause.
 
     Raises:
-        EngineDiedError: the engine died, of no known cause: that would only come again.
+        EngineDiedError: the engine died, and not of a known cause, which would only recur.
         EngineError: anything else.
     """
 

@@ -1,4 +1,4 @@
-"""What every engine promises the loop."""
+"""The interface between the loop and every engine."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from vllm_eval.records import Completion, Request
 class Engine(Protocol):
     """Answers requests of all arms in one running batch.
 
-    One bad request never costs another one: it comes back as a completion with an error.
-    The order of completions is nobody's assumption; they carry their request's id.
+    One bad request never affects another: it comes back as a completion with an error.
+    Completions come in any order and carry their request's id.
     """
 
     @property
@@ -36,8 +36,8 @@ class Engine(Protocol):
     def poll(self, timeout: float | None = None) -> list[Completion]:
         """Block until at least one request has finished, or `timeout` seconds have passed.
 
-        Empty when none finished in time, and at once when none is in flight.
+        Empty if none finished in time, and immediately if none is in flight.
         """
 
     def close(self) -> None:
-        """Release everything, also after a failure."""
+        """Release everything, even after a failure."""

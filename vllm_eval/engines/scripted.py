@@ -1,4 +1,4 @@
-"""Canned answers from a file: for tests, fault drills and trying a task without a model."""
+"""Canned answers from a file, for tests, fault drills and trying a task without a model."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ _TYPES: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class ScriptLine:
-    """One line of a script: an answer, and which requests it answers."""
+    """One line of a script: an answer, and the requests that it answers."""
 
     concept_id: str
-    """`*` answers every case."""
+    """`*` for every case."""
     arm: str | None = None
-    """None answers any arm."""
+    """None for any arm."""
     attempt: int | None = None
-    """None answers any attempt."""
+    """None for any attempt."""
     text: str = ""
     seconds: float = 0.0
-    """How long the answer takes, many in flight at once."""
+    """How long the answer takes; many can be in flight."""
     error: str | None = None
     """An engine error instead of an answer."""
     deaths: int = 0
-    """In so many lives the engine dies when this answer is due."""
+    """In how many of its lives, from the first, the engine dies when this answer is due."""
 
 
 class ScriptedEngine:
     """Answers each request with the most specific line of the script that fits it.
 
-    A named case comes before `*`, then a named arm before any, then a numbered attempt before
-    any; of equals the first in the file. Tokens are counted as white-space separated words.
+    A named case beats `*`, then a named arm beats any, then a numbered attempt beats any; of equals
+    the first in the file counts. Tokens are words separated by white space.
     """
 
     def __init__(self, lines: Sequence[ScriptLine], life: int = 0) -> None:
-        """Take the script as read; `life` counts the starts in this run, from 0."""
+        """Use a script that has been read; `life` counts the starts in this run, from 0."""
         self._life = life
         self._lines: dict[tuple[str, str | None, int | None], ScriptLine] = {}
         for line in lines:
@@ -104,7 +104,7 @@ class ScriptedEngine:
         return bool(self._due)
 
     def poll(self, timeout: float | None = None) -> list[Completion]:
-        """Wait for the next answer that is due, `timeout` seconds at most; take all that are."""
+        """Wait for the next due answer, at most `timeout` seconds; return all that are due."""
         if not self._due:
             return []
         wait = max(0.0, self._due[0][0] - time.monotonic())
@@ -115,15 +115,15 @@ class ScriptedEngine:
         while self._due and self._due[0][0] <= now:
             completion = self._due[0][2]
             if completion is None and finished:
-                break  # what has finished is handed out first
+                break  # return what has finished first
             heapq.heappop(self._due)
             if completion is None:
-                raise EngineDiedError("the engine died, as its script wants it")
+                raise EngineDiedError("the engine died, as its script says")
             finished.append(completion)
         return finished
 
     def close(self) -> None:
-        """Forget what is still due."""
+        """Drop what is still due."""
         self._due.clear()
 
     def _find(self, request: Request) -> ScriptLine | None:

@@ -1,4 +1,4 @@
-"""From a prompt to the tokens the model reads: one way for every engine that loads a model."""
+"""From a prompt to the model's tokens, the same way for every engine that loads a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vllm_eval.errors import InputError, foreign, one_line
 
 
 def encode(tokenizer: Any, prompt: str, prompt_format: str) -> list[int]:
-    """Token ids of `prompt`, as it stands (`raw`) or inside the tokenizer's template (`chat`).
+    """Token ids of `prompt`, unchanged (`raw`) or in the tokenizer's chat template (`chat`).
 
     The tokenizer is one of transformers, or vLLM's wrapper of one.
     """
@@ -25,9 +25,9 @@ def encode(tokenizer: Any, prompt: str, prompt_format: str) -> list[int]:
 
 
 def too_long(tokens: int, answer: int, limit: int) -> str | None:
-    """Why a prompt of so many `tokens` can never be asked, or None.
+    """Why a prompt of `tokens` tokens can never be asked, or None.
 
-    It must leave room for the whole `answer`, or the model is blamed for our cut.
+    It must leave room for the whole `answer`, or the model would be blamed for our truncation.
     """
     if tokens == 0:
         return "the prompt is empty"
@@ -42,12 +42,12 @@ def too_long(tokens: int, answer: int, limit: int) -> str | None:
 def open_counter(
     folder: Path, prompt_format: str, environment: Mapping[str, str]
 ) -> Callable[[str], int]:
-    """A function that counts a prompt's tokens as the engine is going to.
+    """A function that counts a prompt's tokens as the engine will.
 
-    `environment` is the engine's: PyTorch comes along with some tokenizers and reads it once.
+    `environment` is the engine's; some tokenizers import PyTorch, which reads it once.
 
     Raises:
-        InputError: the tokenizer cannot be read, or has no chat template and one is asked for.
+        InputError: the tokenizer cannot be read, or has no chat template but one is needed.
         ImportError: the library that reads it is not installed.
     """
 
@@ -72,7 +72,7 @@ def open_counter(
 
 
 def _fast_counter(file: Path) -> Callable[[str], int]:
-    """The library below transformers: the same tokens, without 8 s of importing PyTorch."""
+    """The library under transformers: the same tokens without 8 s of importing PyTorch."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(file))

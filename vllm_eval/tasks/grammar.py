@@ -1,10 +1,10 @@
-"""From a task's declaration to the grammar of its answers, for an engine's constrained decoding.
+"""The grammar of a task's answers, from its declaration, for constrained decoding.
 
-The grammar is GBNF, which vLLM's structured outputs take with xgrammar and with guidance. All
-blocks and keys come in the order declared, each value in the ways YAML is usually written: plain
+The grammar is GBNF, which vLLM's structured outputs accept with xgrammar and with guidance. All
+blocks and keys come in the declared order, each value in the ways YAML is usually written: plain
 texts, folded or not, quoted texts, block scalars, lists under their key or indented below it. No
-text can turn into another type, end its block or break the YAML, whatever the model writes, so a
-complete answer parses and keeps everything of the contract that can be counted.
+text can turn into another type, end its block or break the YAML, whatever the model writes. So a
+complete answer parses and keeps every part of the contract that can be counted.
 """
 
 from __future__ import annotations
@@ -29,25 +29,26 @@ from vllm_eval.tasks.grammar_text import (
 from vllm_eval.tasks.parse import parse_yaml
 
 _STEP = 2
-"""Spaces by which a mapping's keys, and a text's further lines, are indented."""
+"""Indentation of a mapping's keys and of a text's further lines, in spaces."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """A grammar and what names it."""
+    """A grammar and its name."""
 
     text: str
-    """GBNF; its rule `root` is a whole answer."""
+    """GBNF; the rule `root` is a whole answer."""
     sha256: str
 
 
 def make_grammar(declaration: Declaration) -> Grammar:
     """The grammar of the complete answers that keep the declaration's shape.
 
-    A lenient minimum counts as one item: the contract lets fewer pass, and so do good answers.
+    A lenient minimum counts as one item, because the contract accepts fewer, and good answers have
+    fewer.
 
     Raises:
-        ConfigError: the declaration asks for identifiers where no list could name them.
+        ConfigError: the declaration asks for identifiers, but no list could name them.
     """
     rules = Rules()
     blocks = []
@@ -66,7 +67,7 @@ def _keys(rules: Rules, path: str, keys: Mapping[str, Value], indent: int) -> st
 
 
 def _key(rules: Rules, path: str, name: str, indent: int, value: Value) -> str:
-    """A rule for one key and its value, up to and with the line's end."""
+    """A rule for one key and its value, including the end of the line."""
     head = _head(name, indent)
     if value.type == "list":
         body = _list(rules, value, indent, value.ids, named=value.ids is not None)
@@ -82,13 +83,13 @@ def _key(rules: Rules, path: str, name: str, indent: int, value: Value) -> str:
 
 
 def _head(name: str, indent: int) -> str:
-    """The key itself; one such as `on` would be read as a truth value without quotes."""
+    """The key itself; one such as `on` needs quotes, or YAML reads it as a boolean."""
     key = literal((name if _is_plain(name) else f'"{name}"') + ":")
     return f"{spelled(' ' * indent)} {key}"
 
 
 def _choice(values: Sequence[str]) -> str:
-    """One of `values`, bare where YAML reads it as that text."""
+    """One of `values`, unquoted if YAML then reads it as that text."""
     forms = [literal(value) for value in values if _is_plain(value)]
     forms += [literal(json.dumps(value, ensure_ascii=False)) for value in values]
     return " | ".join(forms + [literal(f"'{value}'") for value in values if "'" not in value])
@@ -107,7 +108,7 @@ def _text(rules: Rules, value: Value, indent: int) -> str:
 
 
 def _mapping(rules: Rules, path: str, value: Value, indent: int) -> str:
-    """A mapping's keys; with `ids`, once for each list that may be the one to name some."""
+    """A mapping's keys; with `ids`, once for each list that may be the one that names some."""
     if value.ids is None:
         return f'"\\n" {_keys(rules, path, value.keys, indent)}'
     free, named = [], []
@@ -131,7 +132,7 @@ def _mapping(rules: Rules, path: str, value: Value, indent: int) -> str:
 
 
 def _list(rules: Rules, value: Value, indent: int, ids: Ids | None, *, named: bool = False) -> str:
-    """A list's items, flush with their key or indented below it; `named`: one has an identifier."""
+    """A list's items, flush with their key or below it; `named`: one names an identifier."""
     least = min(value.min_items, 1) if value.lenient else value.min_items
     if value.required == "filled":
         least = max(least, 1)

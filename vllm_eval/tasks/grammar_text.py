@@ -1,10 +1,10 @@
-"""The grammar of YAML's texts, such that none can become another type or break its block.
+"""The grammar of YAML texts, such that none can become another type or break its block.
 
-A rule for a text goes up to and with the end of its last line; its name ends in the indentation of
-the lines after the first. Guidance takes a rule without recursion for one terminal, takes the
-longest terminal that fits without a way back, and holds about 2,000 open rules. So every line is a
-recursion, every character of it a repetition, and where a text may end or go on a terminal is one
-character.
+A rule for a text includes the end of its last line; its name ends in the indentation of the lines
+after the first. Guidance treats a rule without recursion as one terminal, takes the longest
+matching terminal without backtracking, and holds about 2,000 open rules. So every line is a
+recursion, every character of it a repetition, and wherever a text may end or continue, a terminal
+is a single character.
 
 Source: YAML 1.1 with the resolvers of PyYAML 6.0; GBNF as in llama.cpp's grammars/README.md.
 """
@@ -27,34 +27,34 @@ _UNICODE = (
     "\u00a1-\u167f\u1681-\u1fff\u2010-\u2027\u2030-\u205e\u2070-\u2fff\u3001-\ud7ff"
     "\uf900-\ufdff\ufe00-\ufefe\uff01-\ufffd\U00010000-\U0010fffd"
 )
-"""No white space, nothing that YAML does not print, hardly anything that no reader sees.
+"""No white space, nothing that YAML cannot print, hardly any invisible characters.
 
 Spelled out: guidance misreads GBNF's escapes of such characters.
 """
 _INDICATORS = "-?:,[]{}#&*!|>'\"%@`"
-"""What no plain text begins with."""
+"""Characters that no plain text begins with."""
 _ODD = "0123456789~=<.+"
-"""Where these begin a text of one word, it may be a number, a date, null or a merge key."""
+"""A one-word text that begins with these may be a number, a date, null or a merge key."""
 _RESERVED = "yYnNtTfFoO"
-"""With these begin `yes`, `No`, `true`, `off`, `null`, ..."""
+"""First letters of `yes`, `No`, `true`, `off`, `null`, ..."""
 _RESERVED_LETTERS = "aeflnorstuyAEFLNORSTUY"
 """All letters of those words."""
 _TICK = '"`"?'
-"""Two backticks never stand together: three would end the block."""
+"""Two backticks never follow each other, because three would end the block."""
 _ESCAPES = {"'": '"\'" "\'"', '"': r'"\\" ["\\]'}
-"""By quote: how it is written in a text between two of it."""
+"""By quote: its spelling inside a text in such quotes."""
 _ESCAPED = {"'": "", '"': "\\"}
-"""By quote: what else must be written otherwise."""
+"""By quote: other characters that need an escape."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The rules made so far, by name."""
+    """The rules so far, by name."""
 
     bodies: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, *forms: str) -> str:
-        """Keep a rule and its forms, once; gives its name."""
+        """Add a rule and its forms, once; returns its name."""
         self.bodies.setdefault(name, " | ".join(forms))
         return name
 
@@ -67,13 +67,13 @@ def literal(text: str) -> str:
 def spelled(text: str) -> str:
     """`text` as a terminal for each character.
 
-    Guidance takes the longest terminal that fits, and cannot go back where what follows does not.
+    Guidance takes the longest matching terminal, and cannot backtrack if the rest does not match.
     """
     return " ".join(map(json.dumps, text))
 
 
 def one_of(without: str, *, among: str = _ASCII, others: str = _UNICODE, also: str = "") -> str:
-    """A class of characters, as ranges: those of `among` but `without`, and `others`."""
+    """A character class, as ranges: `among` except `without`, plus `others`."""
     codes = sorted({ord(c) for c in among if c not in without} | {ord(c) for c in also})
     breaks = [0, *(i + 1 for i, (a, b) in enumerate(pairwise(codes)) if b != a + 1), len(codes)]
     ranges = (f"\\x{codes[a]:02x}-\\x{codes[b - 1]:02x}" for a, b in pairwise(breaks))
@@ -81,7 +81,7 @@ def one_of(without: str, *, among: str = _ASCII, others: str = _UNICODE, also: s
 
 
 def only(characters: str) -> str:
-    """A class of just these characters."""
+    """A class of exactly these characters."""
     return one_of("", among=characters, others="")
 
 
@@ -128,7 +128,7 @@ def add_entry(rules: Rules, indent: int, ids: Ids | None = None) -> str:
 def add_counted(rules: Rules, words: int, indent: int) -> str:
     """A rule for a text of one to `words` words, as `str.split` counts them.
 
-    A plain one of two words or more, as no word of another type has.
+    A plain text has two words or more, which no other type has.
     """
     rest = _letters(rules, "word", f"{_MARKED} | {one_of(':`')}")
     first, start = one_of(_INDICATORS + _ODD), f"{_TICK} {one_of('#:`')} {rest}"
@@ -199,7 +199,7 @@ def _block(rules: Rules, indent: int) -> str:
 
 
 def _letters(rules: Rules, name: str, unit: str) -> str:
-    """The rest of a word; recursive, or guidance would take the whole word for a terminal."""
+    """The rest of a word; recursive, or guidance would treat the whole word as a terminal."""
     return rules.add(name, _TICK, f"({unit}) {name}")
 
 
@@ -208,7 +208,7 @@ def _repeated(rule: str, least: int, most: int) -> str:
 
 
 def _identifier(ids: Ids) -> str:
-    """Spelled where it is used: a rule of its own would be a terminal to guidance."""
+    """Spelled out where it is used, because guidance would treat a separate rule as a terminal."""
     prefixes = " | ".join(map(spelled, ids.prefixes))
     return f"({prefixes}) [0-9]{{{ids.min_digits},{max(ids.min_digits, MAX_DIGITS)}}}"
 

@@ -1,4 +1,4 @@
-"""`product_owner_metric`: what a product owner's answer is worth, in [0, 1].
+"""`product_owner_metric`: the score of a product owner's answer, in [0, 1].
 
 Source: `product_owner.md`, section "Metric": four parts of at most 30 points, their sum divided by
 120 (`product_owner.yaml` has the weights). Recorded scores are reproduced to 1e-9, so each oddity
@@ -34,7 +34,7 @@ _STOPWORDS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One entry of the requirements, as coverage looks for it."""
+    """One entry of the requirements, for the coverage measure."""
 
     id: str
     """Lower case; may be empty."""
@@ -43,7 +43,7 @@ class Requirement:
 
 
 def schema(blocks: Blocks, case: Case) -> float:
-    """How much of the asked shape is there."""
+    """How complete the requested shape is."""
     del case
     vision, review = blocks["VISION"], blocks["REVIEW"]
     alignment = review.get("requirements_alignment")
@@ -65,7 +65,7 @@ def schema(blocks: Blocks, case: Case) -> float:
 
 
 def vision_completeness(blocks: Blocks, case: Case) -> float:
-    """How much the vision says."""
+    """How much content the vision has."""
     del case
     vision = blocks["VISION"]
     points = sum(_steps(_count(vision.get(key)), (2, 6), (1, 3)) for key in VISION_LISTS)
@@ -73,12 +73,12 @@ def vision_completeness(blocks: Blocks, case: Case) -> float:
 
 
 def requirements_alignment(blocks: Blocks, case: Case) -> float:
-    """How many of the requirements the review speaks of, and whether it finds gaps."""
+    """How many requirements the review mentions, and whether it finds gaps."""
     return _alignment(blocks["REVIEW"], read_requirements(case.inputs["requirements_yaml"]))
 
 
 def review_specificity(blocks: Blocks, case: Case) -> float:
-    """How much the review says."""
+    """How much content the review has."""
     del case
     review = blocks["REVIEW"]
     alignment = review.get("requirements_alignment")
@@ -92,11 +92,11 @@ def review_specificity(blocks: Blocks, case: Case) -> float:
     return points + _steps(_length(review.get("narrative")), (160, 6), (80, 3))
 
 
-@lru_cache(maxsize=1024)  # each arm and attempt of a case asks again
+@lru_cache(maxsize=1024)  # every arm and attempt of a case needs it
 def read_requirements(requirements_yaml: str) -> tuple[Requirement, ...]:
     """The entries of a requirements document that have an id or a description.
 
-    A document that does not parse has none; `cases` refuses such a record beforehand.
+    A document that does not parse has none; `inputs.cases` refuses such records earlier.
     """
     document = parse_yaml(requirements_yaml).data
     if not isinstance(document, dict):
@@ -159,7 +159,7 @@ def _coverage_points(coverage: float) -> float:
 
 
 def _steps(value: int, *steps: tuple[int, int]) -> int:
-    """The points of the first step that `value` reaches, highest first; else 0."""
+    """The points of the highest step that `value` reaches, else 0."""
     return next((points for least, points in steps if value >= least), 0)
 
 

@@ -1,7 +1,7 @@
 """The canary of `engines.canary`, asked of a server over the wire.
 
-Nothing can be put into one batch from outside. So while every adapter is kept at work on a long
-answer, all arms are asked: the base's rows are then computed beside an adapter's.
+A client cannot choose what shares a batch. So all arms are asked while every adapter is busy with
+a long answer: the base's rows are then computed beside an adapter's.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Rows = list[dict[int, float]]
 _T = TypeVar("_T")
 
 LOG_PROBABILITIES = (canary.TOP_TOKENS, 5)
-"""How many of the likeliest tokens a server is asked for: vLLM's limit, then OpenAI's."""
+"""Numbers of likeliest tokens to ask for: vLLM's limit, then OpenAI's."""
 TEXT_TOKENS = 32
-"""Length of the canary's answers where a server gives no log probabilities."""
+"""Length of the canary's answers if a server gives no log probabilities."""
 COMPANION_TOKENS = 1024
 CONSTRAINT_WORD = "quokka"
 CONSTRAINT = 'root ::= "{word}"'
-"""A grammar of one word that no model would say here of its own accord."""
+"""A grammar of one word that no model would say here unprompted."""
 TOKEN_PREFIX = "token_id:"  # noqa: S105  vLLM's spelling of a token by its number
 
 
@@ -50,7 +50,7 @@ class Prover:
     vllm: bool
 
     async def prove(self) -> str:
-        """Ask the base alone, then all arms while every adapter is at work; says by what.
+        """Ask the base alone, then all arms while every adapter is busy; returns what was compared.
 
         Raises:
             EngineError: an arm does not answer from its own weights.
@@ -70,7 +70,7 @@ class Prover:
         return f"log probabilities of {most} tokens" if most else "texts"
 
     async def prove_constraint(self, grammar: str) -> None:
-        """See that answers are held to a grammar: a server that knows none may just ignore it.
+        """Check that the server applies a grammar; one without support may silently ignore it.
 
         The server must also accept `grammar`, the task's own.
 
@@ -81,7 +81,7 @@ class Prover:
         base = self.models[BASELINE]
         word = await self._held(base, CONSTRAINT.format(word=CONSTRAINT_WORD))
         if word.strip() != CONSTRAINT_WORD:
-            msg = f"it ignores `structured_outputs`: held to one word, it says {word[:60]!r}"
+            msg = f"it ignores `structured_outputs`: allowed only one word, it says {word[:60]!r}"
             raise EngineError(f"{self.client.base_url}: {msg}; serve with vLLM 0.19.1 or later")
         await self._held(base, grammar)
 
@@ -97,7 +97,7 @@ class Prover:
             raise EngineError(msg) from fault
 
     async def _find_way(self, model: str) -> tuple[int, Rows]:
-        """How many log probabilities the server gives, 0 for none; and the first rows."""
+        """How many log probabilities the server gives (0 for none), and the first rows."""
         for most in LOG_PROBABILITIES:
             try:
                 rows = await self._rows(model, most)
@@ -110,10 +110,10 @@ class Prover:
         return 0, await self._rows(model, 0)
 
     async def _rows(self, model: str, most: int) -> Rows:
-        """For each text the likeliest next tokens; or, for lack of them, the answer as one."""
+        """For each text the likeliest next tokens or, without them, the answer as one token."""
         if most == 0:
             return [{hash(text): 0.0} for text in await self._texts(model, canary.TEXTS)]
-        # A salt of its own: a row that found its prompt cached would be another shape.
+        # A unique salt: a row with a cached prompt would have another shape.
         extra = {"return_tokens_as_token_ids": True, "cache_salt": uuid.uuid4().hex}
         body: dict[str, Any] = {
             "model": model,
@@ -142,7 +142,7 @@ class Prover:
 
     @contextlib.asynccontextmanager
     async def _companion(self, model: str) -> AsyncIterator[None]:
-        """Keep the server busy with one long answer: whoever is asked now shares its batch."""
+        """Keep the server busy with one long answer, so that other requests share its batch."""
         body = self._body(model, canary.TEXTS[0], COMPANION_TOKENS, 1.0)
         if self.vllm:
             body["extra_body"]["ignore_eos"] = True
@@ -180,21 +180,21 @@ def _is_busy(error: BaseException) -> bool:
 
 
 def _read_rows(answer: object) -> Rows:
-    """For each text the likeliest next tokens; an empty row where none are given."""
+    """For each text the likeliest next tokens; an empty row if none are given."""
     given = answer.get("choices") if isinstance(answer, dict) else None
     choices = {}
     for choice in given if isinstance(given, list) else ():
         if not isinstance(choice, dict) or type(choice.get("index")) is not int:
-            raise FaultError("failed", "the answer to several prompts is none of this protocol")
+            raise FaultError("failed", "the answer to several prompts does not follow the protocol")
         choices[choice["index"]] = choice.get("logprobs")
     if sorted(choices) != list(range(len(canary.TEXTS))):
-        raise FaultError("refused", "several prompts in one request are not answered")
+        raise FaultError("refused", "the server does not answer several prompts in one request")
     rows = (choices[number] for number in sorted(choices))
     return [_distribution(row.get("top_logprobs") if isinstance(row, dict) else ()) for row in rows]
 
 
 def _distribution(logprobs: object) -> dict[int, float]:
-    """Log probability by token; a token spelled as text counts by its text."""
+    """Log probability by token; a token given as text counts by its text."""
     found = {}
     first = logprobs[0] if isinstance(logprobs, list) and logprobs else None
     for token, value in (first if isinstance(first, dict) else {}).items():

@@ -1,7 +1,7 @@
-"""Arms as model names on running servers with OpenAI's API, as `vllm serve` has it.
+"""Arms as model names on running servers with OpenAI's API, such as `vllm serve`.
 
-One thread holds an event loop with the official client; this object hands requests over and takes
-completions from a queue. A server that is gone for a while costs time and nothing else.
+One thread runs an event loop with the official client; this object passes requests to it and takes
+completions from a queue. A server that is gone for a while costs only time.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _T = TypeVar("_T")
 
 CONNECT_S = 10.0
 COUNT_S = 10.0
-"""Longest wait for a server to count a prompt's tokens; it is asked anyway where it does not."""
+"""Seconds to wait for a server to count a prompt's tokens; without a count it is asked anyway."""
 BYTES_PER_TOKEN = 2
-"""Fewer than text has: a prompt that fits by this measure is not counted beforehand."""
+"""Fewer than text has; a prompt that fits by this measure is not counted beforehand."""
 STOP_S = 10.0
 
 
 class OpenAIEngine:
-    """Servers that have proved their arms, and the thread that talks to them."""
+    """Servers that have passed the canary, and the thread that talks to them."""
 
     def __init__(self, config: Config, arms: Sequence[Arm], log: Path) -> None:
-        """Connect to nothing yet; `open` is the way to get a working one."""
+        """Connect to nothing yet; use `open` to get a working engine."""
         self._config = config
         self._log = log
         self._finished: queue.SimpleQueue[Done | BaseException] = queue.SimpleQueue()
@@ -51,7 +51,7 @@ class OpenAIEngine:
         self._prompts: dict[str, str] = {}
         self._arms = frozenset(arm.name for arm in arms)
         self._refused: dict[int, dict[str, str]] = {}
-        """Why, by arm: models may have room for more or less."""
+        """Why prompts cannot be asked, by arm; models may differ in length."""
         self._count = functools.lru_cache(maxsize=512)(self._count_tokens)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="openai", daemon=True)
@@ -63,7 +63,7 @@ class OpenAIEngine:
 
     @classmethod
     def open(cls, config: Config, arms: Sequence[Arm], log: Path) -> OpenAIEngine:
-        """Find the servers, and have the arms prove themselves on each.
+        """Find the servers and run the canary on each.
 
         Raises:
             EngineError: no server answers in time, or one serves something else.
@@ -86,12 +86,12 @@ class OpenAIEngine:
 
     @property
     def capacity(self) -> int:
-        """What the servers take at the moment; it follows their limits."""
+        """What the servers accept at the moment; follows their limits."""
         return self._traffic.capacity
 
     @property
     def about(self) -> Mapping[str, str | int]:
-        """Servers' own account of themselves, and what had to be sent again so far."""
+        """What the servers report of themselves, and what has been sent again so far."""
         served = [server.served for server in self._traffic.servers if server.served]
         sizes = [one.max_model_len for one in served if one.max_model_len]
         counts, begun = self._traffic.counts, self._traffic.begun
@@ -99,7 +99,7 @@ class OpenAIEngine:
         return {
             "engine": "openai",
             "vllm": (begun and begun.vllm) or "unknown",
-            "quantization": "unknown",  # no server tells
+            "quantization": "unknown",  # no server says
             "models": ", ".join(f"{arm}={model}" for arm, model in models.items()),
             "max_model_len": min(sizes, default=0),
             "servers": len(self._traffic.servers),
@@ -112,9 +112,9 @@ class OpenAIEngine:
         }
 
     def refusal(self, prompt: str) -> str | None:
-        """A prompt must leave room for the whole answer: vLLM would cut the answer in silence.
+        """A prompt must leave room for the whole answer, which vLLM would silently truncate.
 
-        Only a prompt that may be too long is counted, by the server. What servers have refused
+        The server counts only prompts that may be too long. A prompt that servers have refused
         for its length with every arm is refused here from then on.
         """
         if not prompt:
@@ -131,7 +131,7 @@ class OpenAIEngine:
         try:
             tokens = self._count(prompt)
         except (FaultError, TimeoutError):
-            return None  # it is asked again, should the prompt come again
+            return None  # asked again if the prompt comes again
         if tokens + answer <= limit:
             return None
         return (
@@ -161,7 +161,7 @@ class OpenAIEngine:
             except queue.Empty:
                 break
             if isinstance(item, BaseException):
-                if finished:  # what has finished is handed out first
+                if finished:  # return what has finished first
                     self._finished.put(item)
                     break
                 raise item
@@ -169,11 +169,11 @@ class OpenAIEngine:
         return finished
 
     def close(self) -> None:
-        """End what is under way, which servers notice by the closed connection."""
+        """End requests in flight; servers notice by the closed connection."""
         if not self._thread.is_alive():
             return
         try:
-            with contextlib.suppress(TimeoutError):  # what hangs goes down with the loop
+            with contextlib.suppress(TimeoutError):  # anything that hangs ends with the loop
                 self._wait_for(self._traffic.stop(), STOP_S)
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -189,10 +189,10 @@ class OpenAIEngine:
         return done.completion
 
     def _count_tokens(self, prompt: str) -> int:
-        """A prompt's tokens by the first server in service; 0 where it does not count.
+        """A prompt's tokens, counted by the first server in service; 0 if it does not count.
 
         Raises:
-            FaultError, TimeoutError: it does not tell now.
+            FaultError, TimeoutError: it does not answer now.
         """
         server = next((s for s in self._traffic.servers if s.served), None)
         if server is None or server.served is None:
@@ -216,7 +216,7 @@ class OpenAIEngine:
 
 
 def _connect(config: Config, url: str) -> AsyncOpenAI:
-    """A client of one server that does not retry by itself: what is sent again is counted here."""
+    """A client of one server that does not retry by itself, because we count what is sent again."""
     from openai import AsyncOpenAI, Timeout
 
     timeout = Timeout(config.request_timeout_s, connect=min(CONNECT_S, config.request_timeout_s))

@@ -1,4 +1,4 @@
-"""What is kept of a server and of a request on its way, and how an answer becomes a completion."""
+"""The state of a server and of a request in flight; how an answer becomes a completion."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 TOLERATED = 2
-"""Failures one after the other for which a server is not yet left alone."""
+"""Consecutive failures before a server is left alone."""
 ALONE = 5
-"""So often a request may fail on servers that answer others meanwhile; then it is to blame."""
+"""Failures after which a request is to blame, if servers answer others meanwhile."""
 
 FIRST_LIMIT = 32
-"""Requests a server is given at first."""
+"""Initial limit of requests per server."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 15.0
 
 
@@ -33,53 +33,53 @@ class Server:
     url: str
     client: AsyncOpenAI
     limit: float
-    """Requests it may be given at a time."""
+    """The most requests it gets at a time."""
     served: Served | None = None
-    """None while it is out of service: it has to prove its arms (again)."""
+    """None while it is out of service, until it passes the canary (again)."""
     in_flight: int = 0
     climbing: bool = True
-    """Until the first sign of too much, the limit grows with every answer by one."""
+    """Until the first sign of overload, the limit grows by one with every answer."""
     cut_at: float = 0.0
     """When the limit was last halved."""
     free_at: float = 0.0
-    """Until then it is left alone."""
+    """It is left alone until then."""
     answered_at: float = 0.0
     proved_at: float = 0.0
-    """When it last proved its arms."""
+    """When it last passed the canary."""
     vouched_at: float = 0.0
-    """When it last did so after nothing but failures for as long as is put up with."""
+    """When it last did so after nothing but failures for `server_patience_s`."""
     failed_at: float = 0.0
     failures: int = 0
-    """Since its last answer; those of requests that were on their way together count as one."""
+    """Since its last answer; failures of requests in flight together count once."""
 
 
 @dataclass(slots=True)
 class Call:
-    """A request on its way to an answer."""
+    """A request in flight."""
 
     request: Request
     queued_at: float
     tries: int = 0
     failed_at: float = 0.0
     alone: int = 0
-    """Failed tries since the last of which the server has answered others."""
+    """Failed tries after which the server answered others."""
     busy_since: float | None = None
-    """When it was first turned away as too much."""
+    """When it was first refused because of overload."""
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What became of a request."""
+    """The result of a request."""
 
     completion: Completion
     arm: str
     too_long: bool = False
-    """Whether its prompt is to blame, and would be again."""
+    """Whether its prompt is to blame, and would fail again."""
 
 
 @dataclass(slots=True)
 class Counts:
-    """What was sent again, by cause: no attempt of the model's, and never counted as one."""
+    """What was sent again, by cause; never counted as an attempt of the model."""
 
     busy: int = 0
     failed: int = 0
@@ -96,7 +96,7 @@ class Counts:
 
 
 def complete(call: Call, began: float, answer: Answer, config: Config) -> Done:
-    """An answer as the engine's protocol wants it; times are from submission."""
+    """An answer as a completion; times are from submission."""
     prompt, output = answer.tokens("prompt"), answer.tokens("completion")
     cut = answer.finish_reason == "length" and 0 < output < config.max_new_tokens
     error = None
@@ -123,13 +123,13 @@ def complete(call: Call, began: float, answer: Answer, config: Config) -> Done:
 
 
 def pause(tries: int) -> float:
-    """Seconds before the next try: doubled each time, and spread, so that not all come at once."""
+    """Seconds before the next try: doubled each time, and spread at random."""
     longest: float = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(tries, 10))
     return longest * random.uniform(0.5, 1.0)
 
 
 def choose(servers: Sequence[Server], now: float) -> Server | None:
-    """The server with the most room, measured by its limit; None where none has any."""
+    """The server with the most room relative to its limit; None if none has room."""
     room = [
         (server.in_flight / server.limit, number)
         for number, server in enumerate(servers)
@@ -141,13 +141,13 @@ def choose(servers: Sequence[Server], now: float) -> Server | None:
 
 
 def grow(server: Server, most: int) -> None:
-    """Allow a server more after an answer."""
+    """Raise a server's limit after an answer."""
     step = 1.0 if server.climbing else 1.0 / server.limit
     server.limit = min(server.limit + step, float(most))
 
 
 def cut(server: Server, began: float, now: float) -> bool:
-    """Halve the limit, once for all requests that were on their way together; whether it was."""
+    """Halve the limit, once for all requests in flight together; returns whether it did."""
     if began < server.cut_at:
         return False
     server.limit = max(1.0, server.limit / 2)
@@ -156,7 +156,7 @@ def cut(server: Server, began: float, now: float) -> bool:
 
 
 def count_failure(server: Server, began: float, now: float) -> float:
-    """Seconds to leave a server alone, ever longer: one that fails at once has always room."""
+    """Seconds to leave a server alone, longer each time: one that fails at once always has room."""
     if began <= server.failed_at:
         return 0.0
     server.failed_at, server.failures = now, server.failures + 1
@@ -164,10 +164,10 @@ def count_failure(server: Server, began: float, now: float) -> float:
 
 
 def blame(call: Call, server: Server, fault: FaultError, now: float, patience: float) -> str | None:
-    """Count a failed try; why the request itself is to blame for it by now, or None.
+    """Count a failed try; returns why the request itself is to blame by now, or None.
 
-    What a server has proved tells as much as an answer to others where the fault names this
-    request; a cut connection may be a server that dies of what it is given.
+    If the fault names this request, a passed canary counts like an answer to others. A lost
+    connection may be a server that dies of what it is given.
     """
     since, before = max(call.failed_at, call.queued_at), call.failed_at
     answered = server.answered_at > since
@@ -175,15 +175,15 @@ def blame(call: Call, server: Server, fault: FaultError, now: float, patience: f
     if fault.kind == "busy":
         call.busy_since = now if call.busy_since is None else call.busy_since
         answered = answered and now - call.busy_since > patience  # others may have been quicker
-    elif fault.kind == "forbidden":  # a key that is no longer taken looks the same at first
+    elif fault.kind == "forbidden":  # a key that is no longer accepted looks the same at first
         answered = False
         if before and server.proved_at > before:
-            return "the server takes the key and forbids it"
+            return "the server accepts the key but forbids the request"
     elif fault.kind in ("failed", "missing"):
         answered = answered or server.proved_at > since
     call.alone += answered and fault.kind != "unreachable"
     if call.alone >= ALONE:
         return f"failed {ALONE} times while the server answered others"
     if call.tries >= ALONE and server.vouched_at > call.queued_at:
-        return f"failed {call.tries} times, and the server is well"
+        return f"failed {call.tries} times, but the server works"
     return None

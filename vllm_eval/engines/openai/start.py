@@ -1,4 +1,4 @@
-"""What a server serves, and the proof that it serves it: asked at start and after every loss."""
+"""What a server serves, and the proof that it does: checked at start and after every loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 HOPELESS = ("forbidden", "missing", "refused")
-"""Faults that waiting does not mend, where a server has not yet proved anything."""
+"""Faults that waiting does not fix, for a server that has not passed the canary yet."""
 HINTS = {
     "forbidden": "; set VLLM_API_KEY or OPENAI_API_KEY",
     "missing": "; is it the address of an OpenAI-compatible API, as http://HOST:8000/v1?",
@@ -26,15 +26,15 @@ HINTS = {
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What one server said of itself and has proved."""
+    """What one server reported and has proved."""
 
     models: Mapping[str, str]
-    """Name of the model of each arm."""
+    """Model name by arm."""
     vllm: str | None
-    """Release of vLLM; None where the server is another one or does not tell."""
+    """Release of vLLM; None if the server is a different kind or does not say."""
     max_model_len: int | None
     canary: str
-    """What the arms were proved by."""
+    """What the canary compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +42,16 @@ class Listed:
     """One model of a server's list."""
 
     parent: str | None
-    """The base of an adapter, where the server tells."""
+    """The base of an adapter, if the server says."""
     max_model_len: int | None
 
 
 async def prepare(client: AsyncOpenAI, config: Config, arms: Sequence[Arm]) -> Served:
-    """Find the arms' models, load the adapters that are missing, have the arms prove themselves.
+    """Find the arms' models, load missing adapters and run the canary.
 
     Raises:
         FaultError: the server could not be asked now.
-        EngineError: it does not serve the arms, or not as it says.
+        EngineError: it does not serve the arms, or fails the canary.
     """
     listed = await list_models(client)
     absent = missing_arms(listed, config, arms)
@@ -71,7 +71,7 @@ async def prepare(client: AsyncOpenAI, config: Config, arms: Sequence[Arm]) -> S
 
 
 def hold_to(begun: Served, served: Served, url: str) -> None:
-    """See that a server may join a run that another one, or itself before, has begun.
+    """Check that a server may join a run that another one, or itself before, has started.
 
     Raises:
         EngineError: it serves other models or is of another release.
@@ -96,20 +96,20 @@ async def list_models(client: AsyncOpenAI) -> dict[str, Listed]:
 
 
 def read_models(page: object) -> dict[str, Listed]:
-    """A server's list of models, as it is or as the client hands it over.
+    """A server's list of models, as parsed JSON or from the client.
 
     Raises:
-        FaultError: it is none.
+        FaultError: it is not a list of models.
     """
     given = page.to_dict(mode="python", warnings=False) if hasattr(page, "to_dict") else page
     data = given.get("data") if isinstance(given, dict) else None
     if not isinstance(data, list):
-        raise FaultError("missing", "the list of models is none")
+        raise FaultError("missing", "the answer is not a list of models")
     found = {}
     for model in data:
         name = model.get("id") if isinstance(model, dict) else None
         if not isinstance(name, str):
-            raise FaultError("failed", "the list of models holds what is no model")
+            raise FaultError("failed", "the list of models has an invalid entry")
         parent, length = model.get("parent"), model.get("max_model_len")
         found[name] = Listed(
             parent if isinstance(parent, str) else None, length if type(length) is int else None
@@ -131,10 +131,10 @@ def missing_arms(listed: Mapping[str, Listed], config: Config, arms: Sequence[Ar
 def name_models(
     listed: Mapping[str, Listed], config: Config, arms: Sequence[Arm], url: str
 ) -> dict[str, str]:
-    """The model of each free arm: as configured, else by the arm's name, else as the list tells.
+    """The model of each free arm: as configured, else by the arm's name, else from the list.
 
     Raises:
-        EngineError: one is not listed, or it cannot be told which is the base.
+        EngineError: one is not listed, or it is unclear which is the base.
     """
     models = dict.fromkeys(arm.model for arm in arms)
     names = {name: _model(config, name) for name in models if name != BASELINE}
@@ -143,14 +143,14 @@ def name_models(
             msg = (
                 f"{url}: serves no model {model!r} (it lists {', '.join(listed) or 'none'}); start "
                 f"it with --lora-modules {model}=PATH, give -c served_models.{arm}=NAME, or "
-                "--load-adapters where the server allows it"
+                "--load-adapters if the server allows it"
             )
             raise EngineError(msg)
     base = config.served_models.get(BASELINE) or _find_base(listed, config, set(names.values()))
     if base is None or base not in listed:
         msg = (
             f"{url}: which of {', '.join(listed) or 'no models'} is the bare base "
-            f"{'cannot be told' if base is None else f'was configured as {base!r}'}; "
+            f"{'is unclear' if base is None else f'was configured as {base!r}'}; "
             f"give -c served_models.{BASELINE}=NAME"
         )
         raise EngineError(msg)
@@ -174,7 +174,7 @@ def _model(config: Config, arm: str) -> str:
 
 
 def _path_of(arm: Arm, config: Config, arms: Sequence[Arm]) -> str:
-    """Where the server finds an adapter: the folder read here, else what was given, as it is."""
+    """Where the server finds an adapter: the folder read here, else exactly what was given."""
     if arm.adapter is not None:
         return str(arm.adapter.path)
     return config.adapters[[other.name for other in arms].index(arm.name) - 1]
@@ -188,11 +188,11 @@ async def _load(client: AsyncOpenAI, model: str, path: str) -> None:
     except FaultError as fault:
         if fault.kind == "missing":
             what = (
-                "it loads no adapters at run time; start it with "
+                "it does not load adapters at run time; start it with "
                 f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, or with --lora-modules {model}={path}"
             )
         elif fault.kind == "refused" and "already been loaded" in fault.words:
-            return  # by somebody else, just now
+            return  # by another client, just now
         elif fault.kind in ("refused", "failed"):
             what = f"cannot load {path}: {fault.words}"
         else:
@@ -201,18 +201,18 @@ async def _load(client: AsyncOpenAI, model: str, path: str) -> None:
 
 
 async def _version(client: AsyncOpenAI) -> str | None:
-    """The release of vLLM, whose `/version` lies beside `/v1`."""
+    """The release of vLLM; `/version` is next to `/v1`."""
     try:
         with faults():
             answer = await client.get(f"{root_of(client)}/version", cast_to=object)
     except FaultError as fault:
         if fault.kind in HOPELESS:
             return None
-        raise  # a guess would decide what vLLM is sent, and so what it answers
+        raise  # a wrong guess would change what vLLM is sent, and so its answers
     version = answer.get("version") if isinstance(answer, dict) else None
     return version[:100] if isinstance(version, str) else None
 
 
 def root_of(client: AsyncOpenAI) -> str:
-    """The server's address without `/v1`: vLLM's own routes lie there."""
+    """The server's address without `/v1`, where vLLM's own routes are."""
     return str(client.base_url).rstrip("/").removesuffix("/v1")

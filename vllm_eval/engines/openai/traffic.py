@@ -1,7 +1,7 @@
 """Which server gets which request, how many at a time, and what happens when one fails.
 
-Each server has a limit of its own that follows what it can take (`openai_limits`). Everything here
-runs in one event loop.
+Each server has its own limit, which follows what it can handle (`server`). Everything here runs
+in one event loop.
 """
 
 from __future__ import annotations
@@ -35,36 +35,36 @@ from vllm_eval.errors import EngineDiedError, EngineError
 from vllm_eval.records import Arm, Completion, Request
 
 PROVE_S = 120.0
-"""Longest wait for a server that is to prove its arms."""
+"""Seconds to wait for a server's canary."""
 
 
 @dataclass(slots=True)
 class Traffic:
-    """Requests waiting for a server, and those on their way."""
+    """Requests waiting for a server, and those in flight."""
 
     config: Config
     arms: Sequence[Arm]
     servers: list[Server]
     done: Callable[[Done | BaseException], None]
-    """Takes what is finished, or the error that ends everything."""
+    """Receives finished requests, or the error that ends everything."""
     note: Callable[[str], None]
     """Writes a line to the log."""
     counts: Counts = field(default_factory=Counts)
     waiting: deque[Call] = field(default_factory=deque)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     silent_since: float | None = None
-    """Since when nothing has come back but failures."""
+    """Time since which only failures have come back."""
     vouching: bool = False
-    """Whether a server in service is proving itself, because of failures."""
+    """Whether a server in service is repeating the canary because of failures."""
     dead: bool = False
     begun: Served | None = None
-    """What the first server proved; one of another release or with other models may not join."""
+    """What the first server serves; one with another release or other models may not join."""
 
     async def start(self) -> None:
-        """Wait until one server has proved its arms; the others join when they have.
+        """Wait until one server has passed the canary; the others join when they have.
 
         Raises:
-            EngineError: one serves something else, or none answers for as long as patience lasts.
+            EngineError: one serves something else, or none answers within `server_patience_s`.
         """
         end, tries = time.monotonic() + self.config.server_patience_s, 0
         while True:
@@ -96,12 +96,12 @@ class Traffic:
 
     @property
     def capacity(self) -> int:
-        """What all servers may be given now, and one more each to be there when a place is free."""
+        """What all servers may get now, plus one each to be ready when a place is free."""
         limits = (int(s.limit) + 1 for s in self.servers if s.served is not None)
         return max(2, sum(limits))
 
     async def stop(self) -> None:
-        """End everything under way and close the connections."""
+        """End everything in flight and close the connections."""
         self.dead = True
         for task in self.tasks:
             task.cancel()
@@ -109,10 +109,10 @@ class Traffic:
         for server in self.servers:
             await server.client.close()
         await asyncio.get_running_loop().shutdown_asyncgens()
-        await asyncio.sleep(0)  # a closed connection is let go in the loop's next turn
+        await asyncio.sleep(0)  # the loop releases a closed connection in its next turn
 
     def _dispatch(self) -> None:
-        """Give what waits to the servers with room, the least loaded one first."""
+        """Give waiting requests to the servers with room, the least loaded first."""
         now = time.monotonic()
         while self.waiting and not self.dead:
             server = choose(self.servers, now)
@@ -144,11 +144,11 @@ class Traffic:
         grow(server, self.config.max_concurrency)
 
     def _heard(self) -> None:
-        """A first try's answer has begun. A later one's is no sign: it may break off every time."""
+        """A first try's answer has begun. A later try's may break off every time."""
         self.silent_since = None
 
     def _failed(self, call: Call, server: Server, fault: FaultError, began: float) -> None:
-        """Decide what a failure means for the request, for the server and for everything."""
+        """Decide what a failure means for the request, the server and the run."""
         if fault.kind == "refused":
             self._give_up(call, f"the server refuses it: {fault.words}", too_long=fault.too_long)
             return
@@ -162,7 +162,7 @@ class Traffic:
             self.note(f"{server.url}: {call.request.id}: {why}: {fault.words}")
             self._give_up(call, f"{why}: {fault.words}")
             return
-        # One that answers is left as it is: it is only asked for less.
+        # A server that answers stays in service and only gets fewer requests.
         silent = server.limit < 2 or server.answered_at < server.cut_at
         before = server.limit
         if fault.kind in ("busy", "timeout") and cut(server, began, now):
@@ -182,9 +182,9 @@ class Traffic:
         self.done(Done(completion, call.request.arm, too_long))
 
     def _again(self, call: Call, server: Server, fault: FaultError, now: float) -> None:
-        """Put a request back; at once where only another server or a pause is needed."""
+        """Put a request back; at once if it only needs another server or a pause."""
         if fault.wait_s is not None:
-            # Some say 0, which would have them asked again as fast as they can say it.
+            # Some send 0, which would make us ask as fast as they can answer.
             rest = min(max(fault.wait_s, pause(1)), self.config.server_patience_s)
             self._leave_alone(server, now, rest)
         if fault.wait_s is not None or server.served is None:
@@ -203,7 +203,7 @@ class Traffic:
         asyncio.get_running_loop().call_later(seconds + 0.001, self._dispatch)
 
     async def _revive(self, server: Server) -> None:
-        """Try a server again until it proves its arms anew; it then begins with a small limit."""
+        """Try a server again until it passes the canary; it then starts with a small limit."""
         tries = 0
         while not self.dead:
             tries += 1
@@ -230,7 +230,7 @@ class Traffic:
             self._spawn(self._vouch(server))
 
     async def _vouch(self, server: Server) -> None:
-        """Before failures end everything: whether a server that is in service is well."""
+        """Before failures end everything: check whether a server in service works."""
         try:
             await self._asked_for_proof(server)
         except FaultError as fault:
@@ -243,12 +243,12 @@ class Traffic:
         else:
             if self._silent_too_long():
                 server.vouched_at, self.silent_since = time.monotonic(), None
-            self.note(f"{server.url}: failures, but it has proved its arms again")
+            self.note(f"{server.url}: failures, but it has passed the canary again")
         finally:
             self.vouching = False
 
     async def _prove(self, server: Server) -> None:
-        """Have a server prove its arms, and take it into service with a small limit."""
+        """Run the canary on a server and take it into service with a small limit."""
         served = await self._asked_for_proof(server)
         server.limit = min(float(FIRST_LIMIT), float(self.config.max_concurrency))
         server.climbing, server.failures, server.served = True, 0, served
@@ -265,7 +265,7 @@ class Traffic:
         return served
 
     def _silent_too_long(self) -> bool:
-        """Note a failure; whether there have only been such for longer than is put up with."""
+        """Record a failure; returns whether there were only failures for `server_patience_s`."""
         now = time.monotonic()
         if self.silent_since is None:
             self.silent_since = now
@@ -290,8 +290,8 @@ class Traffic:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
         if not task.cancelled() and (defect := task.exception()) is not None:
-            self._die(defect)  # ours: it must not pass for a silent server
+            self._die(defect)  # our own failure, which must not look like a silent server
 
 
 def _key_refused(server: Server, fault: FaultError) -> EngineError:
-    return EngineError(f"{server.url}: {fault.words}; its key is no longer taken")
+    return EngineError(f"{server.url}: {fault.words}; it no longer accepts the key")

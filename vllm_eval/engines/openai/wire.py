@@ -1,7 +1,7 @@
 """One request on the wire: how the stream is read, and what can go wrong.
 
-The stream is read line by line below the official client's own reader, which makes a record of
-every chunk and so takes 0.25 ms of the driver's time for each token, eight times as much.
+The stream is read line by line, without the official client's reader: that makes a record of every
+chunk, which takes 0.25 ms of the driver's time per token, eight times as much.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ if TYPE_CHECKING:
 
 
 PLAIN_SAMPLING = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-"""What vLLM takes from the model's generation_config.json where a request does not say it."""
+"""Parameters that vLLM takes from generation_config.json if a request does not set them."""
 
 KEYS = ("VLLM_API_KEY", "OPENAI_API_KEY")
-"""Variables the API key is taken from, the first that is set; it is never stored."""
+"""Variables that may hold the API key; the first one set counts. The key is never stored."""
 NO_KEY = "EMPTY"
-"""What the client sends where there is none: it insists on one."""
+"""The key to send if there is none, because the client requires one."""
 Kind = Literal[
     "busy", "failed", "timeout", "lost", "unreachable", "missing", "forbidden", "refused"
 ]
-"""Of a fault. `busy`: ask for less; `missing`: no such model; `refused`: it would only come again.
+"""Of a fault. `busy`: ask for less; `missing`: no such model; `refused`: it would only recur.
 """
 CHARACTERS_PER_TOKEN = 200
-"""More than any token has: a server that sends more does not keep to `max_tokens`."""
+"""More than any token has; a server that sends more ignores `max_tokens`."""
 LONGEST_LINE = 4 * 2**20
 WORDS = 400
 """Characters kept of a server's message."""
 REASON = 100
-"""Characters kept of the word an answer ended with."""
+"""Characters kept of a finish reason."""
 END_S = 1.0
-"""How long a body may go on after `[DONE]`; a connection whose body has ended is used again."""
+"""Seconds a body may continue after `[DONE]`; once it has ended, the connection is reused."""
 TOO_LONG = ("context length", "max_model_len", "too long", "leave room for")
 
 
 class FaultError(Exception):
-    """A request came to nothing; never leaves the engine."""
+    """A request failed; never leaves the engine."""
 
     def __init__(
         self, kind: Kind, words: str, wait_s: float | None = None, code: int | None = None
     ) -> None:
-        """`wait_s`: how long the server asks to be left alone; `code`: the HTTP status, if any."""
+        """`wait_s`: the pause that the server asks for; `code`: the HTTP status, if any."""
         super().__init__(words)
         self.kind = kind
         self.words = words
@@ -64,7 +64,7 @@ class FaultError(Exception):
 
     @property
     def too_long(self) -> bool:
-        """Whether the server refuses the prompt for its length, and would do so again."""
+        """Whether the server refuses the prompt for its length, and would again."""
         named = self.code in (400, 422) and any(words in self.words for words in TOO_LONG)
         return named or self.code == 413
 
@@ -75,11 +75,11 @@ class Answer:
 
     parts: list[str] = field(default_factory=list)
     characters: int = 0
-    """Of the text, and of reasoning, which is not kept."""
+    """Characters of the text, and of reasoning, which is not kept."""
     chunks: int = 0
     finish_reason: str | None = None
     usage: dict[str, Any] = field(default_factory=dict)
-    """The server's count of tokens; empty where it gives none."""
+    """The server's token counts; empty if it sends none."""
     first_at: float = 0.0
     last_at: float = 0.0
 
@@ -89,12 +89,12 @@ class Answer:
         return "".join(self.parts)
 
     def tokens(self, kind: str) -> int:
-        """`prompt` or `completion` tokens as counted by the server; 0 where it does not."""
+        """`prompt` or `completion` tokens as counted by the server; 0 if it does not count."""
         return _whole(self.usage.get(f"{kind}_tokens"))
 
     @property
     def cached_tokens(self) -> int:
-        """Prompt tokens from the prefix cache, where the server tells."""
+        """Prompt tokens from the prefix cache, if the server reports them."""
         details = self.usage.get("prompt_tokens_details")
         return _whole(details.get("cached_tokens")) if isinstance(details, dict) else 0
 
@@ -108,13 +108,13 @@ async def ask(
     """Send one request and read its answer to the end; `heard` is called when it begins.
 
     Raises:
-        FaultError: there is no whole answer.
+        FaultError: there is no complete answer.
     """
     calls: Any = client.completions if config.prompt_format == "raw" else client.chat.completions
     answer = Answer()
     with faults():
         async with (
-            # Bytes alone are no sign of life: a gateway may send pings for ever.
+            # Bytes alone are not progress: a gateway may send pings for ever.
             asyncio.timeout(config.request_timeout_s) as patience,
             calls.with_streaming_response.create(**body) as response,
             contextlib.aclosing(_lines(response.iter_bytes())) as lines,
@@ -127,7 +127,7 @@ async def ask(
                 seen = (answer.last_at, answer.usage)
                 _read_event(answer, data)
                 if answer.characters > CHARACTERS_PER_TOKEN * body["max_tokens"]:
-                    raise FaultError("refused", "the server sends more than max_tokens allow")
+                    raise FaultError("refused", "the server sends more than max_tokens allows")
                 if seen[0] == 0.0 < answer.last_at:
                     heard()
                 if seen != (answer.last_at, answer.usage):
@@ -135,19 +135,19 @@ async def ask(
                     patience.reschedule(now + config.request_timeout_s)
             patience.reschedule(None)
             await _end(lines)
-    if answer.finish_reason in (None, "abort", "error"):  # as servers end that are shut down
+    if answer.finish_reason in (None, "abort", "error"):  # as when a server is shut down
         raise FaultError("lost", "the stream ended before the answer did")
     return answer
 
 
 def api_key() -> str | None:
-    """The key of the environment; no configuration may hold one, since it is stored."""
+    """The key from the environment; configurations cannot hold one, because they are stored."""
     return next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
 
 
 @contextlib.contextmanager
 def faults() -> Iterator[None]:
-    """Whatever the client or the library below it raises becomes a `FaultError`."""
+    """Turn whatever the client or the library below it raises into a `FaultError`."""
     import openai
 
     try:
@@ -162,8 +162,8 @@ def faults() -> Iterator[None]:
         raise FaultError(kind, _words(error.__cause__ or error)) from error
     except openai.OpenAIError as error:
         raise FaultError("failed", _words(error)) from error
-    except json.JSONDecodeError as error:  # the client lets it out where a body is none
-        raise FaultError("failed", f"what is answered is no JSON: {_words(error)}") from error
+    except json.JSONDecodeError as error:  # raised by the client if a body is not JSON
+        raise FaultError("failed", f"the answer is not JSON: {_words(error)}") from error
     except TimeoutError as error:
         raise FaultError("timeout", "no answer in time") from error
     except _transport_errors() as error:
@@ -172,13 +172,13 @@ def faults() -> Iterator[None]:
 
 
 def _read_event(answer: Answer, data: bytes) -> None:
-    """Add one event; what is no event of this protocol is the server's failure."""
+    """Add one event; anything else is the server's failure."""
     try:
         event = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise FaultError("failed", "the stream holds what is no JSON") from error
+        raise FaultError("failed", "the stream has a line that is not JSON") from error
     if not isinstance(event, dict):
-        raise FaultError("failed", "the stream holds what is no event")
+        raise FaultError("failed", "the stream has an invalid event")
     if fault := event.get("error"):
         code = fault.get("code") if isinstance(fault, dict) else None
         words = fault.get("message") if isinstance(fault, dict) else fault
@@ -212,7 +212,7 @@ def _read_choice(answer: Answer, choice: dict[str, Any]) -> None:
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """Lines of a stream; one without an end would fill the memory."""
+    """Lines of a stream, limited in length, because an endless one would fill the memory."""
     held: list[bytes] = []
     size = 0
     async for chunk in chunks:
@@ -223,12 +223,12 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
             yield b"".join(held)
             held, size = [begun], len(begun)
         if size > LONGEST_LINE:
-            raise FaultError("refused", f"the server sends lines above {LONGEST_LINE} bytes")
+            raise FaultError("refused", f"the server sends lines of more than {LONGEST_LINE} bytes")
     yield b"".join(held)
 
 
 async def _end(lines: AsyncIterator[bytes]) -> None:
-    """Let the body end; the answer is there, whatever becomes of the rest."""
+    """Let the body end; the answer is complete, whatever happens to the rest."""
     with contextlib.suppress(TimeoutError, FaultError, *_transport_errors()):
         async with asyncio.timeout(END_S):
             async for _ in lines:
@@ -244,7 +244,7 @@ def _of_status(code: int, message: str, wait_s: float | None) -> FaultError:
 
 
 def _retry_after(error: APIStatusError) -> float | None:
-    """Seconds to wait; the form with a date is rare, and waiting on our own schedule does."""
+    """Seconds to wait; ignores the rare form with a date, for which our own schedule is fine."""
     text = error.response.headers.get("retry-after", "")
     try:
         seconds = float(text)
@@ -262,7 +262,7 @@ def _words(error: BaseException) -> str:
 
 
 def _without_key(text: str) -> str:
-    """A server's words as they may be stored: some repeat the key they refuse."""
+    """A server's message without the key, which some repeat when they refuse it."""
     words = " ".join(text.split())
     return (words.replace(key, "***") if (key := api_key()) else words)[:WORDS]
 
@@ -273,7 +273,7 @@ def _whole(value: object) -> int:
 
 @functools.cache
 def _transport_errors() -> tuple[type[Exception], ...]:
-    """Of the HTTP library below the client, which comes out of a stream as it is.
+    """Errors of the HTTP library below the client, which a stream raises unchanged.
 
     Which library that is depends on the client's release.
     """
@@ -285,7 +285,7 @@ def _transport_errors() -> tuple[type[Exception], ...]:
 
 
 def held_to(grammar: str | None) -> dict[str, Any]:
-    """What has vLLM hold an answer to a grammar, in the body; nothing without one."""
+    """The part of the body that makes vLLM apply a grammar; empty without one."""
     return {"structured_outputs": {"grammar": grammar}} if grammar else {}
 
 

@@ -1,7 +1,7 @@
-"""Replicas of the vLLM engine as actors of a Ray cluster, behind the face of one engine.
+"""Replicas of the vLLM engine as actors of a Ray cluster, used like one engine.
 
-Ray places the actors, starts them again where it has room, and says which are lost. What is left
-for the driver is to know which requests each replica holds: those of a lost one go to the others.
+Ray places the actors, restarts them if there is room, and says which are lost. The driver only
+keeps track of the requests that each replica holds, and gives those of a lost one to the others.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from vllm_eval.errors import EngineDiedError, EngineError, EvalError, foreign, o
 from vllm_eval.records import Completion, Request
 
 WORK_S = 0.1
-"""Longest call of a replica; requests handed to it meanwhile wait for its end."""
+"""Longest call of a replica, in seconds; requests given to it meanwhile wait for its end."""
 CLOSE_S = 15.0
-"""How long replicas may take to end the processes of their engines before they are killed."""
+"""Seconds for replicas to end their engines' processes before they are killed."""
 LOCAL = "local"
-"""Ray's word for a cluster of this machine alone, started now."""
+"""Ray's address for a new cluster of this machine alone."""
 
 
 class RayEngine:
-    """All replicas of a run, and the requests that none of them has yet."""
+    """All replicas of a run, and the requests that no replica has yet."""
 
     def __init__(self, order: Order, output: OutputToFile, *, ours: bool) -> None:
-        """Take over a connection to Ray; `ours` where the cluster was started for this."""
+        """Use a connection to Ray; `ours` if the cluster was started for this run."""
         self._order = order
         self._config = order.config
         self._output = output
@@ -49,7 +49,7 @@ class RayEngine:
 
     @classmethod
     def open(cls, order: Order) -> RayEngine:
-        """Connect, place the replicas and wait for the first of them; others join when ready.
+        """Connect, place the replicas and wait for the first one; others join when ready.
 
         Raises:
             EngineError: Ray is missing, no cluster answers, no node has room, or every replica
@@ -71,12 +71,12 @@ class RayEngine:
 
     @property
     def capacity(self) -> int:
-        """Room of all open replicas; never none, or an evaluation would think itself done."""
+        """Room of all open replicas; at least 1, or the loop would consider the run finished."""
         return max(1, sum(seat.started.capacity for seat in self._seats if seat.started))
 
     @property
     def about(self) -> Mapping[str, str | int]:
-        """What the first replica says of itself, and how many there are."""
+        """What the first replica reports of itself, and how many there are."""
         import ray
 
         own = self._first.about if self._first else {}
@@ -84,14 +84,14 @@ class RayEngine:
         return {**own, "engine": "ray", "replica": own["engine"], "ray": ray.__version__, **counts}
 
     def refusal(self, prompt: str) -> str | None:
-        """Counted here by the same tokenizer: asking a replica would cost a call a prompt."""
+        """Counted here with the same tokenizer: asking a replica costs a call per prompt."""
         limit = self._first.about.get("max_model_len") if self._first else None
         if self._count is None or not isinstance(limit, int):
             return None
         return too_long(self._count(prompt), self._config.max_new_tokens, limit)
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Hand requests to the replicas that have room; the others wait here."""
+        """Give requests to the replicas with room; the rest wait here."""
         self._queue.extend(requests)
         self._hand_out()
 
@@ -101,7 +101,7 @@ class RayEngine:
         return bool(self._queue) or any(seat.held for seat in self._seats)
 
     def poll(self, timeout: float | None = None) -> list[Completion]:
-        """Wait for any replica; calls that came back are renewed at once."""
+        """Wait for any replica; calls that returned are renewed at once."""
         end = math.inf if timeout is None else time.monotonic() + timeout
         finished: list[Completion] = []
         while self.busy and not finished:
@@ -117,14 +117,14 @@ class RayEngine:
         return finished
 
     def close(self) -> None:
-        """End the replicas and their engines, and the cluster where it was started for this."""
+        """End the replicas, their engines and, if it was started for this run, the cluster."""
         import ray
 
         if not self._open:
             return
         self._open = False
         try:
-            # Killed at once, an actor would leave its engine's own processes behind.
+            # An actor killed at once would leave its engine's processes behind.
             ending = [seat.actor.close.remote() for seat in self._seats if seat.started]
             if ending:
                 ray.wait(ending, num_returns=len(ending), timeout=CLOSE_S)
@@ -138,7 +138,7 @@ class RayEngine:
             self._output.restore()
 
     def _place(self) -> None:
-        """Ask Ray for the actors, and have each open its engine as soon as it is somewhere."""
+        """Ask Ray for the actors, and have each open its engine once it is placed."""
         import ray
 
         gpus, fit = room(ray.nodes(), gpus_of(self._config))
@@ -149,7 +149,7 @@ class RayEngine:
         variables = {n: os.environ.get(n, value) for n, value in self._config.engine_env.items()}
         actor = ray.remote(Replica).options(
             num_cpus=1,
-            num_gpus=gpus,  # of one node: an actor is never spread over several
+            num_gpus=gpus,  # of one node: an actor never spans several
             max_restarts=self._config.max_engine_restarts,
             scheduling_strategy="SPREAD",
             runtime_env={"env_vars": variables},
@@ -178,14 +178,14 @@ class RayEngine:
             raise EngineError(msg) from error
 
     def _start(self, seat: Seat) -> None:
-        """Have a replica open its engine; Ray sends the call again if the process dies of it."""
+        """Have a replica open its engine; Ray repeats the call if the process dies of it."""
         log = self._order.log.with_stem(f"{self._order.log.stem}_replica{seat.number}")
         order = replace(self._order, log=log, life=self._order.life + seat.starts)
         seat.starts += 1
         seat.call = seat.actor.open.options(max_task_retries=-1).remote(order)
 
     def _hand_out(self) -> None:
-        """Fill the replicas, and renew the call of each that has something to do."""
+        """Fill the replicas, and renew the call of each one with work."""
         share_out(self._queue, self._seats)
         for seat in self._seats:
             if seat.call is None and seat.held:
@@ -193,7 +193,7 @@ class RayEngine:
                 seat.outbox = []
 
     def _wait(self, seconds: float | None) -> list[Seat]:
-        """The replicas whose call has come back, within `seconds`."""
+        """The replicas whose call returned within `seconds`."""
         import ray
 
         calls = {seat.call: seat for seat in self._seats if seat.call is not None}
@@ -202,7 +202,7 @@ class RayEngine:
         return [calls[call] for call in back]
 
     def _take(self, seat: Seat) -> list[Completion]:
-        """What a call brought: an opened replica, completions, or the loss of the replica."""
+        """Handle a call's result: an opened replica, completions, or the loss of the replica."""
         import ray
         from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
@@ -229,22 +229,22 @@ class RayEngine:
         return []
 
     def _join(self, seat: Seat, started: Started) -> None:
-        """Let an opened replica take part, if it answers as the others do."""
+        """Add an opened replica, if its engine is like the others'."""
         self._first = self._first or started
         if other := unlike(self._first, started):
-            msg = f"ray: the replicas are not alike: {other}; make the nodes alike"
+            msg = f"ray: the replicas differ: {other}; make the nodes alike"
             self._give_up(seat, EngineError(msg))
         else:
             seat.started = started
 
     def _lose(self, seat: Seat) -> None:
-        """Its requests go to the others; it is opened again wherever Ray starts it."""
+        """Give its requests to the others; it opens again wherever Ray restarts it."""
         self._lost += 1
         seat.give_back(self._queue)
         self._start(seat)
 
     def _give_up(self, seat: Seat, why: EvalError) -> None:
-        """Go on without a replica that cannot be had.
+        """Continue without a replica that cannot be started.
 
         Raises:
             EvalError: it was the last one.
@@ -259,7 +259,7 @@ class RayEngine:
             raise why
 
     def _hold_patience(self) -> None:
-        """Wait for a replica to come back, but not for ever.
+        """Wait for a replica to come back, up to `server_patience_s`.
 
         Raises:
             EngineDiedError: there has been none for too long.
@@ -273,7 +273,7 @@ class RayEngine:
 
 
 def _connect(config: Config) -> bool:
-    """Connect to the cluster; whether it, or the connection, was made here and is to be ended.
+    """Connect to the cluster; returns whether the connection or cluster is ours to end.
 
     Raises:
         EngineError: Ray is not installed, or no cluster answers.
@@ -282,14 +282,14 @@ def _connect(config: Config) -> bool:
         import ray
     except ModuleNotFoundError as error:
         raise EngineError("Ray is not installed; pip install 'vllm_eval[ray]'") from error
-    if ray.is_initialized():  # a notebook's own connection, say
+    if ray.is_initialized():  # for example a notebook's own connection
         return False
     address = config.ray_address or LOCAL
     start = "start one with ray start --head" if config.ray_address else "see its message"
     with foreign(
         lambda error: EngineError(f"ray: no cluster at {address}: {one_line(error, 300)}; {start}")
     ):
-        # Not its usual words on the terminal, nor a server of its own for looking at it.
+        # no terminal output and no dashboard
         ray.init(
             address,
             include_dashboard=False if address == LOCAL else None,

@@ -1,6 +1,6 @@
-"""A replica: the inside of a Ray actor, which holds an engine, and its seat in the driver.
+"""A replica: the Ray actor that holds an engine, and its seat in the driver.
 
-A seat is what the driver knows: what the replica holds, and who gets a request next.
+A seat is what the driver knows of a replica: the requests that it holds.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from vllm_eval.records import Arm, Completion, Request
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a replica is to open."""
+    """What a replica must open."""
 
     config: Config
     arms: Sequence[Arm]
     base_model: str | None
     log: Path
     life: int
-    """Starts of this replica before this one, as a script counts them."""
+    """Earlier starts of this replica, as a script counts them."""
     opener: Callable[..., Engine]
-    """`engines.open_engine`, handed in since it opens this engine too."""
+    """`engines.open_engine`, passed in because it opens this engine too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """What an opened replica says of itself."""
+    """What an opened replica reports of itself."""
 
     capacity: int
     about: Mapping[str, str | int]
@@ -46,11 +46,11 @@ class Replica:
     """Holds one engine; Ray runs its calls one after the other."""
 
     def __init__(self) -> None:
-        """Nothing is opened yet: also after Ray has started the process again."""
+        """Nothing is open yet, nor after Ray has restarted the process."""
         self._engine: Engine | None = None
 
     def open(self, order: Order) -> Started:
-        """Open the engine with its canary; one that is open already is closed before.
+        """Open the engine with its canary; closes one that is already open.
 
         Raises:
             EvalError: as `open_engine` raises it.
@@ -64,10 +64,10 @@ class Replica:
         return Started(self._engine.capacity, dict(self._engine.about), socket.gethostname())
 
     def work(self, requests: Sequence[Request], seconds: float) -> list[Completion] | None:
-        """Take requests and wait for completions, `seconds` at most.
+        """Take requests and wait for completions, at most `seconds`.
 
-        None where no engine is open: Ray has started the process again since the last call, and
-        what it held is gone.
+        None if no engine is open: Ray has restarted the process since the last call, and what it
+        held is gone.
 
         Raises:
             EngineError: the engine died.
@@ -82,7 +82,7 @@ class Replica:
         return finished
 
     def close(self) -> None:
-        """Close the engine, and with it the processes it has started."""
+        """Close the engine and the processes that it started."""
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.close()
@@ -95,26 +95,26 @@ class Seat:
     number: int
     actor: Any
     call: Any = None
-    """The one call under way: it opens, or it works."""
+    """The one call in progress: opening, or working."""
     starts: int = 0
     started: Started | None = None
-    """None while it is being opened."""
+    """None while it is opening."""
     held: dict[str, Request] = field(default_factory=dict)
-    """Every request it was given and has not answered, by id."""
+    """Requests given to it and not answered yet, by id."""
     outbox: list[Request] = field(default_factory=list)
-    """Of those held, the ones that go with the next call."""
+    """Of those, the ones that go with the next call."""
 
     @property
     def load(self) -> float:
-        """Share of its capacity that is taken; full while it is being opened."""
+        """Share of its capacity in use; 1 while it is opening."""
         return len(self.held) / self.started.capacity if self.started else 1.0
 
     def answered(self, brought: Iterable[Completion]) -> list[Completion]:
-        """The completions it was still waited for; who lost a request has no more say in it."""
+        """The completions that it still holds; a replica that lost a request cannot answer it."""
         return [done for done in brought if self.held.pop(done.request_id, None) is not None]
 
     def give_back(self, queue: deque[Request]) -> None:
-        """Put all it holds before what waits already, the oldest first."""
+        """Put everything that it holds before the waiting requests, the oldest first."""
         queue.extendleft(reversed(self.held.values()))
         self.held.clear()
         self.outbox.clear()
@@ -122,9 +122,9 @@ class Seat:
 
 
 def share_out(queue: deque[Request], seats: Sequence[Seat]) -> None:
-    """Give each request to the replica with the largest share of its room free.
+    """Give each request to the replica with the largest free share of its room.
 
-    A slow one gets less, since what it holds goes down more slowly.
+    A slow replica gets less, because it empties more slowly.
     """
     while queue:
         seat = min(seats, key=lambda seat: seat.load)
@@ -138,8 +138,8 @@ def share_out(queue: deque[Request], seats: Sequence[Seat]) -> None:
 def room(nodes: Iterable[Mapping[str, Any]], gpus: int) -> tuple[int, int]:
     """GPUs of a replica, and how many replicas the nodes hold altogether.
 
-    Where no node has a GPU, a replica takes none, and there is one on each node: a CPU engine
-    uses all cores it finds.
+    If no node has a GPU, a replica takes none and there is one per node, because a CPU engine
+    uses all cores.
 
     `nodes` as `ray.nodes` lists them; `gpus` that one engine needs, where there are GPUs.
     """
@@ -153,7 +153,7 @@ def room(nodes: Iterable[Mapping[str, Any]], gpus: int) -> tuple[int, int]:
 def unlike(first: Started, other: Started) -> str | None:
     """How the engine of another replica differs from the first one's, or None.
 
-    How many requests it runs at once may differ: that decides what fits, not what is answered.
+    The number of requests it runs at once may differ: that does not change answers.
     """
     for key in first.about:
         here, there = first.about[key], other.about.get(key)

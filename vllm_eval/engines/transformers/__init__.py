@@ -1,1 +1,1 @@
-"""Transformers and PEFT: the old way of asking, kept for comparison."""
+"""Transformers and PEFT: the reference, and the fallback without vLLM."""

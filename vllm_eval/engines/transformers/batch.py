@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 GREEDY_BELOW = 1e-5
-"""A temperature below this is none: vLLM's bound."""
+"""A lower temperature counts as 0; vLLM's bound."""
 
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """A request that waits for its turn."""
+    """A waiting request."""
 
     request: Request
     ids: tuple[int, ...]
@@ -35,7 +35,7 @@ def answer(
 ) -> list[Completion]:
     """Generate for one padded batch of one arm; runs in the engine's thread.
 
-    `watch` notes the times, and may end it early.
+    `watch` records the times and may end it early.
     """
     import torch
     from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -72,7 +72,7 @@ def _complete(
     ends: frozenset[int],
     times: Sequence[float],
 ) -> Completion:
-    """One row: its tokens up to the first that ends it; `times` from the batch's begin on."""
+    """One row: its tokens up to the first end token; `times` count from the batch's start."""
     length = next((n for n, token in enumerate(tokens) if token in ends), None)
     count = len(tokens) if length is None else length + 1
     text = loaded.tokenizer.decode(
@@ -91,10 +91,10 @@ def _complete(
 
 
 class SeededDraw:
-    """The last logits processor: makes the likeliest token the one drawn by its row's seed."""
+    """The last logits processor: makes the token drawn by the row's seed the likeliest."""
 
     def __init__(self, generators: Sequence[torch.Generator]) -> None:
-        """Take one generator a row, on the model's device."""
+        """Take one generator per row, on the model's device."""
         self._generators = generators
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -107,7 +107,7 @@ class SeededDraw:
 
 
 class Watch:
-    """A stopping criterion that notes when each token came, and ends the work when it is told."""
+    """A stopping criterion that records when each token came, and stops on request."""
 
     def __init__(self, stop: threading.Event) -> None:
         """Generation ends at the next token once `stop` is set."""
@@ -118,7 +118,7 @@ class Watch:
     def __call__(
         self, input_ids: torch.Tensor, scores: torch.Tensor | None, **more: object
     ) -> torch.Tensor:
-        """Called after each token; for each row whether it ends here."""
+        """Called after each token; returns for each row whether it ends here."""
         del scores, more
         input_ids[:, -1].tolist()  # waits for the device, as `generate` itself does right after
         self.times.append(time.monotonic())

@@ -1,8 +1,8 @@
-"""The old way, kept as the reference: transformers and peft, one batch after the other.
+"""The reference engine: transformers and peft, one batch after the other.
 
-The base is loaded once and serves all arms: a student's adapter is switched on, for the baseline
-all are off. `batch_size` 1 answers one case at a time; more are padded and run until the longest
-answer is done. One thread generates, so that a poll can return when its time is up.
+The base is loaded once and serves all arms: a student's adapter is switched on; for the baseline
+all are off. `batch_size` 1 answers one case at a time; a larger batch is padded and runs until the
+longest answer is done. One thread generates, so that a poll can return when its time is up.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ from vllm_eval.records import Arm, Completion, Request
 REMEDIES = (
     (
         ("out of memory", "can't allocate memory", "not enough memory"),
-        "take less memory: --batch-size 1, --max-model-len 2048, --load-4bit",
+        "use less memory: --batch-size 1, --max-model-len 2048, --load-4bit",
     ),
     (
         ("file named model.safetensors", "no file named"),
-        "only safetensors are loaded: save the base with safe_serialization=True",
+        "only safetensors can be loaded: save the base with safe_serialization=True",
     ),
     (("no kernel image",), "this PyTorch is not built for this GPU: install another build"),
 )
-"""Parts of a message, and what to do: such a cause would only come again."""
+"""Parts of a message, and what to do; such a cause would only recur."""
 
 
 class TransformersEngine:
-    """A loaded model with its adapters, and a thread that asks it."""
+    """A loaded model with its adapters, and the thread that generates."""
 
     def __init__(
         self, loaded: Loaded, options: Options, config: Config, output: OutputToFile
     ) -> None:
-        """Wrap a loaded model; `open` is the way to get one."""
+        """Wrap a loaded model; use `open` to get an engine."""
         self._loaded: Loaded | None = loaded
         self._options = options
         self._config = config
@@ -64,7 +64,7 @@ class TransformersEngine:
         self._running: Future[list[Completion]] | None = None
         self._stop = threading.Event()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transformers")
-        # All arms ask the same prompt, and the length is checked before it is submitted.
+        # All arms ask the same prompt, and its length is checked before it is submitted.
         self._token_ids: Callable[[str], tuple[int, ...]] = functools.lru_cache(maxsize=512)(
             lambda prompt: tuple(encode(loaded.tokenizer, prompt, config.prompt_format))
         )
@@ -73,11 +73,11 @@ class TransformersEngine:
     def open(
         cls, config: Config, arms: Sequence[Arm], base_model: str, log: Path
     ) -> TransformersEngine:
-        """Load the base model, put every adapter on it, and have the arms prove themselves.
+        """Load the base model, put every adapter on it and run the canary.
 
         Raises:
             EngineError: a library is missing, or refuses the model or an adapter.
-            ConfigError: an engine option cannot be honoured without vLLM.
+            ConfigError: an engine option needs vLLM.
         """
         options = read_options(config)
         for name, value in config.engine_env.items():
@@ -89,7 +89,7 @@ class TransformersEngine:
                 loaded = load_base(options, config, base_model)
             texts = [tuple(loaded.tokenizer.encode(text)) for text in canary.TEXTS]
             with _or_say("the canary could not be asked", output):
-                # While there is no adapter anywhere: this is what the base must go on saying.
+                # Before there is any adapter: the base must keep answering like this.
                 alone = likeliest_tokens(loaded, "", texts, canary.TOP_TOKENS)
             with _or_say("an adapter cannot be served", output):
                 loaded = add_adapters(loaded, arms)
@@ -105,7 +105,7 @@ class TransformersEngine:
 
     @property
     def capacity(self) -> int:
-        """Two full batches of each arm: whichever has its turn next is there in full."""
+        """Two full batches per arm, so that the next batch is always full."""
         return 2 * self._config.batch_size * len(self._model.adapters)
 
     @property
@@ -130,14 +130,14 @@ class TransformersEngine:
         }
 
     def refusal(self, prompt: str) -> str | None:
-        """A prompt must leave room for the whole answer, or the model is blamed for our cut."""
+        """A prompt must leave room for the whole answer, so that we never truncate it."""
         ids, answer, limit = self._token_ids(prompt), self._config.max_new_tokens, self._model
         if ids and max(ids) >= (known := limit.model.get_input_embeddings().num_embeddings):
-            return f"the tokenizer makes token {max(ids)} of it, and the model knows {known}"
+            return f"the tokenizer gives it token {max(ids)}, but the model has only {known}"
         return too_long(len(ids), answer, limit.max_len)
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests; they have their turn after those that wait already."""
+        """Queue requests after those that already wait."""
         for request in requests:
             with _or_say(DIED, self._output):
                 why = self.refusal(request.prompt)
@@ -154,7 +154,7 @@ class TransformersEngine:
         return bool(self._rejected or self._running or self._waiting)
 
     def poll(self, timeout: float | None = None) -> list[Completion]:
-        """Wait for the running batch, `timeout` seconds at most; the next one starts at once."""
+        """Wait for the running batch, at most `timeout` seconds; the next one starts at once."""
         if self._rejected:
             finished, self._rejected = self._rejected, []
             return finished
@@ -167,7 +167,7 @@ class TransformersEngine:
         return finished
 
     def close(self) -> None:
-        """End the running batch at its next token, and give memory and terminal back."""
+        """End the running batch at its next token; release memory and output streams."""
         loaded, self._loaded = self._loaded, None
         if loaded is None:
             return
@@ -207,7 +207,7 @@ class TransformersEngine:
 def _prove_arms(
     loaded: Loaded, texts: Sequence[Sequence[int]], alone: Sequence[Mapping[int, float]]
 ) -> None:
-    """Ask the canary's texts of every arm, the base after the adapters have been at work.
+    """Ask every arm the canary's texts, the base after the adapters.
 
     Raises:
         EngineError: an arm does not answer from its own weights.
@@ -219,7 +219,7 @@ def _prove_arms(
 
 
 def _free_memory() -> None:
-    """What a next engine in this process may need."""
+    """Release memory that the next engine in this process may need."""
     import torch
 
     gc.collect()

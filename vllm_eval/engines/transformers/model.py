@@ -1,6 +1,6 @@
-"""Loads a base model once with transformers, puts the adapters on it with peft, asks either.
+"""Loads a base model with transformers, puts the adapters on it with peft, and asks either.
 
-The configuration is written in vLLM's words; what they mean here is read first.
+The configuration uses vLLM's options, so their meaning here is resolved first.
 
 The adapters stay beside the base's weights and are never merged: a request chooses one, or turns
 all of them off.
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 HONOURED = frozenset(
     ("dtype", "max_model_len", "quantization", "load_format", "revision", "tokenizer")
 ) | {"tokenizer_revision"}
-"""Engine options with a meaning here; all others are vLLM's own."""
+"""Engine options with a meaning here; all others are only vLLM's."""
 IGNORED = (
     CAPACITY_ARGS
     | {"attention_backend", "async_scheduling", "block_size", "compilation_config"}
     | {"fully_sharded_loras", "max_lora_rank", "seed"}
 ) - HONOURED
-"""What only decides how vLLM goes about it: a profile may hold it, and no answer depends on it."""
+"""Options that only decide how vLLM works: profiles may set them, and no answer depends on them."""
 DTYPES = {"half": "float16", "float": "float32"} | {
     name: name for name in ("auto", "float16", "bfloat16", "float32")
 }
@@ -45,13 +45,13 @@ class Options:
     four_bit: bool
     """bitsandbytes NF4 with double quantisation."""
     compute_dtype: str | None
-    """Type computed in with `four_bit`; None for that of the model's other weights."""
+    """The compute type with `four_bit`; None for the type of the model's other weights."""
     max_len: int | None
-    """Most tokens of prompt and answer together; None for what the model was made for."""
+    """The most tokens of prompt and answer together; None for the model's own limit."""
     dummy: bool
-    """Random weights in the shapes of `config.json`: for timing."""
+    """Random weights in the shapes of `config.json`, for timing."""
     tokenizer: str | None
-    """Folder or hub id, where it is not the base's own."""
+    """Folder or hub id, if it is not the base's own."""
     revision: str | None
     tokenizer_revision: str | None
     ignored: tuple[str, ...]
@@ -59,11 +59,11 @@ class Options:
 
 
 def read_options(config: Config) -> Options:
-    """The configured `engine_args` as far as they mean something without vLLM.
+    """The configured `engine_args` that have a meaning without vLLM.
 
     Raises:
-        ConfigError: an option would change the answers and is not to be had here, or its value
-            is none this engine knows.
+        ConfigError: an option would change the answers and is not available here, or this engine
+            does not know its value.
     """
     args = config.engine_args
     for name in args:
@@ -73,7 +73,7 @@ def read_options(config: Config) -> Options:
     four_bit = config.load_4bit or _one_of(args, "quantization", None, "bitsandbytes") is not None
     dummy = _one_of(args, "load_format", "auto", "safetensors", "dummy") == "dummy"
     if dummy and four_bit:
-        msg = "engine_args.load_format: there is no dummy of 4-bit weights; remove --load-4bit"
+        msg = "engine_args.load_format: dummy weights cannot be 4-bit; remove --load-4bit"
         raise ConfigError(msg)
     dtype = DTYPES[str(_one_of(args, "dtype", *DTYPES))]
     tokenizer = args.get("tokenizer")
@@ -91,11 +91,11 @@ def read_options(config: Config) -> Options:
 
 
 def _one_of(args: Mapping[str, Any], name: str, *known: str | None) -> str | None:
-    """A configured value; the first of those known where there is none."""
+    """A configured value; by default the first of the known ones."""
     value: str | None = args.get(name, known[0])
     if value not in known:
         words = ", ".join(str(word) for word in known if word is not None)
-        msg = f"engine_args.{name}: the transformers engine knows {words}, not {value!r}"
+        msg = f"engine_args.{name}: the transformers engine supports {words}, not {value!r}"
         raise ConfigError(msg)
     return value
 
@@ -112,12 +112,12 @@ def _length(value: object) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A base model with or without adapters on it, and what belongs to it."""
+    """A base model with or without adapters, its tokenizer and end tokens."""
 
     model: Any
     tokenizer: Any
     adapters: Mapping[str, str | None]
-    """For each arm peft's name of its adapter; None for the bare base."""
+    """peft's adapter name by arm; None for the bare base."""
     ends: tuple[int, ...]
     """Tokens that end an answer."""
     max_len: int
@@ -125,12 +125,12 @@ class Loaded:
 
 
 def load_base(options: Options, config: Config, base_model: str) -> Loaded:
-    """Load base and tokenizer: from safetensors alone, and without code that comes with them.
+    """Load base and tokenizer, from safetensors only and without running their code.
 
     `config` says how long an answer is and what ends it; the base model is a folder or hub id.
 
     Raises:
-        EngineError: nobody says how long a text the model can read.
+        EngineError: the longest text that the model can read is unknown.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -153,7 +153,7 @@ def load_base(options: Options, config: Config, base_model: str) -> Loaded:
         model = AutoModelForCausalLM.from_pretrained(
             base_model,
             dtype=dtype,
-            # Straight to the device: a 7B model need not fit into the RAM of a small notebook.
+            # Straight to the device: a 7B model may not fit into the RAM of a small notebook.
             device_map={"": device},
             quantization_config=_four_bit(options, dtype) if options.four_bit else None,
             use_safetensors=True,
@@ -177,7 +177,7 @@ def add_adapters(loaded: Loaded, arms: Sequence[Arm]) -> Loaded:
 
     model, names = loaded.model, {}
     for number, arm in enumerate(arms):
-        # A name of our own: peft takes none with a dot in it.
+        # Our own name: peft accepts none with a dot.
         names[arm.name] = f"adapter{number}" if arm.adapter else None
         if arm.adapter is None:
             continue
@@ -226,7 +226,7 @@ def pad(loaded: Loaded, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor
 def likeliest_tokens(
     loaded: Loaded, arm: str, rows: Sequence[Sequence[int]], count: int
 ) -> list[dict[int, float]]:
-    """For each prompt the log probabilities of the `count` likeliest next tokens."""
+    """The log probabilities of each prompt's `count` likeliest next tokens."""
     import torch
 
     with as_arm(loaded, arm) as model, torch.inference_mode():
@@ -254,7 +254,7 @@ def _four_bit(options: Options, dtype: torch.dtype) -> Any:
 
 
 def _ends(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """What vLLM takes as the end too: the tokenizer's token, and those of generation_config."""
+    """End tokens as in vLLM: the tokenizer's, and those of generation_config."""
     named = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
     return tuple(sorted(ends - {None}))
@@ -263,14 +263,14 @@ def _ends(model: Any, tokenizer: Any) -> tuple[int, ...]:
 def _generation(config: Config, ends: tuple[int, ...], filler: int | None) -> Any:
     """How tokens are chosen: by the configuration alone, as in vLLM.
 
-    The checkpoint's own generation_config may hold another temperature, or a penalty on
-    repetitions that no run asked for.
+    The checkpoint's own generation_config may set another temperature, or a repetition penalty that
+    the run did not ask for.
     """
     from transformers import GenerationConfig
 
     forced = config.ignore_eos
     return GenerationConfig(
-        do_sample=False,  # greedy on what SeededDraw makes of the scores
+        do_sample=False,  # greedy on the scores from SeededDraw
         max_new_tokens=config.max_new_tokens,
         eos_token_id=None if forced or not ends else list(ends),
         suppress_tokens=list(ends) if forced and ends else None,

@@ -1,8 +1,8 @@
 """One vLLM engine that serves the bare base and every adapter in one running batch.
 
-Requests go to `LLMEngine.add_request` and are taken from `LLMEngine.step` as they finish: the
-most stable of vLLM's interfaces, and the only synchronous one into which a retry can be put
-while the rest still decodes.
+Requests go to `LLMEngine.add_request` and come back from `LLMEngine.step` as they finish. It is
+the most stable of vLLM's interfaces, and the only synchronous one that accepts a retry while the
+rest still decodes.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 
 FENCE = "```"
-"""How every constrained answer begins."""
+"""The start of every constrained answer."""
 
 
 class VllmEngine:
     """A started engine with its adapters loaded."""
 
     def __init__(self, llm: LLM, config: Config, arms: Sequence[Arm], output: OutputToFile) -> None:
-        """Wrap a started `LLM`; `open` is the way to get one."""
+        """Wrap a started `LLM`; use `open` to get an engine."""
         self._llm: LLM | None = llm
         self._engine = llm.llm_engine
         self._config = config
@@ -54,15 +54,15 @@ class VllmEngine:
         self._grammars = {arm.name: arm.grammar for arm in arms if arm.grammar}
         self._rejected: list[Completion] = []
         self._tokenizer = llm.get_tokenizer()
-        # Both arms ask the same prompt, and the length is checked before it is submitted.
+        # All arms ask the same prompt, and its length is checked before it is submitted.
         self._token_ids = functools.lru_cache(maxsize=512)(self._tokenize)
 
     @classmethod
     def open(cls, config: Config, arms: Sequence[Arm], base_model: str, log: Path) -> VllmEngine:
         """Load the base model and then every adapter, before any request is made.
 
-        An adapter that cannot be served ends `add_lora` with an exception, but inside a request
-        it would end the whole engine.
+        An adapter that cannot be served makes `add_lora` raise; in a request it would end the
+        whole engine.
 
         Raises:
             EngineError: vLLM is missing, or refuses the model or an adapter.
@@ -93,14 +93,14 @@ class VllmEngine:
                     engine._token_ids("test")
             with _or_say("the canary could not be asked", output):
                 engine._prove_arms()
-            with _or_say("constrain: no answer can be held to the task's grammar", output):
+            with _or_say("constrain: the engine cannot apply the task's grammar", output):
                 engine._prove_grammar()
             undo.pop_all()
             return engine
 
     @property
     def capacity(self) -> int:
-        """Twice what the scheduler runs at once: there is always one waiting for a free place."""
+        """Twice what the scheduler runs at once, so that requests always wait for a free place."""
         return 2 * int(self._engine.vllm_config.scheduler_config.max_num_seqs)
 
     @property
@@ -121,7 +121,7 @@ class VllmEngine:
         }
 
     def refusal(self, prompt: str) -> str | None:
-        """A prompt must leave room for the whole answer, or the model is blamed for our cut."""
+        """A prompt must leave room for the whole answer, so that we never truncate it."""
         limit = int(self._engine.vllm_config.model_config.max_model_len)
         return too_long(len(self._token_ids(prompt)), self._config.max_new_tokens, limit)
 
@@ -136,7 +136,7 @@ class VllmEngine:
             with _or_say(DIED, self._output):
                 try:
                     self._engine.add_request(request.id, ids, sampling, lora_request=lora)
-                except ValueError as error:  # vLLM's word for a request it cannot take
+                except ValueError as error:  # vLLM's error for a request that it cannot accept
                     self._rejected.append(Completion(request.id, error=str(error)))
 
     @property
@@ -149,13 +149,13 @@ class VllmEngine:
         end = math.inf if timeout is None else time.monotonic() + timeout
         finished, self._rejected = self._rejected, []
         with _or_say(DIED, self._output):
-            # Never a step without a request: in another process it would block for ever.
+            # Never step without a request: an engine in another process would block for ever.
             while not finished and self.busy and time.monotonic() < end:
                 finished = [_complete(out) for out in self._engine.step() if out.finished]
         return finished
 
     def close(self) -> None:
-        """Shut the engine down and give the terminal back."""
+        """Shut down the engine and restore the output streams."""
         llm, self._llm = self._llm, None
         if llm is None:
             return
@@ -167,7 +167,7 @@ class VllmEngine:
             gc.collect()
 
     def _sampling(self, request: Request) -> SamplingParams:
-        """How one request is drawn."""
+        """The sampling parameters of one request."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -183,7 +183,7 @@ class VllmEngine:
         )
 
     def _prove_arms(self) -> None:
-        """Ask the canary's texts; both batches have the same shape, so that only weights differ.
+        """Ask the canary's texts in batches of the same shape, so that only the weights differ.
 
         Raises:
             EngineError: an arm does not answer from its own weights.
@@ -196,10 +196,10 @@ class VllmEngine:
         canary.prove(alone[arms[0]], mixed)
 
     def _prove_grammar(self) -> None:
-        """Have an answer begun under the grammar: it is compiled here, and not by some request.
+        """Start an answer under the grammar, which is then compiled here and not by some request.
 
         Raises:
-            EngineError: it is refused, or the answer does not begin as it has to.
+            EngineError: it is refused, or the answer does not begin as it must.
         """
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
@@ -214,7 +214,7 @@ class VllmEngine:
         while self._engine.has_unfinished_requests():
             text = next((out.outputs[0].text for out in self._engine.step() if out.finished), text)
         if not text.startswith(FENCE):
-            msg = f"constrain: held to the task's grammar, the model begins with {text!r}"
+            msg = f"constrain: under the task's grammar, the model begins with {text!r}"
             raise EngineError(msg)
 
     def _held_to(self, arm: str) -> StructuredOutputsParams | None:
@@ -226,7 +226,7 @@ class VllmEngine:
     def _next_tokens(
         self, batch: str, arms: Sequence[tuple[str, LoRARequest | None]]
     ) -> dict[str, list[dict[int, float]]]:
-        """For each arm and canary text, the log probability of the likeliest next tokens."""
+        """For each arm and canary text, the log probabilities of the likeliest next tokens."""
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
 
@@ -235,7 +235,7 @@ class VllmEngine:
         for number, text in enumerate(canary.TEXTS):
             ids = list(self._tokenizer.encode(text))
             for arm, lora in arms:
-                # A salt of its own: a row that found its prompt cached would be another shape.
+                # A unique salt: a row with a cached prompt would have another shape.
                 salted = tokens_input(ids, cache_salt=f"{batch}/{number}/{arm}")
                 self._engine.add_request(f"{number}/{arm}", salted, sampling, lora_request=lora)
         while self._engine.has_unfinished_requests():

@@ -1,6 +1,7 @@
-"""Which options the vLLM engine is started with, and which to change when it cannot go on.
+"""The options that the vLLM engine starts with, and which to change when it fails.
 
-They are derived from the adapters, then as configured. Sources of vLLM's messages, from vLLM 0.10
+They are derived from the adapters and overridden by the configuration.
+Sources of vLLM's messages, from vLLM 0.10
 to 0.33: vllm/v1/worker/utils.py, v1/core/kv_cache_utils.py, v1/worker/gpu_model_runner.py,
 v1/worker/cpu_worker.py, lora/peft_helper.py.
 """
@@ -22,14 +23,14 @@ from vllm_eval.records import Arm
 OURS = frozenset(
     {"model", "enable_lora", "disable_log_stats", "skip_tokenizer_init", "trust_remote_code"}
 )
-"""Engine options the evaluation itself depends on; a model's own code is never run."""
+"""Engine options that the evaluation depends on; code that comes with a model never runs."""
 CONSTRAINING: Mapping[str, Any] = {"structured_outputs_config": {"backend": "guidance"}}
-"""xgrammar 0.2.8 masks tokens that it would accept: with `rements` in a vocabulary, `requirements`
-where a grammar wants that very word."""
+"""xgrammar 0.2.8 masks tokens that it should accept: with `rements` in the vocabulary, it masks
+`requirements` even where a grammar requires that word."""
 
 LOG_TAIL_BYTES = 200_000
 _LESS_MEMORY = (
-    "take less memory: --max-model-len 2048, --max-num-seqs 16, --load-4bit, "
+    "use less memory: --max-model-len 2048, --max-num-seqs 16, --load-4bit, "
     "or split over GPUs with --tensor-parallel-size"
 )
 ADVICE = (
@@ -84,7 +85,7 @@ ADVICE = (
         "since vLLM 0.28 --load-4bit needs the package vllm-bnb-plugin",
     ),
 )
-"""Part of the message, and what to do. The first that fits counts: narrow ones stand first."""
+"""Part of a message, and what to do. The first match counts, so specific ones come first."""
 
 
 def refuse_ours(config: Config) -> None:
@@ -100,10 +101,10 @@ def refuse_ours(config: Config) -> None:
 def engine_options(config: Config, arms: Sequence[Arm]) -> dict[str, Any]:
     """Keyword arguments of `LLM`: derived ones, overridden by the configured `engine_args`.
 
-    Only `bnb_compute_dtype` goes before them.
+    `bnb_compute_dtype` alone overrides `engine_args`.
 
     Raises:
-        ConfigError: an option is unknown to the installed vLLM, or is ours to set.
+        ConfigError: the installed vLLM does not know an option, or the evaluation sets it.
     """
     from vllm import EngineArgs
     from vllm.platforms import current_platform
@@ -116,7 +117,7 @@ def engine_options(config: Config, arms: Sequence[Arm]) -> dict[str, Any]:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"engine_args: the installed vLLM has no option {name!r}{hint}")
     adapters = loaded_adapters(arms)
-    # CPU builds up to 0.32 give base rows the adapter of the last slot; one slot that stays
+    # CPU builds up to 0.32 give base rows the adapter of the last slot; a slot that stays
     # empty makes that adapter none (https://github.com/vllm-project/vllm/pull/48421).
     spare = 1 if current_platform.is_cpu() else 0
     options: dict[str, Any] = {
@@ -132,7 +133,7 @@ def engine_options(config: Config, arms: Sequence[Arm]) -> dict[str, Any]:
     if config.load_4bit:
         options["quantization"] = "bitsandbytes"
     options |= config.engine_args
-    if config.bnb_compute_dtype:  # a profile names the type of its card
+    if config.bnb_compute_dtype:  # a profile sets the type of its card
         options["dtype"] = config.dtype
     if current_platform.is_cpu():
         # Without chunked prefill, which breaks seeds there, a prompt must fit into one step.
@@ -145,9 +146,9 @@ def engine_options(config: Config, arms: Sequence[Arm]) -> dict[str, Any]:
 
 
 def advise(message: str, output: OutputToFile) -> str | None:
-    """What to change, from the error's message or else from the end of the engine's log.
+    """What to change, judging by the error's message or the end of the engine's log.
 
-    With worker processes the message only says that one of them failed; why is in the log.
+    With worker processes the message only says that one failed; the log says why.
     """
     for text in (message, _tail(output)):
         for cause, remedy in ADVICE:
@@ -157,7 +158,7 @@ def advise(message: str, output: OutputToFile) -> str | None:
 
 
 def _tail(output: OutputToFile) -> str:
-    """The end of what this engine printed; an earlier one's troubles are over."""
+    """The end of this engine's output; leaves out what earlier engines printed."""
     try:
         with output.log.open("rb") as file:
             file.seek(0, 2)

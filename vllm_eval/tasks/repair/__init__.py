@@ -1,7 +1,7 @@
-"""Repairs of an answer's text: few, named, and only where the answer cannot be read without them.
+"""Repairs of an answer's text: few, named, and only if the answer cannot be read without them.
 
-A repair changes fences, white space and quotes, never a word. It is measured beside the strict
-grade and replaces it nowhere; what breaks a rule of the contract stays broken.
+A repair changes fences, white space and quotes, never a word. Repaired grades stand beside the
+strict ones and never replace them; whatever breaks a rule of the contract stays broken.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ IN_BLOCKS: dict[str, _Mend] = {
     "quote_specials": values.quote_specials,
     "quote_colons": values.quote_colons,
 }
-"""In the order tried: the quotes are put where the lines of a text are known."""
+"""In the order tried: quotes come last, when the lines of a text are known."""
 NAMES = (LABEL_FENCE, CLOSE_FENCE, *IN_BLOCKS)
-"""Every repair there is."""
+"""All repairs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +41,18 @@ class Repaired:
 
     text: str
     names: tuple[str, ...]
-    """The repairs that were needed, in the order of `NAMES`; empty where the text is as it was."""
+    """The repairs needed, in the order of `NAMES`; empty if the text is unchanged."""
     score: float | None = None
     """As graded after the repair, as are the parts; only `mend` grades."""
     parts: Mapping[str, float] = field(default_factory=dict)
 
 
 def mend(task: Task, case: Callable[[], Case], text: str, *, ended: bool) -> Repaired | None:
-    """A failed answer repaired and graded again; None where no repair makes it keep the contract.
+    """A failed answer repaired and graded again; None if no repair makes it keep the contract.
 
-    `case` reads the case, once there is something to grade; `ended` as for `repair`.
+    `case` reads the case if there is something to grade; `ended` is as for `repair`.
     """
-    if not task.grades:  # a stored run's own module is not run
+    if not task.grades:  # a module that only a stored run names is never run
         return None
     keys = keys_of(task.declaration)
     found = repair(text, tuple(task.declaration.blocks), keys, ended=ended)
@@ -78,12 +78,12 @@ def repair(
 ) -> Repaired:
     """Make every labelled block of an answer parse, with no more repairs than that takes.
 
-    An answer whose blocks all parse comes back as it was, byte for byte, and so does one that no
-    set of repairs makes parse. Never raises for any text.
+    An answer whose blocks all parse is returned unchanged, byte for byte, and so is one that no set
+    of repairs makes parse. Never raises, whatever the text.
 
-    Labels come in the order asked for. A line that begins with one of `keys` continues no text.
-    Where an answer was truncated, or may have been, `ended` is false and its last fence stays open:
-    words of the block may be missing.
+    Labels are in the order asked for. A line that begins with one of `keys` never continues a text.
+    If an answer was, or may have been, truncated, `ended` is false and its last fence stays open,
+    because words of the block may be missing.
     """
     unchanged = Repaired(text, ())
     if len(text) > MAX_CHARACTERS or _parses(text, labels):
@@ -97,7 +97,7 @@ def repair(
         if span is None:
             return unchanged
         block = fixed[span[0] : span[1]]
-        # What follows a text in a block without an end may be no part of the answer at all.
+        # What follows a text in an unclosed block may not be part of the answer at all.
         last = closed != labelled and fixed.find("```", span[1] + 3) < 0
         found = _mend(block, keys, {INDENT_CONTINUATION} if last else set())
         if found is None or (last and keys and _has_others(found[0], keys)):
@@ -112,7 +112,7 @@ def repair(
 
 
 def _mend(block: str, keys: Collection[str], without: set[str]) -> tuple[str, set[str]] | None:
-    """A block that parses and the repairs it took, each of them needed; None where none do."""
+    """A block that parses and the repairs that it needed; None if none help."""
     if _reads(block):
         return block, set()
     if values.is_unsure(block, keys):
@@ -141,13 +141,13 @@ def _reads(block: str) -> bool:
 
 
 def _has_others(block: str, keys: Collection[str]) -> bool:
-    """Whether a block has keys that are not known, as `Note: …` below its end would be one."""
+    """Whether a block has unknown keys, as from a `Note: …` below its end."""
     data = parse_block(block).data
     return isinstance(data, dict) and not set(data) <= set(keys)
 
 
 def _data(block: str) -> str:
-    """What a block comes to, in a form that can be compared whatever refers to what in it."""
+    """The content of a block, in a form that can be compared despite aliases."""
     return repr(parse_block(block).data)
 
 

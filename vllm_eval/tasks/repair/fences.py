@@ -1,4 +1,4 @@
-"""Repairs of the fences around the blocks: labels written otherwise, and a last one not closed."""
+"""Repairs of the fences around the blocks: labels written differently, a last fence not closed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vllm_eval.tasks.parse import find_opening
 
 _FENCE = re.compile(r"^[ \t>]*(`{2,}|~{3,})([^\n`~]*)$", re.MULTILINE)
 _AROUND = " \t\r:#*_()[]\"'.-"
-"""What may stand around a label."""
+"""Characters that may surround a label."""
 _AROUND_HEADING = _AROUND + ">`0123456789"
 _LANGUAGES = ("yaml", "yml")
 _CLOSE = "```"
@@ -27,16 +27,16 @@ class _Fence:
 
     @property
     def info(self) -> str:
-        """What stands behind the marks."""
+        """The text after the marks."""
         return self.line[2]
 
 
 def label_fences(text: str, labels: Sequence[str]) -> str:
-    """Write the fences of labels that are missing as they should be, where it is clear which.
+    """Correct the fences of missing labels, if it is clear which they are.
 
-    Taken are a fence whose label or language is written otherwise; one below a heading, or above
-    a comment, that is the label; and YAML fences without any, if just as many labels are missing
-    and all then stand in the order asked for.
+    That is a fence whose label or language is written differently; one below a heading, or above a
+    comment, that is the label; and YAML fences without a label, if as many labels are missing and
+    the blocks are then in the order asked for.
     """
     missing = [label for label in labels if find_opening(text, label) is None]
     if not missing:
@@ -84,7 +84,7 @@ def _openings(text: str) -> list[_Fence]:
 
 
 def _label(info: str) -> str:
-    """The label in what stands behind the marks, in lower case; empty where there is none."""
+    """The label in the text after the marks, in lower case; empty if there is none."""
     words = info.strip(_AROUND).casefold()
     for language in _LANGUAGES:
         if words.startswith(language):
@@ -93,7 +93,7 @@ def _label(info: str) -> str:
 
 
 def _is_headed(text: str, fence: _Fence, label: str) -> bool:
-    """Whether the label is all that the line above a fence says, or a comment right below it."""
+    """Whether the label is the whole line above a fence, or a comment right below it."""
     if fence.info.strip().casefold() not in ("", *_LANGUAGES):
         return False
     above = text[max(0, fence.line.start() - 200) : fence.line.start()].rstrip().rpartition("\n")[2]

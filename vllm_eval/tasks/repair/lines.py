@@ -1,7 +1,7 @@
-"""A block of careless YAML read line by line: which lines hold one and the same value.
+"""Reads a block of careless YAML line by line, to find the lines of each value.
 
-A parser stops at the first error; a repair has to see past it. This reader knows only what tells
-the lines of one value from those of the next: dashes, keys, indentation, quotes and brackets.
+A parser stops at the first error; a repair has to see past it. This reader knows only what
+separates one value from the next: dashes, keys, indentation, quotes and brackets.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Literal
 
 Kind = Literal["plain", "quotes", "flow", "literal"]
 SPECIAL = "@`%*&!|>[{"
-"""What a plain value must not begin with, as far as a repair knows of it."""
+"""What a plain value must not begin with, as far as repairs handle it."""
 MAX_SPAN = 20
-"""Lines over which a quoted or bracketed value is followed; more are not a value but a mistake."""
+"""The most lines of a quoted or bracketed value; a longer one is a mistake."""
 MAX_LINES = 1_000
-"""Ten times the longest block seen; a longer one is not made sense of."""
+"""Ten times the longest block seen; longer ones are left alone."""
 MAX_BROKEN = 100
-"""Quoted or bracketed values without a sound end; a block with more is not made sense of."""
+"""Quoted or bracketed values without a valid end; blocks with more are left alone."""
 _LINE_END = re.compile("(\r\n|[\n\r\x85\u2028\u2029])")  # what counts as one in YAML
 _COLON = re.compile(r":(?=[ \t]|$)")
 _DASH = re.compile(r"-(?:[ \t]+|$)")
@@ -38,31 +38,31 @@ _MARKERS = ("---", "...")
 
 @dataclass(slots=True)
 class Span:
-    """One value that is not known to be sound, with the lines it takes; both counted from 0."""
+    """One value that may be invalid, with its first and last line, from 0."""
 
     kind: Kind
-    """How it begins: `quotes` and `flow` are those that do not end where they should."""
+    """How it begins; `quotes` and `flow` do not end where they should."""
     first: int
     column: int
-    """Where its text begins in the first line."""
+    """Column of its text in the first line."""
     floor: int
-    """The column that its further lines must lie beyond."""
+    """The column that its further lines must exceed."""
     last: int
     loose: list[int] = field(default_factory=list)
-    """Lines that go on with it, and are not indented."""
+    """Lines that continue it without being indented."""
     structured: bool = False
-    """A further line begins like a key or an item, which may have been meant as one."""
+    """A further line begins like a key or an item, and may be meant as one."""
 
 
 @dataclass(slots=True)
 class BlockReading:
-    """What is in a block."""
+    """The values of a block."""
 
     values: list[Span]
     literal: set[int]
     """Lines of block scalars, in which every character counts."""
     unsure: bool = False
-    """A line that is not indented may go on with a value, or be a key; or there are too many."""
+    """An unindented line may continue a value or be a key; or there are too many values."""
 
 
 def split(block: str) -> tuple[list[str], list[str]]:
@@ -84,7 +84,7 @@ def indent_of(line: str) -> int:
 def read(lines: Sequence[str], keys: Collection[str] = ()) -> BlockReading:
     """Find every value in a block's lines that could need a repair.
 
-    A line that begins with one of `keys` continues no text.
+    A line that begins with one of `keys` never continues a text.
     """
     if len(lines) > MAX_LINES:
         return BlockReading([], set(), unsure=True)
@@ -96,7 +96,7 @@ def read(lines: Sequence[str], keys: Collection[str] = ()) -> BlockReading:
 
 
 class _Reader:
-    """Goes through the lines once, with the value that may still go on."""
+    """Walks through the lines once, with the value that may still continue."""
 
     def __init__(self, lines: Sequence[str], keys: frozenset[str]) -> None:
         self._lines = lines
@@ -107,7 +107,7 @@ class _Reader:
         self.found = BlockReading([], set())
 
     def take(self, number: int) -> int:
-        """Take in one line, or all lines of the value it begins; the number of the next one."""
+        """Read a line, or all lines of the value that it begins; returns the next line's number."""
         line = self._lines[number]
         if not line.strip(" \t"):
             self._open = None
@@ -126,7 +126,7 @@ class _Reader:
         return self._begin(number, indent)
 
     def _begins(self, line: str, indent: int, *, after_loose: bool) -> bool:
-        """Whether an unindented line is something new; notes where that is not sure.
+        """Whether an unindented line begins something new; records if that is unclear.
 
         `after_loose`: the line above continues a text unindented. An unknown key may then be the
         rest of it, or of a key that began there.
@@ -146,7 +146,7 @@ class _Reader:
         return True
 
     def _begin(self, number: int, indent: int) -> int:
-        """A line that is no continuation: dashes, a key, a value, as far as they are there."""
+        """Read a line that is not a continuation: any dashes, key and value."""
         line, place, awaited = self._lines[number], indent, self._awaiting
         self._open = self._awaiting = None
         floor = -1
@@ -165,7 +165,7 @@ class _Reader:
         return self._value(Span("plain", number, place, floor, number))
 
     def _value(self, value: Span) -> int:
-        """Pass over a sound quoted, bracketed or block value; leave any other one open."""
+        """Skip a valid quoted, bracketed or block value; leave any other open."""
         number = value.first
         start = self._lines[number][value.column :]
         if _HEADER.match(start):
@@ -182,7 +182,7 @@ class _Reader:
         return number + 1
 
     def _block(self, value: Span) -> int:
-        """The lines of a block scalar; as a value of its own where none of them is indented."""
+        """The lines of a block scalar, as a separate value if none is indented."""
         number = value.first + 1
         while number < len(self._lines):
             line = self._lines[number]
@@ -207,7 +207,7 @@ class _Reader:
 
 
 def _key_end(text: str) -> int | None:
-    """Where the key and its colon end that a text begins with; None where it begins with none."""
+    """Where the key and colon at the start of a text end; None if there is no key."""
     if text[:1] in ("'", '"'):
         quoted = _QUOTED_KEY.match(text)
         return quoted.end() if quoted else None
@@ -218,7 +218,7 @@ def _key_end(text: str) -> int | None:
 
 
 def _sound_end(text: str) -> int | None:
-    """In which line of a text its quoted or bracketed start ends, with nothing behind it."""
+    """The line in which a text's quoted or bracketed start ends, with nothing after it."""
     if text[0] in "[{":
         end = _closing(text)
     else:
@@ -232,7 +232,7 @@ def _sound_end(text: str) -> int | None:
 
 
 def _closing(text: str) -> int | None:
-    """Just behind the bracket that closes the first one; quotes are not looked into."""
+    """The position after the bracket that closes the first one; ignores quotes."""
     depth = 0
     for bracket in _BRACKET.finditer(text):
         depth += 1 if bracket[0] in "[{" else -1

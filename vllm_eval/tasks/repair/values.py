@@ -1,7 +1,7 @@
-"""Repairs inside a block: white space and quotes, so that its text becomes YAML and stays itself.
+"""Repairs inside a block: white space and quotes, so that its text becomes YAML unchanged.
 
-Each takes a block and gives it back with what it repairs, or as it was. None looks at what the
-whole block parses to: whether it was needed, and enough, is for `tasks.repair` to find out.
+Each takes a block and returns it repaired or unchanged. None parses the whole block: `tasks.repair`
+finds out whether a repair was needed, and enough.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from vllm_eval.tasks.parse import parse_yaml
 from vllm_eval.tasks.repair.lines import SPECIAL, Span, closes_early, indent_of, join, read, split
 
 INDENT = 2
-"""Columns that a further line is put beyond its value's key or dash."""
+"""Columns to indent a further line beyond its value's key or dash."""
 MAX_SPECIALS = 200
-"""Values with a special start that are looked into: each is parsed by itself."""
+"""The most values with a special start to examine; each is parsed separately."""
 _ODD = "\xa0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
 _EMPTY = "\u200b\u200c\u200d\u2060\ufeff"
 _SPACES = str.maketrans(dict.fromkeys(_ODD, " ") | dict.fromkeys(_EMPTY, ""))
@@ -28,13 +28,13 @@ _WIDEST = 8
 
 
 def is_unsure(block: str, keys: Collection[str] = ()) -> bool:
-    """Whether a line may go on with the text above it, or be a key, however it is indented."""
+    """Whether a line may continue the text above it, or be a key, whatever its indentation."""
     lines, _ = split(expand_tabs(even_spaces(block, keys), keys))
     return read(lines, keys).unsure
 
 
 def even_spaces(block: str, keys: Collection[str] = ()) -> str:
-    """No-break and other odd spaces in indentation, behind dashes and keys become spaces."""
+    """Replace no-break and other odd spaces in indentation and after dashes and keys."""
     lines, ends = split(block)
     literal = read(lines, keys).literal
     for number, line in enumerate(lines):
@@ -45,7 +45,7 @@ def even_spaces(block: str, keys: Collection[str] = ()) -> str:
 
 
 def expand_tabs(block: str, keys: Collection[str] = ()) -> str:
-    """Each tab in indentation becomes as many spaces as the block's least indentation has."""
+    """Replace each tab in indentation with as many spaces as the block's smallest indentation."""
     lines, ends = split(block)
     literal = read(lines, keys).literal
     widths = [indent_of(line) for line in lines if line.strip() and line.startswith(" ")]
@@ -58,7 +58,7 @@ def expand_tabs(block: str, keys: Collection[str] = ()) -> str:
 
 
 def indent_continuation(block: str, keys: Collection[str] = ()) -> str:
-    """Lines that go on with a text and are not indented beyond its key or dash are put there."""
+    """Indent lines that continue a text beyond its key or dash."""
     lines, ends = split(block)
     for value in read(lines, keys).values:
         least = min((indent_of(lines[n]) for n in value.loose), default=0)
@@ -70,11 +70,11 @@ def indent_continuation(block: str, keys: Collection[str] = ()) -> str:
 
 
 def quote_quotes(block: str, keys: Collection[str] = ()) -> str:
-    """Values that begin with a quote and do not end with it are quoted anew.
+    """Requote values that begin with a quote and do not end with it.
 
-    Which quotes belong together is seen from what stands beside them. Where the first one goes
-    with the last, the text between is the value; where it goes with an earlier one, the whole is;
-    where nothing but it is there, it is closed at the end.
+    The characters beside quotes show which belong together. If the first one pairs with the last,
+    the text between is the value; if it pairs with an earlier one, the whole is; if it is alone,
+    it is closed at the end.
     """
 
     def quoted(text: str, value: Span) -> str | None:
@@ -84,10 +84,10 @@ def quote_quotes(block: str, keys: Collection[str] = ()) -> str:
 
 
 def quote_specials(block: str, keys: Collection[str] = ()) -> str:
-    """Values that begin with a character reserved in YAML, and are no YAML, are quoted.
+    """Quote values that begin with a character reserved in YAML but are not YAML.
 
-    An open bracket without its end may be the start of a list, so it stays as it is, as does what
-    could be meant as a tag of YAML itself or as an alias of an anchor in the block.
+    An open bracket without its end may be the start of a list, so it stays unchanged, as does
+    anything that may be meant as a YAML tag or as an alias of an anchor in the block.
     """
     left = MAX_SPECIALS
 
@@ -109,9 +109,9 @@ def quote_specials(block: str, keys: Collection[str] = ()) -> str:
 
 
 def quote_colons(block: str, keys: Collection[str] = ()) -> str:
-    """Plain values in which a colon is followed by a space are quoted.
+    """Quote plain values in which a space follows a colon.
 
-    An item's first colon makes it a mapping of one key, as in YAML; its value is what is quoted.
+    An item's first colon makes it a mapping of one key, as in YAML; only its value is quoted.
     """
 
     def quoted(text: str, value: Span) -> str | None:
@@ -126,7 +126,7 @@ def quote_colons(block: str, keys: Collection[str] = ()) -> str:
 
 
 def _rewrite(block: str, keys: Collection[str], change: Callable[[str, Span], str | None]) -> str:
-    """Each value's text, its lines as they are, replaced by what `change` makes of it."""
+    """Replace each value's text with the result of `change`, keeping its lines."""
     lines, ends = split(block)
     for value in read(lines, keys).values:
         if value.loose:  # whether they belong to it is for `indent_continuation`
@@ -142,7 +142,7 @@ def _rewrite(block: str, keys: Collection[str], change: Callable[[str, Span], st
 
 
 def _swallows(text: str, keys: Collection[str]) -> bool:
-    """Whether a text holds what may be a key that lost its own line."""
+    """Whether a text may contain a key that lost its own line."""
     ends = tuple(keys)
     return any(text.endswith(ends, 0, colon.start()) for colon in _INNER_COLON.finditer(text))
 
@@ -157,7 +157,7 @@ def _requoted(text: str, value: Span) -> str | None:
         return None
     if mark == '"' and text.count(mark) == 1:
         return _quoted(text[1:])
-    if mark * 2 in text:  # an escaped one, or an empty text: which, is not to be told
+    if mark * 2 in text:  # an escaped quote or an empty text; impossible to tell
         return None
     ends = _ends(text, mark)
     if ends == [len(text) - 1]:
@@ -166,7 +166,7 @@ def _requoted(text: str, value: Span) -> str | None:
 
 
 def _ends(text: str, mark: str) -> list[int]:
-    """Where a quote closes and none is left open; empty where that is unclear."""
+    """Where a quote closes and none stays open; empty if that is unclear."""
     depth, ends = 0, []
     for place, character in enumerate(text):
         turn = _turn(text, place) if character == mark else 0
@@ -181,7 +181,7 @@ def _ends(text: str, mark: str) -> list[int]:
 
 
 def _turn(text: str, place: int) -> int | None:
-    """1 for a quote that opens, -1 for one that closes, 0 inside a word, None where unclear."""
+    """1 for an opening quote, -1 for a closing one, 0 inside a word, None if unclear."""
     before = text[place - 1] if place else " "
     after = text[place + 1] if place + 1 < len(text) else " "
     if before.isalnum() and after.isalnum():
