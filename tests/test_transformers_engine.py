@@ -221,7 +221,7 @@ def test_two_students_that_are_the_same_are_found_by_the_canary(tmp_path: Path) 
 def test_pickled_weights_are_not_opened(tmp_path: Path) -> None:
     base = shutil.copytree(resolve_path("package:demo/base"), tmp_path / "base")
     (base / "model.safetensors").rename(base / "pytorch_model.bin")
-    with pytest.raises(EngineError, match="only safetensors are loaded"):
+    with pytest.raises(EngineError, match="only safetensors can be loaded"):
         start(tmp_path / "engine.log", base=str(base))
 
 
@@ -246,7 +246,7 @@ def test_a_whole_run_ends_with_a_verdict_and_a_quiet_terminal(tmp_path: Path) ->
         ({"engine_args": {"quantization": "awq"}}, "quantization: .* supports bitsandbytes, not"),
         ({"engine_args": {"dtype": "int8"}}, "dtype: .* not 'int8'"),
         ({"engine_args": {"max_model_len": "long"}}, "max_model_len: must be a number"),
-        ({"engine_args": {"load_format": "dummy"}, "load_4bit": True}, "dummy weights cannot be 4-bit"),
+        ({"engine_args": {"load_format": "dummy"}, "load_4bit": True}, "weights cannot be 4-bit"),
     ],
 )
 def test_an_option_that_would_change_answers_is_refused(
