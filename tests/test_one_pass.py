@@ -25,7 +25,7 @@ import atexit, json, sys
 from collections import Counter
 opened = Counter()
 def hook(event, arguments):
-    if event == "open" and str(arguments[0]).endswith("attempts.jsonl"):
+    if event == "open" and str(arguments[0]).endswith(sys.argv[2]):
         frame = sys._getframe()
         while "vllm_eval" not in frame.f_code.co_filename:
             frame = frame.f_back
@@ -33,7 +33,7 @@ def hook(event, arguments):
 sys.addaudithook(hook)
 from vllm_eval import cli
 try:
-    cli.main(sys.argv[2:])
+    cli.main(sys.argv[3:])
 finally:
     with open(sys.argv[1], "w") as out:
         json.dump(opened, out)
@@ -42,9 +42,9 @@ WHOLE = "read_journal"
 """The one function that parses every line of a journal."""
 
 
-def opens(place: Path, *arguments: str) -> Counter[str]:
-    """How often each function opens a journal while a command runs."""
-    command = [sys.executable, "-c", COUNT_OPENS, str(place / "opens.json"), *arguments]
+def opens(place: Path, *arguments: str, name: str = "attempts.jsonl") -> Counter[str]:
+    """How often each function opens a file of that name while a command runs."""
+    command = [sys.executable, "-c", COUNT_OPENS, str(place / "opens.json"), name, *arguments]
     subprocess.run(command, check=False, capture_output=True)
     return Counter(json.loads((place / "opens.json").read_text()))
 
@@ -69,6 +69,18 @@ def test_a_concluded_run_is_rendered_without_parsing_its_journal(run: Path, tmp_
     assert opens(tmp_path, "diagnose", str(run)) == {}
 
 
+def test_a_report_reads_its_figures_once_and_a_conclusion_the_manifest(
+    run: Path, tmp_path: Path
+) -> None:
+    figures, manifest = "comparison.json", "manifest.json"
+    assert opens(tmp_path, "report", str(run), name=figures) == {
+        "read_comparison": 1,
+        "write_zip": 1,
+    }
+    (run / figures).unlink()
+    assert opens(tmp_path, "diagnose", str(run), name=manifest) == {"read": 1}
+
+
 def test_an_evaluation_parses_its_journal_at_its_start_and_at_its_end(
     bench: Bench, answers: Answers, tmp_path: Path
 ) -> None:
@@ -76,6 +88,7 @@ def test_an_evaluation_parses_its_journal_at_its_start_and_at_its_end(
     bench.answers({"text": answers.text()}, {"concept_id": "K2", "text": "no", "deaths": 1})
     found = opens(tmp_path, *bench.arguments(), "--report")
     assert (found[WHOLE], found["_write_arm"], found["read_details"]) == (2, 2, 1)
+    assert found["write_zip"] == 1
 
 
 def test_a_report_of_answers_that_were_changed_says_so(bench: Bench, run: Path) -> None:
