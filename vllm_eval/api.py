@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from vllm_eval.config.layers import load_config
+from vllm_eval.config.layers import Layers
 from vllm_eval.preflight.check import check_config
 from vllm_eval.records import Progress
 from vllm_eval.report.display import Result, show
@@ -27,7 +27,6 @@ from vllm_eval.run.run import run
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from vllm_eval.config.settings import Config
     from vllm_eval.preflight.finding import Findings
 
     Names = str | Path | Sequence[str | Path]
@@ -39,7 +38,7 @@ __all__ = [
     "check",
     "compare_runs",
     "evaluate",
-    "evaluate_config",
+    "evaluate_layers",
     "score",
     "show",
 ]
@@ -74,24 +73,24 @@ def evaluate(
         EngineError: the engine could not be started, or died too often.
         KeyboardInterrupt: Ctrl-C, unless `stop_on_signals`. The run can be resumed.
     """
-    layer = _layer(adapters, options)
-    settled, folder = load_resumed(resume, _names(config), (), layer, SOURCE)
-    return evaluate_config(settled, folder, progress=progress, stop_on_signals=stop_on_signals)
+    layers = _layers(config, options, adapters)
+    return evaluate_layers(layers, resume, progress=progress, stop_on_signals=stop_on_signals)
 
 
-def evaluate_config(
-    config: Config,
-    resume: Path | Literal["auto"] | None = None,
+def evaluate_layers(
+    layers: Layers,
+    resume: str | Path | None = None,
     *,
     progress: Tell = False,
     stop_on_signals: bool = False,
 ) -> Result:
-    """What `evaluate` does with a resolved configuration, and what the command line does."""
+    """What `evaluate` and the command line do with the configuration they are given."""
+    config, folder = load_resumed(layers, resume)
     if progress is not True:
         watcher = _Quiet(progress or None)
-        return show(run(config, watcher, resume, stop_on_signals=stop_on_signals).folder)
+        return show(run(config, watcher, folder, stop_on_signals=stop_on_signals).folder)
     with Terminal() as terminal:
-        finished = run(config, terminal, resume, stop_on_signals=stop_on_signals)
+        finished = run(config, terminal, folder, stop_on_signals=stop_on_signals)
         terminal.finished(finished)
     return show(finished.folder)
 
@@ -104,7 +103,7 @@ def check(adapters: Names = (), *, config: Names = (), **options: object) -> Fin
     Raises:
         ConfigError: an option cannot be used.
     """
-    return check_config(load_config(_names(config), (), _layer(adapters, options), SOURCE))
+    return check_config(_layers(config, options, adapters).load())
 
 
 def score(
@@ -121,7 +120,7 @@ def score(
     Raises:
         InputError: an option, a file, a line or a data set cannot be used.
     """
-    settled = load_config(_names(config), ["profile=none"], options, SOURCE)
+    settled = _layers(config, {"profile": "none"} | options).load()
     paths = [Path(name) for name in _names(answers)]
     if progress is not True:
         return score_files(paths, settled, _Quiet(progress or None))
@@ -143,8 +142,9 @@ class _Quiet:
             self.tell(progress)
 
 
-def _layer(adapters: Names, options: Mapping[str, Any]) -> dict[str, Any]:
-    return {**options, "adapters": _names(adapters)} if adapters else dict(options)
+def _layers(config: Names, options: Mapping[str, object], adapters: Names = ()) -> Layers:
+    given = {"adapters": _names(adapters)} if adapters else {}
+    return Layers(_names(config), (), {**options, **given}, SOURCE)
 
 
 def _names(given: Names) -> list[str]:

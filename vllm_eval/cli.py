@@ -93,11 +93,9 @@ def run_command(
     Exit codes: 0 PASS, 1 FAIL, 2 bad usage or input, 3 could not evaluate,
     130 interrupted.
     """
-    from vllm_eval.api import evaluate_config
-    from vllm_eval.run.resume import load_resumed
+    from vllm_eval.api import evaluate_layers
 
-    config, folder = load_resumed(resume, layers.files, layers.settings, layers.flags)
-    result = evaluate_config(config, folder, progress=True, stop_on_signals=True)
+    result = evaluate_layers(layers, resume, progress=True, stop_on_signals=True)
     if result.pending:
         return INTERRUPTED
     return PASS if result.passed else FAIL

@@ -31,10 +31,11 @@ class Layers:
     files: Sequence[str]
     settings: Sequence[str]
     flags: dict[str, Any]
+    source: str = "command line"
 
     def load(self) -> Config:
         """The configuration."""
-        return load_config(self.files, self.settings, self.flags)
+        return load_config(self.files, self.settings, self.flags, self.source)
 
     def over(self, setting: str) -> Layers:
         """With `KEY.PATH=VALUE` over everything, flags too: a swept value must take effect."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from vllm_eval.config import machine
-from vllm_eval.config.layers import load_config
 from vllm_eval.config.settings import whole
 from vllm_eval.errors import InputError
 from vllm_eval.records import TOO_LONG
@@ -14,9 +14,10 @@ from vllm_eval.store.folder import COMPARISON, CONFIG, find_run
 from vllm_eval.tasks import refuse_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from vllm_eval.config.layers import Layers
     from vllm_eval.config.machine import Machine, Software
     from vllm_eval.config.settings import Config
     from vllm_eval.inputs.plan import Plan
@@ -32,28 +33,24 @@ AUTO: Final = "auto"
 
 
 def load_resumed(
-    resume: str | Path | None,
-    files: Sequence[str],
-    settings: Sequence[str],
-    options: Mapping[str, Any],
-    source: str = "command line",
+    layers: Layers, resume: str | Path | None
 ) -> tuple[Config, Path | Literal["auto"] | None]:
-    """The configuration of a run and what it continues: `load_config` over the stored one.
+    """The configuration of a run and what it continues: the layers over the stored one.
 
     Args:
+        layers: what was given.
         resume: folder or name of a run, `AUTO`, or None for a new one.
-        files: like `settings`, `options` and `source` as `load_config` takes them.
 
     Raises:
         ConfigError: an option cannot be used.
         InputError: there is no such run, or its task is a file and was not named again.
     """
-    config = load_config(files, settings, options, source)
+    config = layers.load()
     if resume is None or resume == AUTO:
         return config, AUTO if resume else None
     folder = find_run(str(resume), config.output_dir)
     named = "task" in config.model_fields_set
-    config = load_config([str(folder / CONFIG), *files], settings, options, source)
+    config = replace(layers, files=[str(folder / CONFIG), *layers.files]).load()
     if not named:
         refuse_file(config.task, folder)
     return config, folder
