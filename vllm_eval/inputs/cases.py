@@ -6,7 +6,8 @@ import hashlib
 import os
 import random
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -65,22 +66,15 @@ def open_dataset(
     lines = open_lines(path, fields_of(declaration))
     digest = hashlib.sha256()
     numbers, offsets = array("q"), array("q")
-    seen: dict[str, int] = {}
-    offset = 0
-    try:
-        with lines.file.open("rb") as file:
-            version = _version(file)
-            for number, line in enumerate(file, start=1):
-                digest.update(line)
-                if holds_record(number, line):
-                    case = _checked_case(lines, declaration, number, line)
-                    add_id(lines, number, case.id, seen)
-                    numbers.append(number)
-                    offsets.append(offset)
-                offset += len(line)
-    except OSError as error:
-        msg = f"{path}: cannot read the data set: {error.strerror}; give --dataset-path"
-        raise DatasetError(msg) from error
+
+    def identify(number: int, line: bytes) -> str:
+        return _checked_case(lines, declaration, number, line).id
+
+    with _opened(lines) as file:
+        version = _version(file)
+        for _, number, offset in _records(lines, file, digest, identify):
+            numbers.append(number)
+            offsets.append(offset)
     if not numbers:
         raise DatasetError(f"{path}: has no records")
     order = array("q", range(len(numbers)))
@@ -115,21 +109,13 @@ def index_cases(path: Path, declaration: Declaration) -> CaseIndex:
     """
     lines = open_lines(path, fields_of(declaration))
     digest = hashlib.sha256()
-    places: dict[str, Place] = {}
-    seen: dict[str, int] = {}
-    offset = 0
-    try:
-        with lines.file.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                digest.update(line)
-                if holds_record(number, line):
-                    _, identifier = read_record(lines, declaration, number, line)
-                    add_id(lines, number, identifier, seen)
-                    places[identifier] = (lines, number, offset)
-                offset += len(line)
-    except OSError as error:
-        msg = f"{path}: cannot read the data set: {error.strerror}; give --dataset-path"
-        raise DatasetError(msg) from error
+
+    def identify(number: int, line: bytes) -> str:
+        return _read_record(lines, declaration, number, line)[1]
+
+    with _opened(lines) as file:
+        found = _records(lines, file, digest, identify)
+        places = {case: (lines, number, offset) for case, number, offset in found}
     return CaseIndex(path, digest.hexdigest(), places)
 
 
@@ -166,18 +152,13 @@ def read_case(
     return _checked_case(lines, declaration, number, file.readline())
 
 
-def holds_record(number: int, line: bytes) -> bool:
-    """Whether line `number` of a data set is not blank."""
-    return bool(_without_mark(number, line).strip())
-
-
 def fields_of(declaration: Declaration) -> tuple[str, ...]:
     """Every key that is read from a record, at the top level or under `input`."""
     keys = ("input", "concept_id", *declaration.id_keys, *declaration.inputs, "tier", "prompt")
     return tuple(dict.fromkeys(keys))
 
 
-def read_record(
+def _read_record(
     lines: Lines, declaration: Declaration, number: int, line: bytes
 ) -> tuple[dict[str, Any], str]:
     """The fields of a record, flat or under `input`, and its id.
@@ -197,16 +178,32 @@ def read_record(
     return {"prompt": record.get("prompt")} | fields, known
 
 
-def add_id(lines: Lines, number: int, identifier: str, seen: dict[str, int]) -> None:
-    """Record the line of an id in `seen`.
+@contextmanager
+def _opened(lines: Lines) -> Iterator[BinaryIO]:
+    try:
+        with lines.file.open("rb") as file:
+            yield file
+    except OSError as error:
+        msg = f"{lines.path}: cannot read the data set: {error.strerror}; give --dataset-path"
+        raise DatasetError(msg) from error
 
-    Raises:
-        DatasetError: another line has it.
-    """
-    if identifier in seen:
-        what = f"id {identifier!r} is taken by {lines.unit} {seen[identifier]}"
-        raise _bad_line(lines, number, what)
-    seen[identifier] = number
+
+def _records(
+    lines: Lines, file: BinaryIO, digest: hashlib._Hash, identify: Callable[[int, bytes], str]
+) -> Iterator[tuple[str, int, int]]:
+    """Id, line number and byte offset of each record; every line goes into `digest`."""
+    seen: dict[str, int] = {}
+    offset = 0
+    for number, line in enumerate(file, start=1):
+        digest.update(line)
+        if _without_mark(number, line).strip():
+            identifier = identify(number, line)
+            if (first := seen.setdefault(identifier, number)) != number:
+                raise _bad_line(
+                    lines, number, f"id {identifier!r} is taken by {lines.unit} {first}"
+                )
+            yield identifier, number, offset
+        offset += len(line)
 
 
 def _without_mark(number: int, line: bytes) -> bytes:
@@ -226,7 +223,7 @@ def _checked_case(lines: Lines, declaration: Declaration, number: int, line: byt
 
 def _case(lines: Lines, declaration: Declaration, number: int, line: bytes) -> Case:
     """The case, without parsing its YAML, which would take most of the time."""
-    texts, identifier = read_record(lines, declaration, number, line)
+    texts, identifier = _read_record(lines, declaration, number, line)
     for key, about in declaration.inputs.items():
         if about.required and texts.get(key) is None:
             raise _bad_line(lines, number, f"lacks {key!r}")
