@@ -515,7 +515,7 @@ def test_a_run_whose_server_is_gone_is_resumed_on_the_same_release(
     server.version = "0.33.0"
     refused = desk.run(server, "--resume", str(begun.folder))
     assert refused.code == 2
-    assert "begun with vllm '0.32.0', this is '0.33.0'" in refused.err
+    assert "begun with vllm '0.32.0', not '0.33.0'" in refused.err
     server.version = "0.32.0"
     ended = desk.run(server, "--resume", str(begun.folder))
     assert ended.code in (0, 1)

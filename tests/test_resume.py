@@ -138,7 +138,7 @@ def test_thresholds_may_differ_when_resuming(bench: Bench, whole: Run) -> None:
     cut(whole, 2)
     run = bench.call("--resume", str(whole.folder), "-c", "gate.min_ratio=2.0")
     assert run.code == 1
-    assert "resumed with another gate" in run.out
+    assert "resumed with a different gate" in run.out
     assert "min_ratio: 2.0" in (whole.folder / "config.yaml").read_text("utf-8")
 
 
@@ -279,7 +279,7 @@ def test_prompts_that_were_too_long_are_asked_again_with_a_longer_limit(
     refuse_two(whole, 900)
     again = bench.call("--resume", str(whole.folder), "--max-model-len", "2048")
     assert again.code == whole.code
-    assert "2 prompts were too long for the limit before; asked again" in again.out
+    assert "asking 2 prompts again that were too long before" in again.out
     assert outcomes(again) == before
     assert len(again.journal) == 9
 

@@ -48,7 +48,7 @@ def cut_off(folder: Path) -> None:
 def test_a_first_run_is_a_new_one(auto: Bench) -> None:
     run = auto.run("--resume", "auto")
     assert run.code == 0
-    assert "resume: no run like this one yet, so a new one" in run.out
+    assert "resume: no run like this one yet, so a new one starts" in run.out
 
 
 def test_a_run_that_was_cut_off_goes_on(auto: Bench) -> None:
@@ -140,21 +140,21 @@ def test_a_run_of_another_release_is_passed_over_before_a_model_is_loaded(
         run(demo.config, listener, AUTO)
     assert f"resume: {mine}" in listener.said
     passed_over = [text for text in listener.said if text.startswith("resume: not ")]
-    why = f"begun with vllm 0.19.1, and {installed().vllm} is installed"
+    why = f"begun with vllm 0.19.1, but {installed().vllm} is installed"
     assert passed_over == ([f"resume: not {other}: {why}"] if other else [])
 
 
 def test_a_run_of_another_release_is_refused_before_a_model_is_loaded(demo: Plan) -> None:
     folder = begun(demo, {"engine": "vllm", "vllm": "0.19.1"})
-    with pytest.raises(InputError, match=r"begun with vllm 0\.19\.1, and .* without --resume"):
+    with pytest.raises(InputError, match=r"begun with vllm 0\.19\.1, but .* without --resume"):
         run(demo.config, Listener(), folder)
 
 
 @pytest.mark.parametrize(
     ("dtype", "card", "recorded", "why"),
     [
-        ("auto", T4, "bfloat16", "begun with dtype bfloat16, and this machine computes in float16"),
-        ("auto", L4, "float16", "begun with dtype float16, and this machine computes in bfloat16"),
+        ("auto", T4, "bfloat16", "begun with dtype bfloat16, but this machine computes in float16"),
+        ("auto", L4, "float16", "begun with dtype float16, but this machine computes in bfloat16"),
         ("auto", T4, "float16", None),
         ("half", L4, "float16", None),
     ],

@@ -1,4 +1,4 @@
-"""The exception tree, drawn once; each kind knows the exit code it ends the program with.
+"""The exception tree; each kind has the exit code that it ends the program with.
 
 A model's bad answer is never one of these: it is a `records.Problem`.
 """
@@ -11,7 +11,7 @@ from typing import ClassVar
 
 
 class EvalError(Exception):
-    """Our own failure, with a message that says what is wrong, where, and what to do."""
+    """Our own failure; the message says what is wrong, where, and what to do."""
 
     exit_code: ClassVar[int] = 3
 
@@ -35,16 +35,16 @@ class AdapterError(InputError):
 
 
 class EngineError(EvalError):
-    """The engine could not be started, or cannot go on; starting it again would not help."""
+    """The engine could not start, or cannot continue; restarting it would not help."""
 
 
 class EngineDiedError(EngineError):
-    """The engine ended in the middle of its work; it may be started again with what is pending."""
+    """The engine died; it may be restarted with what is pending."""
 
 
 @contextmanager
 def foreign(ours: Callable[[Exception], Exception]) -> Iterator[None]:
-    """Turn whatever other people's code raises into what `ours` makes of it, except our errors."""
+    """Turn errors of other people's code into ours by `ours`; our own pass unchanged."""
     try:
         yield
     except EvalError:
@@ -57,5 +57,5 @@ def foreign(ours: Callable[[Exception], Exception]) -> Iterator[None]:
 
 
 def one_line(error: BaseException, most: int = 400) -> str:
-    """The message of another library's error on one line, or its kind where it has none."""
+    """The message of another library's error on one line, or its type if it has none."""
     return " ".join(str(error).split())[:most] or type(error).__name__

@@ -10,20 +10,20 @@ from typing import Annotated, Literal, Protocol
 from annotated_types import Ge, Le
 
 TOO_LONG = "prompt_too_long"
-"""Reason of an outcome whose prompt no engine was given."""
+"""Reason of an outcome whose prompt was never sent to an engine."""
 
 
 Key = tuple[str, str, int]
-"""Arm, concept id and sample: what has exactly one outcome."""
+"""Arm, concept id and sample, which have exactly one outcome."""
 
 _Count = Annotated[int, Ge(0)]
 _Share = Annotated[float, Ge(0), Le(1)]
 
 
 BASELINE = "baseline"
-"""Name of the arm that is the bare base model."""
+"""Name of the arm of the bare base model."""
 CONSTRAINED = "+constrained"
-"""Ends the name of an arm's constrained variant; the names of adapters hold no `+`."""
+"""Suffix of the name of an arm's constrained variant; names of adapters contain no `+`."""
 
 Status = Literal["success", "format_error", "error"]
 """`format_error`: the model's answer broke the contract. `error`: there is no answer to grade."""
@@ -38,14 +38,14 @@ class Case:
     """Line in the data set, counted from 1."""
     tier: str | None
     inputs: Mapping[str, str]
-    """The texts that the task's declaration asks for, by name; one that may be absent is empty."""
+    """The texts that the task declares, by name; an absent optional one is empty."""
     prompt: str | None = None
     """The record's own prompt; used verbatim instead of the template."""
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A LoRA adapter on disk, known from its JSON and safetensors headers alone."""
+    """A LoRA adapter on disk, from its JSON and safetensors headers alone."""
 
     name: str
     path: Path
@@ -65,13 +65,13 @@ class Arm:
     adapter: Adapter | None = None
     """None for the baseline, and for an arm that is only a label (scripted engine)."""
     grammar: str | None = None
-    """GBNF that its answers are constrained to; None where the model answers freely."""
+    """GBNF that constrains its answers; None if the model answers freely."""
     variant_of: str | None = None
-    """The free arm that it is the constrained variant of: the same weights, asked the same."""
+    """The free arm of a constrained variant, with the same weights and prompts."""
 
     @property
     def model(self) -> str:
-        """What names its weights: a variant shares those of its free arm."""
+        """The name of its weights; a variant shares those of its free arm."""
         return self.variant_of or self.name
 
 
@@ -92,14 +92,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What the engine made of one request."""
+    """The engine's result for one request."""
 
     request_id: str
     text: str = ""
     finish_reason: str | None = None
-    """vLLM's word: `stop`, `length`, `abort`; None where the request failed."""
+    """As in vLLM: `stop`, `length`, `abort`; None if the request failed."""
     error: str | None = None
-    """Why there is no answer; None where there is one."""
+    """Why there is no answer; None if there is one."""
     prompt_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
@@ -114,29 +114,29 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why an answer breaks the contract; the words of `product_owner.md`."""
+    """Why an answer breaks the contract, in the words of `product_owner.md`."""
 
     reason: str
     message: str
-    """One sentence that can be put to the model, naming what was wrong."""
+    """One sentence for the model that names what was wrong."""
     block: str | None = None
-    """`VISION` or `REVIEW`, where one of them is to blame."""
+    """The block to blame, such as `VISION`, if there is one."""
     line: int | None = None
     """Line inside the block, counted from 1."""
     column: int | None = None
     """Column inside the line, counted from 1."""
     key: str | None = None
-    """Path of the key to blame, as `requirements_alignment.gaps`, where there is one."""
+    """Path of the key to blame, such as `requirements_alignment.gaps`, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """What the task makes of one answer. It never learns which arm gave it."""
+    """The task's grade of one answer. The task never learns which arm gave it."""
 
     problem: Problem | None
     """None for an answer that keeps the contract."""
     score: float | None
-    """Metric in [0, 1] of what parsed; None where a block is missing."""
+    """Metric in [0, 1] of what parsed; None if a block is missing."""
     parts: Mapping[str, float]
     """Points of each part of the metric, before division."""
 
@@ -180,7 +180,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """What a failed answer would be worth after a repair of its text; it stays a failed one."""
+    """The grade of a failed answer after a repair of its text; it still counts as failed."""
 
     names: tuple[str, ...]
     """The repairs it takes."""
@@ -189,7 +189,7 @@ class Repair:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What remains of an arm, case and sample once its attempts are over; without the text."""
+    """The result of an arm, case and sample after its last attempt, without the text."""
 
     arm: str
     concept_id: str
@@ -202,21 +202,21 @@ class Outcome:
     first_valid: bool
     """Whether the first attempt already kept the contract."""
     repair: Repair | None = None
-    """Of one that broke the contract: the repair with which it keeps it, where there is one."""
+    """For an answer that broke the contract: a repair that makes it keep it, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """An arm, case and sample whose last recorded attempt failed and is to be followed."""
+    """An arm, case and sample whose last recorded attempt failed and needs a retry."""
 
     attempts: int
     problem: Problem | None
-    """None where the attempt had no answer."""
+    """None if the attempt had no answer."""
 
 
 @dataclass(slots=True)
 class Ledger:
-    """What a journal already holds; kept up to date while it grows."""
+    """What a journal holds; kept up to date while it grows."""
 
     done: set[Key]
     begun: dict[Key, Begun]
@@ -230,7 +230,7 @@ class Ledger:
 
 @dataclass(slots=True)
 class Progress:
-    """Where an evaluation stands; updated in place, shown by whoever wants to."""
+    """The progress of an evaluation; updated in place."""
 
     total: int
     """Outcomes expected."""
@@ -241,25 +241,25 @@ class Progress:
     retrying: int = 0
     """Of those in flight, how many are not a first attempt."""
     attempts: int = 0
-    """Over all sessions of the run, as are the tokens and seconds."""
+    """Over all sessions of the run, like the tokens and seconds."""
     output_tokens: int = 0
     seconds: float = 0.0
     grading_s: float = 0.0
     """Spent on parsing, checking and scoring in this session."""
     stopping: bool = False
-    """Set by whoever wants the evaluation to end early; nothing more is then submitted."""
+    """Set it to end the evaluation early; nothing more is then submitted."""
 
 
 class Watcher(Protocol):
-    """Is told how work goes on; a terminal, or whoever else wants to know."""
+    """Receives progress and messages, for example for a terminal."""
 
     def stage(self, text: str) -> None:
-        """A stage begins, or there is something to know about it."""
+        """A stage begins, or there is a message about it."""
 
     def progress(self, progress: Progress) -> None:
-        """The work has come further; the record is the same one each time."""
+        """There is progress; the record is the same one each time."""
 
 
 def free_arms(arms: Iterable[str]) -> list[str]:
-    """The arms that are no constrained variant of another one."""
+    """The arms that are not constrained variants."""
     return [arm for arm in arms if not arm.endswith(CONSTRAINED)]

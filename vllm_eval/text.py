@@ -1,4 +1,4 @@
-"""Characters a reader does not see, or that steer what shows a text: the one table of them."""
+"""The table of characters that are invisible, or that steer the display of a text."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ _LETTERS = frozenset(chr(code) for first, last in SPANS for code in range(first,
 
 
 def is_hidden(character: str) -> bool:
-    """Whether one character shows nothing, or turns or breaks what stands around it."""
+    """Whether a character is invisible, or changes the direction or lines of the text around it."""
     if character.isascii():
         return not character.isprintable()
     return character in _LETTERS or unicodedata.category(character) in _KINDS
 
 
 def has_hidden(text: str) -> bool:
-    """Whether any character of `text` is hidden; quick for ASCII alone, which most texts are."""
+    """Whether any character of `text` is hidden; fast for pure ASCII, which most texts are."""
     if text.isascii():
         return not text.isprintable()
     return any(map(is_hidden, text))
 
 
 def plain(text: str) -> str:
-    """`text` on one line, each character that is hidden or could steer a terminal replaced."""
+    """`text` on one line, with characters replaced that are hidden or could steer a terminal."""
     line = text.replace("\n", " ")
     if not has_hidden(line):
         return line

@@ -38,7 +38,7 @@ class Layers:
         return load_config(self.files, self.settings, self.flags, self.source)
 
     def over(self, setting: str) -> Layers:
-        """With `KEY.PATH=VALUE` over everything, flags too: a swept value must take effect."""
+        """With `KEY.PATH=VALUE` on top of everything, so that a swept value applies."""
         return replace(self, flags=merge(self.flags, setting_layer(setting)))
 
 
@@ -54,7 +54,7 @@ def load_config(
         files: YAML files or names of shipped profiles, lowest first (`--config`).
         settings: `key.path=value` pairs, the value in YAML (`-c`).
         flags: values given on the command line, by configuration key.
-        source: what errors call those.
+        source: their name in error messages.
 
     Raises:
         ConfigError: unknown key, wrong type, missing file; names the layer and the key.
@@ -91,13 +91,13 @@ def read_layer(name: str, *, shipped_only: bool = False) -> dict[str, Any]:
     """The mapping in a shipped profile or in a YAML file.
 
     Raises:
-        ConfigError: there is no such profile or file, or it holds no mapping.
+        ConfigError: there is no such profile or file, or it is not a mapping.
     """
     path = _profile_dir() / f"{name}.yaml" if name in profile_names() else Path(name)
     if not path.is_file() or (shipped_only and name not in profile_names()):
         near = difflib.get_close_matches(name, profile_names(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        msg = f"{name}: no such file, and the profiles are {', '.join(profile_names())}{hint}"
+        msg = f"{name}: no such file; the profiles are {', '.join(profile_names())}{hint}"
         raise ConfigError(msg)
     import yaml
 
@@ -115,7 +115,7 @@ def read_layer(name: str, *, shipped_only: bool = False) -> dict[str, Any]:
 
 
 def _profile_layers(name: str) -> list[dict[str, Any]]:
-    """A shipped profile, after the one it builds on where it names one."""
+    """A shipped profile, after the one that it builds on, if any."""
     layers: list[dict[str, Any]] = []
     while name != "none":
         layers.insert(0, read_layer(name, shipped_only=True))
@@ -125,7 +125,7 @@ def _profile_layers(name: str) -> list[dict[str, Any]]:
 
 
 def _profile_dir() -> Path:
-    """In the wheel the profiles lie inside the package, in a checkout beside it."""
+    """In the wheel the profiles are inside the package, in a checkout beside it."""
     packaged = resolve_path(f"{PACKAGE}configs")
     return packaged if packaged.is_dir() else packaged.parents[1] / "configs"
 
@@ -134,7 +134,7 @@ def setting_layer(setting: str) -> dict[str, Any]:
     """The layer that one `-c KEY.PATH=VALUE` is.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not KEY.PATH=VALUE.
     """
     path, equals, text = setting.partition("=")
     if not equals or not path.strip("."):
@@ -173,8 +173,8 @@ def validated(model: type[_R], layer: dict[str, Any], source: str) -> _R:
     for key, value in layer.items():
         try:
             json.dumps(value, default=str)
-        except (TypeError, ValueError, RecursionError) as error:  # an alias to itself, say
-            msg = f"{source}: {key}: holds what no option can be: {error}"
+        except (TypeError, ValueError, RecursionError) as error:  # such as an alias to itself
+            msg = f"{source}: {key}: not a value that an option can have: {error}"
             raise ConfigError(msg) from error
     text = json.dumps({str(key): value for key, value in layer.items()}, default=str)
     try:

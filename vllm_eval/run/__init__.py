@@ -1,1 +1,1 @@
-"""The story of a run: prepare, evaluate, conclude."""
+"""A run from start to end: prepare, evaluate, conclude."""

@@ -29,17 +29,17 @@ UNANSWERED = Grade(None, None, {})
 
 
 POLL_S = 0.5
-"""Longest wait for a completion before the display is refreshed and a stop is noticed."""
+"""Seconds to wait for a completion before refreshing the display and checking for a stop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is asked of the engine."""
+    """The work for the engine."""
 
     task: Task
     arms: Sequence[Arm]
     cases: Callable[[], Iterable[Case]]
-    """Gives a fresh pass over the cases."""
+    """Starts a new pass over the cases."""
     samples: int
     """Samples per case."""
     attempts: int
@@ -57,16 +57,16 @@ def evaluate(
 ) -> None:
     """Answer and grade what is pending; every attempt is recorded before the next poll.
 
-    A prompt the engine can never answer becomes an outcome instead of a request. Prompts are
-    made and measured as their turn comes, while the engine works on those before them. Memory
-    holds the requests in flight, not the cases.
+    A prompt that the engine can never answer becomes an outcome instead of a request. Prompts are
+    built and measured as their turn comes, while the engine works on earlier ones. Memory holds
+    the requests in flight, not the cases.
 
     Args:
         job: cases, arms, task and limits.
         engine: answers requests of all arms in one batch.
-        ledger: what an earlier session has brought to an end or begun.
+        ledger: what an earlier session has finished or begun.
         record: writes attempts to the journal.
-        progress: updated in place; its `stopping` is obeyed.
+        progress: updated in place; `stopping` ends the evaluation.
         on_progress: called after each poll.
 
     Raises:
@@ -85,7 +85,7 @@ def evaluate(
         engine.submit([request for _, request in batch])
         if not in_flight:
             if refused:
-                continue  # there may be more where these came from
+                continue  # there may be more of these
             return
         completions = engine.poll(POLL_S)
         if not completions and not engine.busy:
@@ -117,7 +117,7 @@ def _next_batch(
     batch: list[tuple[Case, Request]] = []
     refused: list[Attempt] = []
     while len(batch) + len(refused) < room:
-        # Retries first: their cases are the oldest, and the run ends with the last of them.
+        # Retries first: their cases are the oldest, and the run cannot end before them.
         item = retries.popleft() if retries else next(fresh, None)
         if item is None:
             break
@@ -131,7 +131,7 @@ def _next_batch(
 
 
 def derive_seed(seed: int, case_id: str, sample: int, attempt: int) -> int:
-    """A request's own seed, in [0, 2**31): from what it is, never from its place in a batch."""
+    """A request's own seed, in [0, 2**31), independent of its place in a batch."""
     key = f"{seed}|{case_id}|{sample}|{attempt}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest()) & 0x7FFF_FFFF
 
@@ -141,7 +141,7 @@ def _pending(job: Job, ledger: Ledger) -> Iterator[tuple[Case, Request]]:
 
 
 def _first(job: Job, case: Case, ledger: Ledger) -> Iterator[Request]:
-    """A case's next attempts: the arms side by side, so that they share one batch."""
+    """A case's next attempts, with the arms side by side so that they share a batch."""
     prompt = job.task.prompt(case)
     for sample in range(job.samples):
         for arm in job.arms:
@@ -171,13 +171,15 @@ def _request(job: Job, case: Case, arm: str, sample: int, attempt: int, prompt: 
 def _conclude(
     job: Job, engine: Engine, case: Case, request: Request, done: Completion, now: float
 ) -> tuple[Attempt, Request | None]:
-    """Grade a completion; the request of the next attempt where one is due."""
+    """Grade a completion; returns the next attempt's request, if any."""
     grade = UNANSWERED if done.error is not None else job.task.grade(case, done.text)
     attempt = _attempt(case, request, done, grade, "engine_error", now)
     if attempt.status == "success" or request.attempt >= job.attempts:
         return attempt, None
     prompt = job.task.prompt(case, grade.problem)
-    if engine.refusal(prompt) is not None:  # the reminder made it too long: this answer counts
+    if (
+        engine.refusal(prompt) is not None
+    ):  # the reminder made the prompt too long, so this answer counts
         return attempt, None
     retry = _request(job, case, request.arm, request.sample, request.attempt + 1, prompt)
     return replace(attempt, final=False), retry
@@ -191,7 +193,7 @@ def _refused(request: Request, case: Case, why: str, now: float) -> Attempt:
 def _attempt(
     case: Case, request: Request, done: Completion, grade: Grade, failure: str, now: float
 ) -> Attempt:
-    """The journal's line; `failure` is the reason where there is no answer."""
+    """The journal's line; `failure` is the reason if there is no answer."""
     problem = grade.problem
     status: Status = "format_error" if problem else "success"
     if done.error is not None:

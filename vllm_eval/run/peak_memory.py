@@ -1,4 +1,4 @@
-"""The most memory a run held: of the host by its own processes, of the devices by anyone."""
+"""Peak memory of a run: host memory of its own processes, device memory of all processes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ INTERVAL_S = 1.0
 
 @dataclass(slots=True)
 class PeakMemory:
-    """The most so far."""
+    """The peak so far, in bytes."""
 
     host_mib: int = 0
-    """Resident memory of this process and its children, shared pages counted in each."""
+    """Resident memory of this process and its children; shared pages count in each."""
     device_mib: int | None = None
-    """Taken on all NVIDIA devices together; None where there is none, or it cannot be asked."""
+    """Memory in use on all NVIDIA devices; None without a device, or if it cannot be read."""
 
 
 @contextlib.contextmanager
 def watch_memory() -> Iterator[PeakMemory]:
-    """Look once a second, in a thread of its own, and a last time at the end."""
+    """Measure once a second, in a separate thread, and once more at the end."""
     peak, ended = PeakMemory(), threading.Event()
     thread = threading.Thread(target=_watch, args=(peak, ended), name="peak-memory", daemon=True)
     thread.start()
@@ -60,7 +60,7 @@ def _resident() -> int:
 
 
 def _taken(devices: list[Any]) -> int | None:
-    """Bytes; None where no device says."""
+    """Bytes; None if no device reports them."""
     with contextlib.suppress(pynvml.NVMLError):
         return sum(int(pynvml.nvmlDeviceGetMemoryInfo(device).used) for device in devices)
     return None

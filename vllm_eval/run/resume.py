@@ -1,4 +1,4 @@
-"""Whether an earlier session's run can be gone on with here, and which of it is pending again."""
+"""Whether a run of an earlier session can continue here, and what of it is pending again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TORCH_NAMES = {"half": "float16", "float": "float32"}
 
 
 AUTO: Final = "auto"
-"""Instead of a run's folder: the newest run like this one, or a new one where there is none."""
+"""Instead of a run's folder: the newest run like this one, or a new one if there is none."""
 
 
 def load_resumed(
@@ -62,13 +62,13 @@ def other_engine(
     hardware: Machine | None = None,
     software: Software | None = None,
 ) -> str | None:
-    """Why the engine installed here may not go on with a run, as far as that is seen without it.
+    """Why the engine installed here may not continue a run, judged before a model is loaded.
 
-    A finding before the model is loaded; `run` compares once more what the engine says of itself.
+    `run` compares again once the engine describes itself.
 
     Args:
-        plan: what is to go on.
-        recorded: what the run's manifest says of its engine; empty where none had started.
+        plan: of the run to continue.
+        recorded: what the run's manifest says of its engine; empty if none had started.
         hardware: this machine by default.
         software: what is installed by default.
     """
@@ -78,17 +78,17 @@ def other_engine(
     now = software.vllm if engine == "vllm" else dict(software.packages).get(engine)
     before = recorded.get(engine)
     if before and now and _release(before) != _release(now):
-        return f"begun with {engine} {before}, and {now} is installed"
+        return f"begun with {engine} {before}, but {now} is installed"
     if plan.config.engine == "vllm" and not software.for_cpu:
         dtype = _dtype_on(hardware or machine.detect(), plan)
         before = recorded.get("dtype")
         if before and dtype and before != dtype:
-            return f"begun with dtype {before}, and this machine computes in {dtype}"
+            return f"begun with dtype {before}, but this machine computes in {dtype}"
     return None
 
 
 def refuse_other_engine(plan: Plan, folder: Path) -> None:
-    """Do nothing where `other_engine` finds no reason.
+    """Do nothing if `other_engine` finds no reason.
 
     Raises:
         InputError: it finds one.
@@ -101,15 +101,15 @@ def refuse_other_engine(plan: Plan, folder: Path) -> None:
 def requeue_refused(plan: Plan, folder: Path, journal: Journal) -> int:
     """Make prompts refused as too long pending again if the run is resumed with a longer limit.
 
-    No engine has seen them, and raising the limit is our own advice; without this they would stay
-    what they are. The files of a finished run, which count them, are no longer valid.
+    No engine has seen them, and raising the limit is our own advice. The files of a finished run
+    count them as errors, so they are no longer valid.
 
     Returns:
         How many are pending again.
     """
     before = manifest.read(folder).get("engine", {}).get("max_model_len")
     if plan.config.engine == "openai" or not isinstance(before, int):
-        return 0  # a server's limit is its own
+        return 0  # a server has its own limit
     base = plan.base
     longest = base.architecture.max_len if base and base.architecture else None
     if whole(plan.config.engine_args.get("max_model_len"), longest or 0) <= before:
@@ -125,12 +125,12 @@ def _was_too_long(attempt: Attempt) -> bool:
 
 
 def _release(version: object) -> str:
-    """Without the local tag, which says for what it was built."""
+    """The version without the local tag, which says what it was built for."""
     return str(version).partition("+")[0]
 
 
 def _dtype_on(hardware: Machine, plan: Plan) -> str | None:
-    """PyTorch's name of the type vLLM will compute in on these GPUs; None if unknown."""
+    """PyTorch's name of the type that vLLM will compute in on these GPUs; None if unknown."""
     asked = plan.config.dtype
     if asked != "auto":
         return _TORCH_NAMES.get(asked, asked)

@@ -1,4 +1,4 @@
-"""The story of a run, one screen: prepare, evaluate, conclude."""
+"""A run from start to end: prepare, evaluate, conclude."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def run(
 
     Args:
         config: the resolved configuration.
-        watcher: is told how the run goes.
+        watcher: receives progress and messages.
         resume: folder of a run to be continued, or `AUTO`; None for a new one.
-        stop_on_signals: take over SIGINT and SIGTERM while the engine answers: the first one ends
-            the evaluation in order, with a partial run, the second one at once.
+        stop_on_signals: handle SIGINT and SIGTERM while the engine answers: the first one ends the
+            evaluation cleanly, with a partial run, the second one at once.
 
     Raises:
         InputError: configuration, data set or adapter cannot be used, or the run to be
@@ -85,9 +85,9 @@ def run(
     folder = _open_folder(plan, resume, watcher)
     with closing(Journal(folder.journal)) as journal:
         if changed := note_config(folder.path, dump_config(config)):
-            watcher.stage(f"resumed with another {', '.join(changed)}")
+            watcher.stage(f"resumed with a different {', '.join(changed)}")
         if requeued := requeue_refused(plan, folder.path, journal):
-            watcher.stage(f"{requeued} prompts were too long for the limit before; asked again")
+            watcher.stage(f"asking {requeued} prompts again that were too long before")
         progress = _progress(plan, journal.ledger)
         if progress.done < progress.total:
             refuse_other_engine(plan, folder.path)
@@ -111,7 +111,7 @@ def run(
 
 
 def _prepare(config: Config, watcher: Watcher) -> Plan:
-    """Read and check everything left of the engine."""
+    """Read and check everything before the engine."""
     watcher.stage("checking data set and adapters")
     draft = read_plan(config)
     findings = check_plan(draft)
@@ -123,7 +123,7 @@ def _prepare(config: Config, watcher: Watcher) -> Plan:
 
 
 def _progress(plan: Plan, ledger: Ledger) -> Progress:
-    """Where an evaluation stands that goes on from a journal."""
+    """The progress of an evaluation that continues from a journal."""
     return Progress(
         total=len(plan.dataset.drawn) * len(plan.arms) * plan.config.samples_per_case,
         done=len(ledger.done),
@@ -136,12 +136,12 @@ def _progress(plan: Plan, ledger: Ledger) -> Progress:
 
 
 def _write_reports(config: Config, folder: RunFolder, watcher: Watcher) -> None:
-    """The report and then the ZIP, which is written also where the report fails."""
+    """Write the report and then the ZIP, even if the report fails."""
     try:
         if config.report:
             watcher.stage("writing the report")
             write_reports(load_run(folder.path))
-    except (EvalError, OSError) as error:  # the verdict stands without it
+    except (EvalError, OSError) as error:  # the verdict does not depend on it
         again = f"python -m vllm_eval report {folder.path}"
         watcher.stage(f"the report was not written: {error}; try again with {again}")
     finally:
@@ -149,14 +149,14 @@ def _write_reports(config: Config, folder: RunFolder, watcher: Watcher) -> None:
 
 
 def _evaluated(plan: Plan, folder: RunFolder, *, partial: bool) -> Evaluated:
-    """What is concluded; without a stop nothing may be pending, so that what was lost is found."""
+    """Conclude the run; without a stop nothing may be pending, so lost answers are noticed."""
     paths = {arm.name: str(arm.adapter.path) if arm.adapter else None for arm in plan.arms}
     recorded, rows = manifest.read(folder.path), index_rows(folder.path)
     return Evaluated(folder, recorded, plan.config, paths, rows, plan.task, partial)
 
 
 def _open_folder(plan: Plan, resume: Path | Literal["auto"] | None, watcher: Watcher) -> RunFolder:
-    """A new run folder, or the one to be resumed once it has proved to be of the same run."""
+    """A new run folder, or the one to resume, after checking that it is of the same run."""
     identity = manifest.identify(plan)
     output_dir = resolve_path(plan.config.output_dir)
 
@@ -168,11 +168,11 @@ def _open_folder(plan: Plan, resume: Path | Literal["auto"] | None, watcher: Wat
 
     if resume == AUTO:
         resume = find_like(output_dir, identity, usable=usable)
-        watcher.stage(f"resume: {resume or 'no run like this one yet, so a new one'}")
+        watcher.stage(f"resume: {resume or 'no run like this one yet, so a new one starts'}")
     if resume is not None:
         recorded = manifest.read(resume)
         if changed := manifest.differences(recorded["identity"], identity):
-            msg = f"{resume}: cannot be resumed, it is another run: {'; '.join(changed)}"
+            msg = f"{resume}: cannot be resumed, it is a different run: {'; '.join(changed)}"
             raise InputError(msg)
         folder = RunFolder(resume, timestamp_of(resume, recorded))
         if not (resume / CASES).is_file():
@@ -202,9 +202,9 @@ def _generate(
     watcher: Watcher,
     stops: _Stops,
 ) -> float:
-    """Have everything pending answered; an engine that dies is started again with what is left.
+    """Answer everything pending; an engine that dies is restarted with what is left.
 
-    Returns the seconds the first engine took to start.
+    Returns the seconds that the first engine took to start.
     """
     config, life, load_s = plan.config, 0, 0.0
     job = Job(
@@ -228,10 +228,10 @@ def _generate(
                 with stops(progress):
                     ledger, record = journal.ledger, journal.append
                     evaluate(job, engine, ledger, record, progress, watcher.progress)
-                _note_engine(folder, engine.about)  # and what it had to send again
+                _note_engine(folder, engine.about)  # including what it had to send again
                 return load_s
         except EngineDiedError as error:
-            if progress.stopping:  # Ctrl-C reaches the engine's own processes as well
+            if progress.stopping:  # Ctrl-C reaches the engine's processes too
                 return load_s
             life += 1
             if life > config.max_engine_restarts:
@@ -241,7 +241,7 @@ def _generate(
 
 
 def _note_engine(folder: RunFolder, about: Mapping[str, str | int]) -> None:
-    """Keep what the engine says of itself; a later session must not be of another kind.
+    """Store the engine's description of itself; a later session must match it.
 
     Raises:
         InputError: the run was begun with another engine, release, type or quantisation.
@@ -250,7 +250,7 @@ def _note_engine(folder: RunFolder, about: Mapping[str, str | int]) -> None:
     before = manifest.read(folder.path).get("engine", {})
     for key in ("engine", "vllm", "transformers", "dtype", "quantization", "models"):
         if before and before.get(key) != about.get(key):
-            msg = f"{folder.path}: begun with {key} {before.get(key)!r}, this is {about.get(key)!r}"
+            msg = f"{folder.path}: begun with {key} {before.get(key)!r}, not {about.get(key)!r}"
             msg += "; start a new run, without --resume"
             raise InputError(msg)
     add_to_json(path, {"engine": dict(about)})
@@ -258,17 +258,17 @@ def _note_engine(folder: RunFolder, about: Mapping[str, str | int]) -> None:
 
 @contextmanager
 def _naming_folder(folder: RunFolder) -> Iterator[None]:
-    """Have an interrupt say where the answers are that it leaves."""
+    """Add to an interrupt where the answers so far are."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        interrupt.add_note(f"what has finished is in {folder.path}; resume it to go on")
+        interrupt.add_note(f"what has finished is in {folder.path}; resume it to continue")
         raise
 
 
 @contextmanager
 def _stop_on_signals(progress: Progress) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends the evaluation in order, the second one at once."""
+    """The first Ctrl-C or SIGTERM ends the evaluation cleanly, the second one at once."""
 
     def stop(number: int, frame: object) -> None:
         del number, frame
