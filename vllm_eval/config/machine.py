@@ -79,7 +79,7 @@ class Machine:
     available_mib: int | None = None
     """Memory not in use by any process now."""
     cuda_compat: bool = False
-    """NVIDIA's forward compatibility libraries are on the library path, so an older driver may do."""
+    """NVIDIA's forward compatibility libraries are on the library path; an old driver may do."""
     platform: str | None = None
     """Notebook platform, by its name in `platforms`."""
 
