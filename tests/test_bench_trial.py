@@ -151,6 +151,7 @@ def test_an_interrupt_ends_a_trial_and_then_its_worker(
 ) -> None:
     config = configure(bench, answers)
     bench.answers({"text": answers.text(), "seconds": 60})
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored behind `nohup` or `&`
     with closing(Worker(config, WORK, tmp_path / "log")) as worker:
         threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
