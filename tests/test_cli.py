@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import signal
@@ -11,11 +12,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
+from rich.markup import escape
+from typer.core import TyperGroup, TyperOption
+from typer.main import get_command
 
 from vllm_eval import __version__
+from vllm_eval.cli import app
+from vllm_eval.config.flags import KeyOption, key_options
+from vllm_eval.config.settings import Config, GateConfig, VllmArgs
 
 if TYPE_CHECKING:
     from tests.conftest import Answers, Bench
@@ -34,6 +42,9 @@ HEAVY = [
     "yaml",
     "jinja2",
 ]
+
+
+COMMANDS = ["run", "check", "score", "compare", "report", "diagnose", "export", "bench"]
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -107,6 +118,143 @@ def test_the_flags_keep_their_names(bench: Bench, flag: str) -> None:
     assert re.search(rf"(?<![\w-]){flag}\b", shown.out)
 
 
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_command_answers_h_and_help_with_the_same(bench: Bench, command: str) -> None:
+    short, long = (bench.call(*command.split(), name) for name in ("-h", "--help"))
+    assert (short.code, long.code) == (0, 0)
+    assert short.out == long.out
+    assert "Exit codes: " in short.out
+
+
+@pytest.mark.parametrize("command", ["", "run"])
+def test_help_groups_the_options_and_shows_three_examples(bench: Bench, command: str) -> None:
+    shown = bench.call(*command.split(), "--help").out
+    panels = ["What to evaluate", "How to ask", "Engine", "Gate", "Output"]
+    assert re.findall(r"╭─ ([^─]+) ─", shown)[1:6] == panels
+    assert len(re.findall(r"^ *python -m vllm_eval --", shown, re.MULTILINE)) == 3
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_at_80_columns_no_name_and_no_default_is_cut_off(
+    bench: Bench, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = bench.call(*command.split(), "--help").out
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+KEYS = [pytest.param(option, id=".".join(option.path)) for option in key_options()]
+
+
+@pytest.mark.parametrize("option", KEYS)
+def test_an_option_has_the_default_and_the_help_of_its_key(option: KeyOption) -> None:
+    command = get_command(app)
+    assert isinstance(command, TyperGroup)
+    params = {param.name: param for param in command.commands["run"].params}
+    shown = params[option.path[-1]]
+    assert isinstance(shown, TyperOption)
+    assert shown.help is not None
+    text, _, default = shown.help.partition(" [dim]\\[default: ")
+    key: Any = Config()
+    model: Any = Config
+    for name in option.path:
+        field = model.model_fields[name]
+        key = getattr(key, name) if isinstance(key, Config | GateConfig) else None
+        model = {"gate": GateConfig, "engine_args": VllmArgs}.get(name)
+    assert text == " ".join(field.description.split())
+    default = default.removesuffix("][/dim]")
+    if key is None or key == ():
+        assert default == option.flag.unset
+    elif isinstance(key, bool):
+        assert default.partition(";")[0] == ("on" if key else "off")
+    elif "/" in str(key):
+        assert "/".join(reversed(default.split(" in "))) == key
+    else:
+        assert default == str(key)
+
+
+def test_every_option_shows_a_default_and_no_text_is_taken_for_markup() -> None:
+    command = get_command(app)
+    assert isinstance(command, TyperGroup)
+    own = [param for name in COMMANDS for param in command.commands[name].params]
+    for param in own:
+        if isinstance(param, TyperOption):
+            assert param.help is not None
+            text, default, rest = param.help.partition(" [dim]\\[default: ")
+            assert default
+            assert escape(text + rest.removesuffix("][/dim]")) == text + rest.removesuffix(
+                "][/dim]"
+            )
+
+
+def test_an_option_that_is_not_given_leaves_the_file_its_say(good: Bench) -> None:
+    mine = good.folder / "mine.yaml"
+    mine.write_text("retries: 0\nrepair: true\nconstrain: none\ngate: {min_ratio: 0.5}\n", "utf-8")
+    run = good.run("--config", str(mine), "--min-valid-rate", "0.8", "--no-repair")
+    assert run.code == 0
+    config = yaml.safe_load((run.folder / "config.yaml").read_text("utf-8"))
+    assert (config["retries"], config["repair"]) == (0, False)
+    assert (config["gate"]["min_ratio"], config["gate"]["min_valid_rate"]) == (0.5, 0.8)
+
+
+def completions(*words: str) -> set[str]:
+    """What a shell offers for the last of these words."""
+    done = subprocess.run(
+        [sys.executable, "-m", "vllm_eval"],
+        env=os.environ
+        | {"_VLLM_EVAL_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(("vllm-eval", *words))}
+        | {"COMP_CWORD": str(len(words))},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (("",), {"run", "check", "score", "bench"}),
+        (("--max-s",), {"--max-samples"}),
+        (("--retries", "1", "--tens"), {"--tensor-parallel-size"}),
+        (("--engine", "s"), {"scripted"}),
+        (("bench", "--warm"), {"--warmup"}),
+        (("check", "--config", "colab"), {"colab_t4"}),
+    ],
+)
+def test_a_shell_completes_commands_options_and_values(
+    words: tuple[str, ...], offered: set[str]
+) -> None:
+    assert completions(*words) >= offered
+
+
+def test_the_script_that_completes_is_shown_for_the_installed_program() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m vllm_eval --show-completion; true"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "complete -o default -F _vllm_eval_completion vllm-eval" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["bench", "-h"], ["--version"]])
+def test_help_whose_reader_has_left_is_no_fail(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "vllm_eval", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.wait(timeout=30) == 0
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
 def test_the_version_is_printed(bench: Bench) -> None:
     shown = bench.call("--version")
     assert (shown.code, shown.out.split()[-1]) == (0, __version__)
@@ -171,6 +319,8 @@ def test_a_run_leaves_no_file_open(good: Bench) -> None:
         (["--retires", "1"], "--retries"),
         (["--seed", "x"], "--seed"),
         (["nonsense"], "nonsense"),
+        (["reprot"], "Did you mean 'report'"),
+        (["bench", "--fail-rate", "2"], "fail_rate"),
         (["--seed"], "--seed"),
     ],
 )

@@ -54,7 +54,9 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or 
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"vllm_eval {__version__}")
+        from vllm_eval.report.terminal import write_out
+
+        write_out(f"vllm_eval {__version__}\n")
         raise typer.Exit
 
 
@@ -68,7 +70,8 @@ def program(
     """Decide whether a LoRA adapter is good enough to ship.
 
     Base and adapters answer the same cases in one engine; the gate says PASS or FAIL.
-    run is the default command: its options below need no command's name.
+    The command run may be left out: the options below are its own. Every switch
+    has an opposite, such as --no-repair.
 
     Exit codes: 0 PASS, 1 FAIL, 2 bad usage or input, 3 could not evaluate,
     130 interrupted.
@@ -122,17 +125,19 @@ def score_command(
     layers: Layers,
     answers: Annotated[
         list[Path],
-        typer.Argument(help="Result files, journals (attempts.jsonl) or run folders."),
+        typer.Argument(
+            metavar="RESULTS...", help="Result files, journals (attempts.jsonl) or run folders."
+        ),
     ],
     as_json: AsJson = False,
 ) -> int:
     """Grade stored answers again, without an engine.
 
-    Result files are those of a run, or of the same structure. Task, data set, gate
-    and seed are by default those stored with the answers.
+    Result files are those of a run, or {"results": [...]} with the same keys. Task,
+    data set, gate and seed come from the answers' own run unless given.
 
-    Exit codes: with one baseline and adapters 0 PASS, 1 FAIL; otherwise 0 where every
-    recorded status and score is reproduced, 1 where not; 2 bad usage or input.
+    Exit codes: with one baseline and adapters 0 PASS, 1 FAIL; otherwise 0 where
+    every recorded status and score is reproduced, 1 where not; 2 bad usage or input.
     """
     from vllm_eval.rescore.score import score
     from vllm_eval.rescore.show import ScoreProgress, show_row, show_scored
@@ -164,7 +169,9 @@ def compare_command(
 
 @command("report")
 def report_command(
-    runs: Annotated[list[str], typer.Argument(help="Run folders, or names of runs.")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUNS...", help="Run folders, or names of runs.")
+    ],
     output_dir: OutputDir = "results",
     output: Annotated[
         Path | None,
@@ -177,8 +184,8 @@ def report_command(
 ) -> int:
     """Render stored runs again: HTML, Markdown, plots, JUnit and the ZIP.
 
-    A run that was interrupted is concluded from what it has. Several runs also get a
-    page over time.
+    A run that was interrupted is concluded from what it has. Several runs also get
+    a page over time.
 
     Exit codes: 0 rendered, 2 bad usage or input.
     """
@@ -245,8 +252,8 @@ def export_command(
 def bench_command(layers: Layers, options: BenchOptions) -> int:
     """Time engines, settings and ways of asking on the same work.
 
-    Answers have forced lengths; contestants take turns. Files go to benchmarks/ in
-    the output folder.
+    Answers have forced lengths; contestants take turns. Files go to benchmarks/
+    in the output folder.
 
     Exit codes: 0 timed, 2 bad usage or input, 3 could not be timed.
     """
