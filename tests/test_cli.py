@@ -156,12 +156,11 @@ def test_an_option_has_the_default_and_the_help_of_its_key(option: KeyOption) ->
     assert isinstance(shown, TyperOption)
     assert shown.help is not None
     text, _, default = shown.help.partition(" [dim]\\[default: ")
-    key: Any = Config()
-    model: Any = Config
-    for name in option.path:
-        field = model.model_fields[name]
-        key = getattr(key, name) if isinstance(key, Config | GateConfig) else None
-        model = {"gate": GateConfig, "engine_args": VllmArgs}.get(name)
+    *section, name = option.path
+    record = {"gate": GateConfig, "engine_args": VllmArgs}[section[0]] if section else Config
+    key: Any = getattr(record(), name)
+    field = record.model_fields[name]
+    assert field.description
     assert text == " ".join(field.description.split())
     default = default.removesuffix("][/dim]")
     if key is None or key == ():
@@ -456,3 +455,14 @@ def test_a_check_whose_reader_has_left_keeps_its_own_exit_code(bench: Bench) -> 
     assert process.stdout is not None
     process.stdout.close()
     assert process.wait(timeout=30) == 2
+
+
+def test_the_page_on_the_command_line_names_every_command_and_option() -> None:
+    page = (REPOSITORY / "docs/cli.md").read_text("utf-8")
+    command = get_command(app)
+    assert isinstance(command, TyperGroup)
+    for name in COMMANDS:
+        assert f"| `{name}" in page
+        for param in command.commands[name].params:
+            if isinstance(param, TyperOption):
+                assert all(f"`{option}`" in page for option in param.opts), param.name

@@ -22,7 +22,7 @@ RETIRED = frozenset(("journal_part_mib",))
 """Keys in files of earlier versions, also in the `config.yaml` of their runs; without effect."""
 WHAT, HOW, ENGINE, GATE, OUTPUT = "What to evaluate", "How to ask", "Engine", "Gate", "Output"
 """Help panels of the options, in their order."""
-NOT_CHECKED, VLLM = "not checked", "profile's, or vLLM's"
+NOT_CHECKED, VLLM = "not checked", "the profile's or vLLM's"
 _Positive = Annotated[int, Field(gt=0)]
 _NotNegative = Annotated[float, Field(ge=0)]
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -92,7 +92,7 @@ class VllmArgs(Record):
     gpu_memory_utilization: Annotated[float | None, Flag(ENGINE, VLLM)] = None
     """vLLM: share of the GPU's memory to use."""
     quantization: Annotated[str | None, Flag(ENGINE, VLLM)] = None
-    """vLLM: quantization method."""
+    """vLLM: quantisation method."""
     dtype: Annotated[str | None, Flag(ENGINE, VLLM)] = None
     """vLLM: type of weights and activations."""
     enforce_eager: Annotated[bool | None, Flag(ENGINE, VLLM)] = None
@@ -148,9 +148,9 @@ class Config(Record):
     ] = "vllm"
     """Engine: vllm, transformers, openai (servers), ray (a cluster) or scripted."""
     load_4bit: Annotated[bool, Flag(ENGINE)] = False
-    """Quantize the base to 4 bits with bitsandbytes."""
+    """Quantise the base to 4 bits with bitsandbytes."""
     bnb_compute_dtype: Annotated[
-        Literal["float16", "bfloat16", "float32"] | None, Flag(ENGINE, "dtype", metavar="TYPE")
+        Literal["float16", "bfloat16", "float32"] | None, Flag(ENGINE, "--dtype", metavar="TYPE")
     ] = None
     """Type to compute in with 4 bits: float16, bfloat16 or float32."""
     engine_args: dict[str, Any] = {}
