@@ -23,7 +23,7 @@ from typer.main import get_command
 from vllm_eval import __version__
 from vllm_eval.cli import app
 from vllm_eval.config.flags import KeyOption, key_options
-from vllm_eval.config.settings import Config, GateConfig, VllmArgs
+from vllm_eval.config.settings import Config, GateConfig, Record, VllmArgs
 
 if TYPE_CHECKING:
     from tests.conftest import Answers, Bench
@@ -157,7 +157,8 @@ def test_an_option_has_the_default_and_the_help_of_its_key(option: KeyOption) ->
     assert shown.help is not None
     text, _, default = shown.help.partition(" [dim]\\[default: ")
     *section, name = option.path
-    record = {"gate": GateConfig, "engine_args": VllmArgs}[section[0]] if section else Config
+    records: dict[str, type[Record]] = {"gate": GateConfig, "engine_args": VllmArgs}
+    record = records[section[0]] if section else Config
     key: Any = getattr(record(), name)
     field = record.model_fields[name]
     assert field.description
