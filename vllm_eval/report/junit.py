@@ -44,14 +44,13 @@ def _gates(comparison: Mapping[str, Any]) -> Iterator[ET.Element]:
             why = f"{verdict['verdict']}: answers are still pending"
             tests = [_test(name, rule["name"], "skipped", None, why) for rule in verdict["rules"]]
         else:
-            tests = [_rule(name, rule) for rule in verdict["rules"]]
+            kinds = {True: None, False: "failure"}
+            tests = [
+                _test(name, rule["name"], kinds[rule["passed"]], "rule", rule["reason"])
+                for rule in verdict["rules"]
+            ]
         how = ", constrained answers" if comparison["constrained"]["mode"] == "only" else ""
         yield _suite(f"gate of {verdict['arm']}{how}", tests)
-
-
-def _rule(name: str, rule: Mapping[str, Any]) -> ET.Element:
-    kind = None if rule["passed"] else "failure"
-    return _test(name, rule["name"], kind, "rule", rule["reason"])
 
 
 def _arms(run: StoredRun) -> Iterator[ET.Element]:

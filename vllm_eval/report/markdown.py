@@ -69,13 +69,8 @@ def write_markdown(run: StoredRun, path: Path) -> Path:
     return write_text(path, page)
 
 
-def write_summary(run: StoredRun, path: Path) -> Path:
-    """A few lines for the page of a CI job."""
-    return write_text(path, render_summary(run))
-
-
 def render_summary(run: StoredRun) -> str:
-    """The text of `write_summary`."""
+    """A few lines for the page of a CI job."""
     return _render("summary.md.j2", run)
 
 

@@ -73,9 +73,9 @@ def _tags(run: StoredRun) -> dict[str, str]:
 def _params(run: StoredRun) -> Iterable[tuple[str, str]]:
     """The configuration, and the engine's description of itself."""
     config = load_config([str(run.folder / CONFIG)]).model_dump(mode="json")
-    yield from facts(config)
-    yield from facts({"engine_about": run.environment.get("engine", {})})
-    yield from facts({"dataset_sha256": run.environment["identity"]["dataset"]})
+    about = run.environment
+    more = {"engine_about": about.get("engine", {}), "dataset_sha256": about["identity"]["dataset"]}
+    return facts(config | more)
 
 
 def _metrics(comparison: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -96,8 +96,9 @@ def inline_svgs(comparison: Mapping[str, Any]) -> dict[str, str]:
 
 def slide_svgs(comparison: Mapping[str, Any]) -> dict[str, str]:
     """Each figure as the text of an SVG file on white, by name."""
+    white = f'<rect width="100%" height="100%" style="fill: {BACKGROUND}"/>'
     svgs = _svgs(orjson.dumps(comparison))
-    return {name: with_background(svg, BACKGROUND) for name, svg in svgs.items()}
+    return {name: svg[: _inside(svg)] + white + svg[_inside(svg) :] for name, svg in svgs.items()}
 
 
 def write_plots(comparison: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -166,11 +167,9 @@ def clean_svg(text: str, name: str) -> str:
     return _TAG.sub(lambda tag: _clean_tag(tag.group(), name, used), text)
 
 
-def with_background(text: str, colour: str) -> str:
-    """An SVG file's text with a rectangle of one colour behind all."""
-    start = text.index(">", text.index("<svg")) + 1
-    rectangle = f'<rect width="100%" height="100%" style="fill: {colour}"/>'
-    return text[:start] + rectangle + text[start:]
+def _inside(svg: str) -> int:
+    """Where the `<svg>` element's content begins."""
+    return svg.index(">", svg.index("<svg")) + 1
 
 
 def as_element(text: str, called: str, colours: Mapping[str, str]) -> str:
@@ -184,9 +183,8 @@ def as_element(text: str, called: str, colours: Mapping[str, str]) -> str:
 
     view = _VIEW.search(text)
     box = view.group() if view else ""
-    start = text.index(">", text.index("<svg")) + 1
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img"'
-    return f"{opening} aria-label={quoteattr(called)}>{_TAG.sub(recoloured, text[start:])}"
+    return f"{opening} aria-label={quoteattr(called)}>{_TAG.sub(recoloured, text[_inside(text) :])}"
 
 
 def _clean_tag(tag: str, name: str, used: Collection[str]) -> str:

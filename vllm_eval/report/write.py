@@ -10,7 +10,7 @@ from vllm_eval.config.settings import resolve_path
 from vllm_eval.errors import EvalError, InputError
 from vllm_eval.records import Watcher
 from vllm_eval.report.stored_run import HTML, JUNIT, MARKDOWN, SUMMARY, StoredRun
-from vllm_eval.store.folder import RunFolder, find_run, timestamp_of, write_zip
+from vllm_eval.store.folder import RunFolder, find_run, timestamp_of, write_text, write_zip
 
 
 def write_reports(run: StoredRun) -> list[Path]:
@@ -23,7 +23,7 @@ def write_reports(run: StoredRun) -> list[Path]:
     """
     from vllm_eval.report.html import write_html
     from vllm_eval.report.junit import write_junit
-    from vllm_eval.report.markdown import write_markdown, write_summary
+    from vllm_eval.report.markdown import render_summary, write_markdown
     from vllm_eval.report.plots import write_plots
 
     folder = run.folder
@@ -31,7 +31,7 @@ def write_reports(run: StoredRun) -> list[Path]:
         write_html(run, folder / HTML),
         *write_plots(run.comparison, folder),
         write_junit(run, folder / JUNIT),
-        write_summary(run, folder / SUMMARY),
+        write_text(folder / SUMMARY, render_summary(run)),
         write_markdown(run, folder / MARKDOWN),  # lists the others
     ]
 
