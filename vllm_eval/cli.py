@@ -69,9 +69,9 @@ def program(
 ) -> None:
     """Decide whether a LoRA adapter is good enough to ship.
 
-    Base and adapters answer the same cases in one engine; the gate says PASS or FAIL.
-    The command run may be left out: the options below are its own. Every switch
-    has an opposite, such as --no-repair.
+    Base and adapters answer the same cases in one engine; the gate says PASS or
+    FAIL. The command run may be left out: the options below are its own. Every
+    switch has an opposite, such as --no-repair.
 
     Exit codes: 0 PASS, 1 FAIL, 2 bad usage or input, 3 could not evaluate,
     130 interrupted.
@@ -126,18 +126,19 @@ def score_command(
     answers: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RESULTS...", help="Result files, journals (attempts.jsonl) or run folders."
+            metavar="RESULTS", help="Result files, journals (attempts.jsonl) or run folders."
         ),
     ],
     as_json: AsJson = False,
 ) -> int:
     """Grade stored answers again, without an engine.
 
-    Result files are those of a run, or {"results": [...]} with the same keys. Task,
-    data set, gate and seed come from the answers' own run unless given.
+    Result files are those of a run, or {"results": [...]} with the same keys.
+    Task, data set, gate and seed come from the answers' own run unless given.
 
     Exit codes: with one baseline and adapters 0 PASS, 1 FAIL; otherwise 0 where
-    every recorded status and score is reproduced, 1 where not; 2 bad usage or input.
+    every recorded status and score is reproduced, 1 where not; 2 bad usage or
+    input.
     """
     from vllm_eval.rescore.score import score
     from vllm_eval.rescore.show import ScoreProgress, show_row, show_scored
@@ -158,7 +159,8 @@ def compare_command(
 ) -> int:
     """Compare run B with run A case by case, as recorded.
 
-    Exit codes: 0 compared, 2 bad usage or input, also two that must not be compared.
+    Exit codes: 0 compared, 2 bad usage or input, also where the two must not be
+    compared.
     """
     from vllm_eval.rescore.compare import compare_runs
     from vllm_eval.rescore.show import show_compared
@@ -170,7 +172,7 @@ def compare_command(
 @command("report")
 def report_command(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUNS...", help="Run folders, or names of runs.")
+        list[str], typer.Argument(metavar="RUNS", help="Run folders, or names of runs.")
     ],
     output_dir: OutputDir = "results",
     output: Annotated[
@@ -184,8 +186,8 @@ def report_command(
 ) -> int:
     """Render stored runs again: HTML, Markdown, plots, JUnit and the ZIP.
 
-    A run that was interrupted is concluded from what it has. Several runs also get
-    a page over time.
+    A run that was interrupted is concluded from what it has.
+    Several runs also get a page over time.
 
     Exit codes: 0 rendered, 2 bad usage or input.
     """
