@@ -174,7 +174,7 @@ def test_contestants_of_one_configuration_share_an_engine() -> None:
 @pytest.mark.parametrize(
     ("chosen", "sets", "message"),
     [
-        ("mixd", (), "there is no 'mixd'; there are mixed, arms"),
+        ("mixd", (), "there is no 'mixd'; choose from mixed, arms"),
         ("generate", (), "'generate' needs the vllm engine"),
         ("mixed,mixed", (), "'mixed' is there twice"),
         (None, ("temperature",), "must be KEY.PATH=VALUE"),

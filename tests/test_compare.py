@@ -98,7 +98,7 @@ def test_result_files_are_compared_whatever_their_arms(first: Path, bench: Bench
     (baseline,) = first.glob("baseline*")
     result = found(bench, baseline, student)
     assert [(arm["a"], arm["b"]) for arm in result["arms"]] == [("baseline", "pupil")]
-    assert "baseline of A is held against pupil of B" in result["flags"]
+    assert "baseline of A is compared with pupil of B" in result["flags"]
 
 
 def test_the_only_other_students_are_paired(first: Path, bench: Bench) -> None:
@@ -110,7 +110,7 @@ def test_the_only_other_students_are_paired(first: Path, bench: Bench) -> None:
         ("baseline", "baseline"),
         ("pupil", "heir"),
     ]
-    assert "pupil of A is held against heir of B" in result["flags"]
+    assert "pupil of A is compared with heir of B" in result["flags"]
 
 
 def test_a_journal_is_compared_like_its_result_files(first: Path, bench: Bench) -> None:
@@ -123,7 +123,7 @@ def test_another_data_set_is_refused(first: Path, bench: Bench) -> None:
     bench.dataset(5)
     run = compare(bench, first, again(bench))
     assert run.code == 2
-    assert "the data sets are not the same" in run.err
+    assert "the data sets differ" in run.err
 
 
 def test_another_task_version_is_refused(
@@ -165,7 +165,7 @@ def test_another_prompt_or_base_is_flagged(first: Path, bench: Bench, key: str) 
 def test_another_adapter_of_the_same_name_is_flagged(first: Path, bench: Bench) -> None:
     second = again(bench)
     edit_manifest(second, adapters={"pupil": "other"})
-    assert found(bench, first, second)["flags"] == ["pupil is another adapter in B than in A"]
+    assert found(bench, first, second)["flags"] == ["pupil is a different adapter in A and in B"]
 
 
 def test_cases_in_only_one_run_are_flagged(first: Path, bench: Bench) -> None:
@@ -186,7 +186,7 @@ def test_files_away_from_their_manifest_are_compared_by_their_configuration(
     for folder in (first, second):
         (folder / "manifest.json").unlink()
     flags = found(bench, first, second)["flags"]
-    assert "not recorded in both" in flags[0]
+    assert "do not both record" in flags[0]
     assert flags[1].startswith("seed differs: 42 in A, 7 in B")
 
 

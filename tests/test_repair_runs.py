@@ -189,9 +189,9 @@ def test_score_makes_the_same_repairs_on_stored_answers(careless: Bench) -> None
     run = careless.run("-c", "gate.min_valid_rate=0.75")
     scored = careless.call("score", str(run.folder), "--repair")
     assert scored.code == run.code == 1
-    words = "2 of 3 that break the contract keep it repaired: 1 close_fence, 1 quote_colons"
+    words = "2 of 3 that break the contract keep it after a repair: 1 close_fence, 1 quote_colons"
     assert words in scored.out
-    assert "with the repaired answers as valid ones the gate would say PASS" in scored.out
+    assert "with repaired answers counted as valid the gate would say PASS" in scored.out
 
 
 def test_scores_rows_name_the_repairs_where_they_are_asked_for(careless: Bench) -> None:

@@ -180,7 +180,7 @@ def test_an_answer_without_its_text_never_passes(
     assert (graded["valid"], graded["reason"], graded["score"]) == (False, "no_raw_response", None)
     scored = score(bench, path)
     assert scored.code == 1
-    assert "1 without a raw response, not gradable" in scored.out
+    assert "1 without a raw response, so not gradable" in scored.out
 
 
 def test_an_empty_answer_misses_its_blocks(bench: Bench, answers: Answers) -> None:
@@ -241,7 +241,7 @@ def test_a_verdict_that_falls_says_what_the_record_said(bench: Bench, answers: A
     arms = old_file(bench, fine, "baseline_1.json"), old_file(bench, student)
     scored = score(bench, *arms, "-c", "gate.min_ratio=0.8")
     assert scored.code == 1
-    assert "on what was recorded the gate said PASS" in scored.out
+    assert "on the recorded results the gate says PASS" in scored.out
 
 
 def test_thresholds_can_be_given(good: Run, bench: Bench) -> None:
@@ -288,7 +288,7 @@ def test_there_is_no_verdict_on_two_students(bench: Bench, answers: Answers) -> 
     files = [old_file(bench, [old_row(answers)], name) for name in ("a.json", "b.json")]
     scored = score(bench, *files)
     assert scored.code == 0
-    assert "no verdict: that takes a baseline and a student" in scored.out
+    assert "no verdict: it needs a baseline and a student" in scored.out
 
 
 def test_samples_of_a_case_are_told_apart_by_their_order(bench: Bench, answers: Answers) -> None:
@@ -337,7 +337,7 @@ def test_the_known_answers_are_graded_as_known(bench: Bench, shared_data: Path) 
 
 def test_a_data_set_of_other_content_than_the_runs_is_noted(good: Run, bench: Bench) -> None:
     bench.dataset(3, concept="Another tool library")
-    assert "made with a data set of other content" in score(bench, good.folder).out
+    assert "made with a data set that differs" in score(bench, good.folder).out
 
 
 def test_a_reader_that_leaves_does_not_change_the_exit_code(bench: Bench, answers: Answers) -> None:

@@ -66,8 +66,8 @@ BROKEN = {
     "hello": "line 1: is neither",
     '{"a": 1}': "has neither a list `results` nor",
     '{"results": {}}': "has neither a list `results` nor",
-    '{"results": []}': "holds no answer",
-    "[]": "holds no answer",
+    '{"results": []}': "has no answers",
+    "[]": "has no answers",
     '{"results": [7]}': "results[0]: must be a JSON object",
     '{"results":\n[{"concept_id": "a"},\n{"tier": 1}]}': "results[1]: lacks `concept_id`",
     '{"results":\n[{"concept_id": "a"},\n{"concept_id": }]}': "line 3: not valid JSON",
@@ -102,7 +102,7 @@ def test_a_file_too_large_to_be_read_whole_is_refused_before_it_is_read(bench: B
     os.truncate(path, MAX_BYTES + 1)  # a hole: no disk is taken
     scored = score(bench, path)
     assert scored.code == 2
-    assert "is larger than 1 GiB, and would be read whole into memory" in scored.err
+    assert "is larger than 1 GiB, and must be read whole into memory" in scored.err
     assert "attempts.jsonl" in scored.err
 
 
@@ -123,7 +123,7 @@ def test_a_folder_without_answers_is_an_input_error(bench: Bench) -> None:
     bench.dataset(1)
     scored = score(bench, bench.folder)
     assert scored.code == 2
-    assert "holds no baseline_*.json" in scored.err
+    assert "has no baseline_*.json" in scored.err
 
 
 def test_an_id_that_the_data_set_lacks_is_an_input_error(bench: Bench) -> None:

@@ -44,7 +44,7 @@ def test_a_recorded_score_that_is_no_number_from_0_to_1_is_not_reproduced(
     rows = [row(answers, f"K{n}", score=value) for n in (1, 2, 3)]
     scored = score(bench, write(bench, *rows))
     assert scored.code == 1
-    assert "3 recorded scores are no numbers from 0 to 1, not reproduced" in scored.out
+    assert "3 recorded scores are not numbers from 0 to 1, so not reproduced" in scored.out
     assert f"K1: score {repr(value)[:20]}" in scored.out
 
 
@@ -57,7 +57,7 @@ def test_a_number_of_too_many_digits_is_an_input_error(bench: Bench, answers: An
     bad = json.dumps(row(answers, "K2")).replace("1.0", "1" + "0" * 5000)
     scored = score(bench, write(bench, row(answers), bad))
     assert scored.code == 2
-    assert "student.jsonl, line 2: holds a number of too many digits" in scored.err
+    assert "student.jsonl, line 2: has a number with too many digits" in scored.err
 
 
 @pytest.mark.parametrize("json_flag", [[], ["--json"]])
@@ -67,7 +67,7 @@ def test_a_sample_that_is_there_twice_is_refused_before_anything_is_graded(
     rows = [row(answers, name, sample=0) for name in ("K1", "K2", "K1")]
     scored = score(bench, write(bench, *rows), *json_flag)
     assert (scored.code, scored.out) == (2, "")
-    assert "line 3: case and sample of student are there twice" in scored.err
+    assert "line 3: a case and sample of student is there twice" in scored.err
     assert "first at line 1" in " ".join(scored.err.split())
 
 
@@ -126,7 +126,7 @@ def test_a_last_line_that_was_cut_off_is_noted(bench: Bench, answers: Answers) -
     path = write(bench, row(answers))
     path.write_text(path.read_text("utf-8") + '{"concept_id": "K2", "ra', "utf-8")
     scored = score(bench, path)
-    assert (scored.code, "line 2: is cut off and was passed over" in scored.out) == (0, True)
+    assert (scored.code, "line 2: is truncated and was skipped" in scored.out) == (0, True)
 
 
 def test_json_says_notes_and_progress_on_standard_error(bench: Bench, answers: Answers) -> None:
@@ -186,7 +186,7 @@ def test_an_unusable_score_is_flagged(bench: Bench, answers: Answers, value: obj
     one = write(bench, row(answers), name="a.jsonl")
     two = write(bench, row(answers, score=value), name="b.jsonl")
     flags = compared(bench, one, two)["flags"]
-    assert any("is no number from 0 to 1, so it is not compared" in flag for flag in flags)
+    assert any("is not a number from 0 to 1, so it is not compared" in flag for flag in flags)
 
 
 def test_an_unknown_status_cannot_be_compared_as_recorded(bench: Bench, answers: Answers) -> None:

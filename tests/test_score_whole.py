@@ -106,7 +106,7 @@ def test_results_that_were_taken_out_of_a_file_are_missed(good: Run, bench: Benc
         edit(path, lambda whole: whole["results"].pop())
     scored = bench.call("score", str(good.folder))
     assert scored.code == 1
-    assert "says 6 total_samples and holds 5" in scored.out
+    assert "says 6 total_samples but holds 5" in scored.out
 
 
 def test_an_older_file_that_lacks_some_of_its_total_does_not_pass(
@@ -120,7 +120,7 @@ def test_an_older_file_that_lacks_some_of_its_total_does_not_pass(
     files = [str(old_file(bench, answers, name, total_samples=3)) for name in names]
     scored = bench.call("score", *files, *data)
     assert scored.code == 1
-    assert "baseline.json says 3 total_samples and holds 2" in scored.out
+    assert "baseline.json says 3 total_samples but holds 2" in scored.out
 
 
 def test_a_run_folder_with_partial_results_is_graded_by_its_journal(

@@ -281,10 +281,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = _call(sys.argv[1:] if argv is None else list(argv))
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
-        hint = f"\n{context.command_path} --help shows what there is" if context else ""
+        hint = f"\n{context.command_path} --help lists the options" if context else ""
         _fail(f"{error.format_message()}{hint}", BAD_INPUT)
     except KeyboardInterrupt:
-        _fail("interrupted; what a run had finished is in its journal", INTERRUPTED)
+        _fail("interrupted; the run's journal has everything that had finished", INTERRUPTED)
     except EvalError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:  # a full disk, a folder taken away: no defect of ours

@@ -114,7 +114,7 @@ def _contestant(layers: Layers, base: Config, name: str) -> Contestant:
                 msg = f"--contestants: {name!r} needs the vllm engine, not {base.engine!r}"
                 raise ConfigError(msg)
             return Contestant(name, way, base)
-    msg = f"--contestants: there is no {name!r}; there are {', '.join((*WAYS, *TRANSFORMERS))}"
+    msg = f"--contestants: there is no {name!r}; choose from {', '.join((*WAYS, *TRANSFORMERS))}"
     raise ConfigError(msg)
 
 

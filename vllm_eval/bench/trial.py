@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 FAILED = "\n[bench: counts as failed]"
-PROBLEM = Problem("bench_forced", "the answer breaks the contract, as the benchmark wants it")
+PROBLEM = Problem("bench_forced", "the answer breaks the contract, as the benchmark requires")
 """The same for every forced failure, so that all retries have the same prompt."""
 
 

@@ -1,1 +1,1 @@
-"""Stored answers, graded again or held against each other: everything right of the engine."""
+"""Stored answers, graded again or compared: everything after the engine."""

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from vllm_eval.rescore.stored import StoredFile
 
 REFUSED = {
-    "task": "the task, or its rules, are others; grade both again with `score`",
-    "dataset": "the data sets are not the same",
+    "task": "the task or its rules differ; grade both again with `score`",
+    "dataset": "the data sets differ",
 }
 """Parts of a run's identity that must be the same, with what is wrong where they are not."""
 FOLDED = frozenset(("adapters", "script"))
@@ -100,7 +100,7 @@ def compare_runs(first: str | Path, second: str | Path) -> Compared:
     pairs = []
     for a, b in names:
         if a != b:
-            flags.append(f"{a} of A is held against {b} of B")
+            flags.append(f"{a} of A is compared with {b} of B")
         flags += _check_cases(one, two, a, b)
         pairs.append(_compare_arms(one.outcomes[a], two.outcomes[b]))
     return Compared(first, second, tuple(pairs), tuple(dict.fromkeys(flags)))
@@ -133,7 +133,7 @@ def _open_side(path: Path) -> RecordedRun:
 def _read_outcomes(file: StoredFile, outcomes: dict[str, list[Outcome]]) -> list[str]:
     """Add what was recorded in a file, and say what of it is not compared."""
     if taken := [arm for arm in file.arms if arm in outcomes]:
-        msg = f"{file.path}: {taken[0]} is in another file beside it too; name one file"
+        msg = f"{file.path}: another file also holds {taken[0]}; name one file"
         raise InputError(msg)
     unscored, unusable = 0, ""
     for answer in stored.read_answers(file):
@@ -149,7 +149,7 @@ def _read_outcomes(file: StoredFile, outcomes: dict[str, list[Outcome]]) -> list
                 unusable = f"{answer.place}: score {answer.unusable_score}"
     flags = []
     if unusable:
-        flags.append(f"{file.path}, {unusable} is no number from 0 to 1, so it is not compared")
+        flags.append(f"{file.path}, {unusable} is not a number from 0 to 1, so it is not compared")
     if unscored:
         words = "recorded as success without a usable score count as valid, in no pair of scores"
         flags.append(f"{file.path}: {unscored} answers {words}")
@@ -167,7 +167,7 @@ def _check_identity(one: RecordedRun, two: RecordedRun) -> list[str]:
     else:
         common = (one.config.keys() & two.config.keys()) - NOT_IDENTITY
         mine, theirs = ({key: side.config[key] for key in common} for side in (one, two))
-        flags = ["whether the data sets and adapters are the same is not recorded in both"]
+        flags = ["the two do not both record whether data sets and adapters are the same"]
     for key, why in REFUSED.items():
         if mine.get(key) != theirs.get(key):
             msg = (
@@ -181,7 +181,7 @@ def _check_identity(one: RecordedRun, two: RecordedRun) -> list[str]:
     adapters = mine.get("adapters") or {}, theirs.get("adapters") or {}
     for arm in sorted(adapters[0].keys() & adapters[1].keys()):
         if adapters[0][arm] != adapters[1][arm]:
-            flags.append(f"{arm} is another adapter in B than in A")
+            flags.append(f"{arm} is a different adapter in A and in B")
     return flags
 
 

@@ -182,7 +182,7 @@ def other_data(files: Sequence[StoredFile], indexes: Mapping[Path, CaseIndex]) -
     for file in files:
         identity, index = identity_of(file), indexes[file.path]
         if identity is not None and identity.get("dataset") not in (None, index.sha256):
-            notes.append(f"{file.path}: made with a data set of other content than {index.path}")
+            notes.append(f"{file.path}: made with a data set that differs from {index.path}")
     return tuple(notes)
 
 
@@ -234,7 +234,7 @@ def _gaps(file: StoredFile, size: int | None) -> list[str]:
     if file.partial:
         gaps.append(f'{path} says "partial": true')
     if file.stated is not None and file.stated != held:
-        gaps.append(f"{path} says {file.stated} total_samples and holds {held}")
+        gaps.append(f"{path} says {file.stated} total_samples but holds {held}")
     each = Counter(key[0] for key, place in file.keys.items() if place)
     short = [arm for arm in _arms(file) if size is not None and each[arm] < size]
     return [*gaps, *(f"{path} holds {each[arm]} of {size} outcomes of {arm}" for arm in short)]
@@ -283,6 +283,6 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
         if (path / JOURNAL).is_file() and not (inside and is_finished(path)):
             inside = [path / JOURNAL]
         if not inside:
-            raise InputError(f"{path}: holds no {BASELINE}_*.json, student_*.json or {JOURNAL}")
+            raise InputError(f"{path}: has no {BASELINE}_*.json, student_*.json or {JOURNAL}")
         found += inside
     return list(dict.fromkeys(found))

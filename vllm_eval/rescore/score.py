@@ -206,9 +206,9 @@ def _no_verdict(files: Sequence[StoredFile], expected: Expected) -> str:
     """Why the gate has nothing to say on these files; empty where it has."""
     arms = [arm for file in files for arm in file.arms]
     if BASELINE not in expected.arms or len(free_arms(expected.arms)) < 2:
-        return f"that takes a {BASELINE} and a student"
+        return f"it needs a {BASELINE} and a student"
     if len(set(arms)) < len(arms):
-        return "an arm is there in more than one file"
+        return "an arm is in more than one file"
     return ""
 
 

@@ -135,18 +135,18 @@ def _show_report(console: UnbreakableConsole, report: FileReport) -> None:
         counts = _counts(report.newly_failing)
         _say(console, f"  {failing} recorded as success now fail: {counts}", style="red")
     if valid:
-        _say(console, f"  {valid} recorded as failed now keep the contract, recorded was: ")
+        _say(console, f"  {valid} recorded as failed now keep the contract; recorded as: ")
         _say(console, f"    {_counts(report.newly_valid)}")
     if report.not_gradable:
-        words = "without a raw response, not gradable, counted as no answer"
+        words = "without a raw response, so not gradable and counted as no answer"
         _say(console, f"  {report.not_gradable} {words}", style="red" if report.lost else "")
     if report.new_reasons:
-        _say(console, f"  fail for another reason than recorded: {_counts(report.new_reasons)}")
+        _say(console, f"  fail for a different reason than recorded: {_counts(report.new_reasons)}")
     if report.reasons:
-        _say(console, f"  all that fail now: {_counts(report.reasons)}")
+        _say(console, f"  all failures now: {_counts(report.reasons)}")
     _say(console, f"  {_score_words(report)}")
     if report.unusable_scores:
-        words = "recorded scores are no numbers from 0 to 1, not reproduced"
+        words = "recorded scores are not numbers from 0 to 1, so not reproduced"
         _say(console, f"  {report.unusable_scores} {words}", style="red")
     for change in report.changes:
         message = f"  ({change.message})" if change.message else ""
@@ -167,7 +167,7 @@ def _repair_words(report: FileReport) -> str:
     failed = [outcome for outcome in report.now if outcome.status == "format_error"]
     found = [outcome.repair for outcome in failed if outcome.repair]
     names = Counter(name for repair in found for name in repair.names)
-    words = f"{len(found)} of {len(failed)} that break the contract keep it repaired"
+    words = f"{len(found)} of {len(failed)} that break the contract keep it after a repair"
     return f"{words}: {_counts(names)}" if found else words
 
 
@@ -199,10 +199,10 @@ def _show_verdict(console: UnbreakableConsole, scored: Scored, verdict: Verdict)
             console.print(line, soft_wrap=True)
     recorded = {before.arm: before for before in scored.recorded_verdicts}.get(verdict.arm)
     if recorded is not None and recorded.passed != verdict.passed:
-        _say(console, f"on what was recorded the gate said {recorded.word}", style="yellow")
+        _say(console, f"on the recorded results the gate says {recorded.word}", style="yellow")
     mended = {after.arm: after for after in scored.repaired_verdicts}.get(verdict.arm)
     if mended is not None:
-        _say(console, f"with the repaired answers as valid ones the gate would say {mended.word}")
+        _say(console, f"with repaired answers counted as valid the gate would say {mended.word}")
     style = "bold green" if verdict.passed else "bold red"
     console.print(Text(f"{verdict.word}  {plain(verdict.arm)}", style=style))
 

@@ -82,7 +82,7 @@ class _Reading:
         key = (answer.arm, answer.concept_id, answer.sample)
         if answer.final and self.keys.get(key):
             msg = (
-                f"{answer.path}, {answer.place}: case and sample of {answer.arm} are there twice, "
+                f"{answer.path}, {answer.place}: a case and sample of {answer.arm} is there twice, "
                 f"concept_id {answer.concept_id!r}, sample {answer.sample}, first at "
                 f"{self.keys[key]}; remove one of them"
             )
@@ -98,14 +98,14 @@ class _Reading:
         """What a reader of the numbers should know."""
         found = []
         if self.torn:
-            found.append(f"{path}, {self.torn}: is cut off and was passed over")
+            found.append(f"{path}, {self.torn}: is truncated and was skipped")
         if self.counted:
             words = "repeat a concept_id without a `sample`, and count as its further samples"
             found.append(f"{path}: {self.counted} answers {words}")
         if self.statuses:
             words = ", ".join(f"{name} ({count})" for name, count in self.statuses.items())
             known = ", ".join(STATUSES)
-            found.append(f"{path}: unknown status {words}, not compared; known are {known}")
+            found.append(f"{path}: unknown status {words}, not compared; known: {known}")
         return tuple(found)
 
 
@@ -125,7 +125,7 @@ def open_file(path: Path) -> StoredFile:
         ids.setdefault(answer.concept_id, answer.place)
         reading.meet(answer)
     if not count:
-        raise InputError(f"{path}: holds no answer")
+        raise InputError(f"{path}: has no answers")
     config, stated = reading.head.get("config"), reading.head.get("total_samples")
     return StoredFile(
         path=path,
@@ -216,10 +216,8 @@ def _lines(path: Path, reading: _Reading) -> Iterator[tuple[str, object]]:
 
 def _whole(path: Path, reading: _Reading) -> Iterator[tuple[str, object]]:
     if path.stat().st_size > MAX_BYTES:
-        msg = (
-            f"{path}: is larger than {MAX_BYTES // 2**30} GiB, and would be read whole into memory"
-        )
-        raise InputError(f"{msg}; give the run's {JOURNAL}, or write one result a line")
+        msg = f"{path}: is larger than {MAX_BYTES // 2**30} GiB, and must be read whole into memory"
+        raise InputError(f"{msg}; give the run's {JOURNAL}, or write one result per line")
     try:
         found = _parse(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -258,5 +256,5 @@ def _wrong(path: Path, error: ValueError | RecursionError, line: int = 0) -> Exc
     elif isinstance(error, RecursionError):
         what = "nested too deep"
     else:  # Python takes no integer of more than 4,300 digits
-        what = "holds a number of too many digits"
+        what = "has a number with too many digits"
     return InputError(f"{path}, line {line}: {what}" if line else f"{path}: {what}")
