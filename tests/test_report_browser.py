@@ -175,7 +175,7 @@ def test_an_arm_is_shown_alone_with_the_cases_it_has_finished(
         page.get_by_label("Status", exact=True).select_option("not finished")
         assert sorted(names_shown(page)) == ["K2", "K3"]
         page.get_by_role("button", name="Clear").click()
-        page.wait_for_function("document.querySelector('#found').textContent == '4 of 4 cases'")
+        page.locator("#found").get_by_text("4 of 4 cases", exact=True).wait_for()
         assert page.locator("#table thead th[scope=colgroup]").count() == 2
         assert not seen.complaints
 
@@ -195,7 +195,7 @@ def test_a_failed_case_without_a_tier_is_led_to(browser: Browser, half_done: Pat
     with opened(browser, half_done) as seen:
         page = seen.page
         page.locator("#failures .group").get_by_role("button", name="Show these cases").click()
-        page.wait_for_function("document.querySelector('#found').textContent == '1 of 4 cases'")
+        page.locator("#found").get_by_text("1 of 4 cases", exact=True).wait_for()
         assert names_shown(page) == ["K3"]
 
 
@@ -357,7 +357,7 @@ def test_a_group_of_failures_leads_to_its_cases(browser: Browser, report: Path) 
         group = page.locator("#failures .group", has_text="invalid_review_yaml")
         group.locator("summary").click()
         group.get_by_role("button", name="Show these cases").click()
-        page.wait_for_function("document.querySelector('#found').textContent == '1 of 60 cases'")
+        page.locator("#found").get_by_text("1 of 60 cases", exact=True).wait_for()
         assert names_shown(page) == ["K3"]
 
 
