@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from vllm_eval.compare.paired import compare_cases
-from vllm_eval.compare.summary import compare_arms
+from vllm_eval.compare.intervals import Bootstrap
+from vllm_eval.compare.paired import Paired, compare_cases
+from vllm_eval.compare.summary import Comparison, Summary, compare_arms
 from vllm_eval.diagnose.survey import ArmTally
-from vllm_eval.records import BASELINE, CONSTRAINED
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from vllm_eval.compare.intervals import Bootstrap
-    from vllm_eval.compare.paired import Paired
-    from vllm_eval.compare.summary import Comparison, Summary
-    from vllm_eval.records import Outcome
+from vllm_eval.records import BASELINE, CONSTRAINED, Outcome
 
 NOTE = (
     "free and constrained answers share each step of the engine, so that the masks' cost slows "

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from sys import intern
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from vllm_eval.config.settings import Config
 from vllm_eval.diagnose.survey import Survey
 from vllm_eval.errors import EvalError
-from vllm_eval.records import Outcome, Repair
+from vllm_eval.records import Attempt, Case, Key, Outcome, Repair
+from vllm_eval.store.folder import CaseRows, RunFolder
 from vllm_eval.store.journal import key_of
+from vllm_eval.tasks import Task
 from vllm_eval.tasks.repair import mend
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-    from vllm_eval.config.settings import Config
-    from vllm_eval.records import Attempt, Case, Key
-    from vllm_eval.store.folder import CaseRows, RunFolder
-    from vllm_eval.tasks import Task
 
 
 def _integers() -> array[int]:

@@ -7,34 +7,28 @@ figures, which alone decide: nothing here changes what an answer was graded to b
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
 from vllm_eval.compare import gate
-from vllm_eval.compare.summary import comparison_to_json
-from vllm_eval.conclude.rows import case_rows, distributions, sample_rows
-from vllm_eval.records import BASELINE, CONSTRAINED, free_arms
+from vllm_eval.compare.gate import Verdict
+from vllm_eval.compare.summary import Comparison, Summary, comparison_to_json
+from vllm_eval.conclude.constrained import Constrained
+from vllm_eval.conclude.one_pass import Evaluated, Places, Reading
+from vllm_eval.conclude.rows import CaseRow, case_rows, distributions, sample_rows
+from vllm_eval.conclude.timing import ArmAttempts
+from vllm_eval.diagnose.diagnosis import Diagnosis
+from vllm_eval.diagnose.survey import FailureGroup
+from vllm_eval.records import BASELINE, CONSTRAINED, Case, Key, Outcome, free_arms
 from vllm_eval.store.folder import COMPARISON, read_row, write_json, written_whole
+from vllm_eval.tasks import Task
 from vllm_eval.tasks.repair import NAMES, mend
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
-
-    from vllm_eval.compare.gate import Verdict
-    from vllm_eval.compare.summary import Comparison, Summary
-    from vllm_eval.conclude.constrained import Constrained
-    from vllm_eval.conclude.one_pass import Evaluated, Places, Reading
-    from vllm_eval.conclude.rows import CaseRow
-    from vllm_eval.conclude.timing import ArmAttempts
-    from vllm_eval.diagnose.diagnosis import Diagnosis
-    from vllm_eval.diagnose.survey import FailureGroup
-    from vllm_eval.records import Case, Key, Outcome
-    from vllm_eval.tasks import Task
 
 SCHEMA_VERSION = 5
 """Of `comparison.json`; 2 added cases, distributions, environment and the timing's details, 3 tells

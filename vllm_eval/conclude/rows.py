@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import heapq
 import statistics
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
-
-    from vllm_eval.compare.summary import Comparison
-    from vllm_eval.records import Outcome, Status
+from vllm_eval.compare.summary import Comparison
+from vllm_eval.records import Outcome, Status
 
 BINS = 20
 """Stretches of equal width into which [0, 1] is divided."""

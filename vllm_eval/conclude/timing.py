@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from vllm_eval.diagnose.survey import ArmTally, Spans, Survey
+from vllm_eval.diagnose.survey import ArmTally, Spans, Survey
 
 MOST_BINS = 60
 """Points of the throughput curve at most."""

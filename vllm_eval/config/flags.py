@@ -6,22 +6,19 @@ import contextlib
 import copy
 import functools
 import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
+from typer._click.core import Context, Parameter
+from typer._click.shell_completion import CompletionItem
 from typer.core import TyperCommand, TyperGroup
 
 from vllm_eval.config.layers import Layers, profile_names, validated
 from vllm_eval.config.settings import OUTPUT, Config, Flag, GateConfig, Record, VllmArgs
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from pydantic.fields import FieldInfo
-    from typer._click.core import Context, Parameter
-    from typer._click.shell_completion import CompletionItem
 
 SECTIONS: Mapping[str, type[Record]] = {"gate": GateConfig, "engine_args": VllmArgs}
 """Keys of the configuration whose own keys have options."""

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from vllm_eval.config import machine, profiles
 from vllm_eval.config.settings import PACKAGE, RETIRED, Config, GateConfig, Record, resolve_path
 from vllm_eval.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
 
 _R = TypeVar("_R", bound=Record)
 

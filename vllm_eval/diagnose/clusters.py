@@ -7,20 +7,15 @@ is what a remedy must address. Both are found without the arm.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from vllm_eval.diagnose.example import split_lines
+from vllm_eval.diagnose.example import Blocks, split_lines
 from vllm_eval.diagnose.shapes import yaml_shape
+from vllm_eval.records import Attempt
 from vllm_eval.tasks.check import CLUSTERS, find_fault
+from vllm_eval.tasks.declaration import Declaration, Value
 from vllm_eval.tasks.parse import parse_block
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from vllm_eval.diagnose.example import Blocks
-    from vllm_eval.records import Attempt
-    from vllm_eval.tasks.declaration import Declaration, Value
 
 _FENCE = re.compile(r"^[ \t]*(?:`{2,}|~{3,})", re.MULTILINE)
 

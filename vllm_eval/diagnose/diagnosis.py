@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from vllm_eval.compare.gate import Verdict
+from vllm_eval.compare.summary import Summary
+from vllm_eval.config.settings import Config
 from vllm_eval.diagnose.clusters import KINDS
-from vllm_eval.diagnose.remedies import Patient, find_remedies
+from vllm_eval.diagnose.remedies import Patient, Remedy, find_remedies
+from vllm_eval.diagnose.survey import Cluster, ClusterGroup, Survey
 from vllm_eval.records import BASELINE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from vllm_eval.compare.gate import Verdict
-    from vllm_eval.compare.summary import Summary
-    from vllm_eval.config.settings import Config
-    from vllm_eval.diagnose.remedies import Remedy
-    from vllm_eval.diagnose.survey import Cluster, ClusterGroup, Survey
-    from vllm_eval.tasks.declaration import Declaration, Value
+from vllm_eval.tasks.declaration import Declaration, Value
 
 MOST_PATTERNS = 3
 """Patterns named of one arm."""

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from vllm_eval.compare.intervals import share_interval
+from vllm_eval.compare.summary import Summary
+from vllm_eval.config.settings import Config
 from vllm_eval.diagnose.clusters import BEYOND_GRAMMAR, MENDABLE
-
-if TYPE_CHECKING:
-    from collections import Counter
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from vllm_eval.compare.summary import Summary
-    from vllm_eval.config.settings import Config
-    from vllm_eval.diagnose.survey import ArmTally, Cluster
+from vllm_eval.diagnose.survey import ArmTally, Cluster
 
 NO_ANSWER, TRUNCATED, TOO_LONG = "no_answer", "truncated", "prompt_too_long"
 UNMEASURED = (

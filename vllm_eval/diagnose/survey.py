@@ -5,16 +5,11 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from vllm_eval.diagnose.clusters import KINDS, find_cause
-from vllm_eval.diagnose.example import Example, make_example
-
-if TYPE_CHECKING:
-    from vllm_eval.diagnose.clusters import Cause
-    from vllm_eval.diagnose.example import Blocks
-    from vllm_eval.records import Attempt, Key
-    from vllm_eval.tasks.declaration import Declaration
+from vllm_eval.diagnose.clusters import KINDS, Cause, find_cause
+from vllm_eval.diagnose.example import Blocks, Example, make_example
+from vllm_eval.records import Attempt, Key
+from vllm_eval.tasks.declaration import Declaration
 
 MAX_EXAMPLES = 3
 """Examples kept of each kind of failure; the journal holds all of them."""

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Literal
+from pathlib import Path
+from typing import Any, Final, Literal
 
 from vllm_eval.config import machine
-from vllm_eval.config.settings import whole
+from vllm_eval.config.layers import Layers
+from vllm_eval.config.machine import Machine, Software
+from vllm_eval.config.settings import Config, whole
 from vllm_eval.errors import InputError
-from vllm_eval.records import TOO_LONG
+from vllm_eval.inputs.plan import Plan
+from vllm_eval.records import TOO_LONG, Attempt
 from vllm_eval.store import manifest
 from vllm_eval.store.folder import COMPARISON, CONFIG, find_run
+from vllm_eval.store.journal import Journal
 from vllm_eval.tasks import refuse_file
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from vllm_eval.config.layers import Layers
-    from vllm_eval.config.machine import Machine, Software
-    from vllm_eval.config.settings import Config
-    from vllm_eval.inputs.plan import Plan
-    from vllm_eval.records import Attempt
-    from vllm_eval.store.journal import Journal
 
 NO_BFLOAT16_BELOW = 8.0
 _TORCH_NAMES = {"half": "float16", "float": "float32"}

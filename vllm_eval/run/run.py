@@ -5,20 +5,23 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from vllm_eval.conclude.conclude import conclude, refuse_unanswered
 from vllm_eval.conclude.one_pass import Evaluated
+from vllm_eval.conclude.results import Finished
 from vllm_eval.config.layers import dump_config
-from vllm_eval.config.settings import resolve_path
+from vllm_eval.config.settings import Config, resolve_path
 from vllm_eval.engines import open_engine
 from vllm_eval.errors import EngineDiedError, EngineError, EvalError, InputError
 from vllm_eval.inputs import cases
-from vllm_eval.inputs.plan import complete, read_plan
+from vllm_eval.inputs.plan import Plan, complete, read_plan
 from vllm_eval.preflight.check import check_plan, refuse
-from vllm_eval.records import Progress
+from vllm_eval.records import Ledger, Progress, Watcher
 from vllm_eval.report.stored_run import load_run
 from vllm_eval.report.write import write_reports
 from vllm_eval.run.loop import Job, evaluate
@@ -43,18 +46,7 @@ from vllm_eval.store.folder import (
 from vllm_eval.store.journal import Journal
 from vllm_eval.tasks.declaration import TASK_FILE, dump_declaration
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from contextlib import AbstractContextManager
-    from pathlib import Path
-    from typing import Any
-
-    from vllm_eval.conclude.results import Finished
-    from vllm_eval.config.settings import Config
-    from vllm_eval.inputs.plan import Plan
-    from vllm_eval.records import Ledger, Watcher
-
-    _Stops = Callable[[Progress], AbstractContextManager[object]]
+_Stops = Callable[[Progress], AbstractContextManager[object]]
 
 
 def run(
