@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 def concluded(folder: Path) -> dict[str, Any]:
-    """The `comparison.json` of a run, written anew where it is missing or behind the journal.
+    """The `comparison.json` of a run, written again if it is missing or older than the journal.
 
     So is one of an earlier schema.
 

@@ -15,7 +15,7 @@ PACKAGE = "package:"
 """Prefix of a path inside the installed package, as the demo profile uses it."""
 _HERE = Path(__file__).parents[1]
 ENGINE_ENV = "^(VLLM|OMP|MKL|TORCH(DYNAMO)?|PYTORCH|CUDA|NCCL|TRITON|HF|TOKENIZERS)_[A-Z0-9_]+$"
-"""Names of variables a configuration may set: it may come with somebody else's run folder."""
+"""Names of variables a configuration may set: it may come with a run folder of unknown origin."""
 SERVER_URL = r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$"
 """No user and password: the configuration is stored. The key comes from the environment."""
 RETIRED = frozenset(("journal_part_mib",))

@@ -1,4 +1,4 @@
-"""The shape of a text that is no YAML, at the place where the parser stopped."""
+"""The shape of a text that is not YAML, at the place where the parser stopped."""
 
 from __future__ import annotations
 

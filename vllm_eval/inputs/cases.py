@@ -164,7 +164,7 @@ def _read_record(
     """The fields of a record, flat or under `input`, and its id.
 
     Raises:
-        DatasetError: the line is no JSON object.
+        DatasetError: the line is not a JSON object.
     """
     try:
         record = orjson.loads(_without_mark(number, line))

@@ -177,7 +177,7 @@ def words(value: object) -> Md:
 def sentence(value: object) -> Md:
     """Words whose names stand between backticks: those as code, the rest as it is or as code too.
 
-    What could be a link, a mention or markup is no plain sentence, whoever wrote it.
+    What could be a link, a mention or markup is not a plain sentence, whoever wrote it.
     """
     parts = (
         code(part, MOST_WORDS) if number % 2 or not _SENTENCE.fullmatch(part) else part

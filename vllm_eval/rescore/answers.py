@@ -135,7 +135,7 @@ def _status(row: Mapping[str, Any]) -> tuple[Status | None, str]:
 
 
 def _score(row: Mapping[str, Any]) -> tuple[float | None, str]:
-    """The recorded score, and what is in its place where that is no number from 0 to 1."""
+    """The recorded score, and what is in its place if that is not a number from 0 to 1."""
     value = row.get("score")
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if value is None or (number and 0 <= value <= 1):  # without NaN, and without overflow

@@ -163,7 +163,7 @@ def _score_words(report: FileReport) -> str:
 
 
 def _repair_words(report: FileReport) -> str:
-    """How many of the failures a repair would mend; they are failures in every number but its."""
+    """How many failures a repair would fix; all other numbers count them as failures."""
     failed = [outcome for outcome in report.now if outcome.status == "format_error"]
     found = [outcome.repair for outcome in failed if outcome.repair]
     names = Counter(name for repair in found for name in repair.names)

@@ -77,7 +77,7 @@ def read(folder: Path) -> dict[str, Any]:
     try:
         manifest = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError) as error:
-        msg = f"{folder}: is no run folder: {path.name} is missing or unreadable"
+        msg = f"{folder}: is not a run folder: {path.name} is missing or unreadable"
         raise InputError(msg) from error
     whole = isinstance(manifest, dict) and isinstance(manifest.get("identity"), dict)
     if not whole or manifest.get("schema_version") != SCHEMA_VERSION:
