@@ -162,7 +162,7 @@ def test_filters_narrow_the_table_and_clear_again(browser: Browser, report: Path
 def test_an_arm_is_shown_alone_with_the_cases_it_has_finished(
     browser: Browser, half_done: Path
 ) -> None:
-    """`pupil` still owes K2, and a second answer to K3."""
+    """`pupil` lacks K2, and a second answer to K3."""
     with opened(browser, half_done) as seen:
         page = seen.page
         arm = page.get_by_label("Arm", exact=True)

@@ -194,6 +194,8 @@ def _show_help(shown: Command | Program, params: Sequence[Parameter], ctx: Conte
 
     shown = copy.copy(shown)
     shown.params = [copy.copy(param) for param in params]
+    if own := shown.get_help_option(ctx):
+        own.metavar = ""
     for param in shown.params:
         param.secondary_opts = []
         if getattr(param, "is_flag", False):

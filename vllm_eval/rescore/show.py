@@ -224,7 +224,7 @@ def _pair_lines(pair: ArmPair) -> list[str]:
         ),
         f"  difference of means B - A   {_interval(found.difference)}",
         f"  ratio of means B / A        {_interval(found.ratio)}",
-        f"  the same, mean (failures = 0)       {_interval(found.ratio_all)}",
+        f"  the same, failures = 0      {_interval(found.ratio_all)}",
         f"  {found.scores.name}: p = {found.scores.p:.4f}",
         (
             f"  validity: {found.gained} cases gained, {found.lost} lost; "

@@ -57,7 +57,7 @@ def other_engine(
     hardware: Machine | None = None,
     software: Software | None = None,
 ) -> str | None:
-    """Why the engine installed here may not continue a run, judged before a model is loaded.
+    """Why the engine installed here may not continue a run, found before a model is loaded.
 
     `run` compares again once the engine describes itself.
 
