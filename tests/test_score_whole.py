@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from vllm_eval.rescore.stored import MAX_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +56,16 @@ def test_the_journal_of_a_whole_run_passes(good: Run, bench: Bench) -> None:
     kill(good, lambda row: True)
     scored = bench.call("score", str(good.folder))
     assert (scored.code, scored.out.rstrip().endswith("PASS  pupil")) == (0, True)
+
+
+def test_of_a_run_whose_result_file_is_too_large_the_journal_is_graded(
+    good: Run, bench: Bench
+) -> None:
+    (large,) = good.folder.glob("baseline*.json")
+    os.truncate(large, MAX_BYTES + 1)  # a hole: no disk is taken
+    scored = bench.call("score", str(good.folder))
+    assert (scored.code, scored.out.rstrip().endswith("PASS  pupil")) == (0, True)
+    assert bench.call("compare", str(good.folder), str(good.folder)).code == 0
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from vllm_eval.errors import InputError
 from vllm_eval.inputs.cases import CaseIndex, index_cases
 from vllm_eval.inputs.plan import data_path
 from vllm_eval.records import BASELINE
-from vllm_eval.rescore.stored import StoredFile
+from vllm_eval.rescore.stored import MAX_BYTES, StoredFile
 from vllm_eval.store import manifest
 from vllm_eval.store.folder import CONFIG, JOURNAL, is_finished
 from vllm_eval.tasks import Task, refuse_file
@@ -269,7 +269,7 @@ def _size(settings: Mapping[str, Any], records: int) -> int:
 def find_files(paths: Sequence[Path]) -> list[Path]:
     """The files of answers behind `paths`, each of which is a file or a run folder.
 
-    The result files of a run that did not end lack what its journal may hold.
+    Of a run that did not end, or whose result files are too large to be read, its journal.
 
     Raises:
         InputError: there is no such file, or a folder without answers.
@@ -280,7 +280,8 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
             found.append(path)
             continue
         inside = [*sorted(path.glob(f"{BASELINE}*.json")), *sorted(path.glob("student*.json"))]
-        if (path / JOURNAL).is_file() and not (inside and is_finished(path)):
+        usable = inside and all(file.stat().st_size <= MAX_BYTES for file in inside)
+        if (path / JOURNAL).is_file() and not (usable and is_finished(path)):
             inside = [path / JOURNAL]
         if not inside:
             raise InputError(f"{path}: has no {BASELINE}_*.json, student_*.json or {JOURNAL}")
