@@ -1,4 +1,4 @@
-"""The nouns of an evaluation: frozen, flat, without logic."""
+"""The nouns of an evaluation: flat, and frozen but for `Ledger` and `Progress`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The terminal: live progress, the tables at the end, messages. The only module that shows."""
+"""The terminal: live progress, the tables at the end, messages."""
 
 from __future__ import annotations
 
