@@ -176,7 +176,7 @@ def test_cases_in_only_one_run_are_flagged(first: Path, bench: Bench) -> None:
 def test_a_run_that_did_not_end_is_flagged(first: Path, bench: Bench) -> None:
     second = again(bench)
     (second / "comparison.json").unlink()
-    assert found(bench, first, second)["flags"] == [f"{second} holds a run that did not end"]
+    assert found(bench, first, second)["flags"] == [f"{second} holds a run that did not finish"]
 
 
 def test_files_away_from_their_manifest_are_compared_by_their_configuration(

@@ -143,7 +143,7 @@ def test_a_score_that_changed_is_counted_with_its_distance(bench: Bench, answers
     rows = [old_row(answers), old_row(answers, "K2", score=0.75)]
     scored = score(bench, old_file(bench, rows))
     assert scored.code == 1
-    assert "1 of 2 recorded ones differ, by at most 0.250000" in scored.out
+    assert "1 of 2 recorded scores differ, by at most 0.250000" in scored.out
 
 
 @pytest.mark.parametrize(("distance", "code"), [(9e-10, 0), (2e-9, 1)])

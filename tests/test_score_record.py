@@ -94,7 +94,7 @@ def test_an_unknown_status_is_named_and_not_compared(
 def test_a_score_beside_an_unknown_status_is_compared(bench: Bench, answers: Answers) -> None:
     scored = score(bench, write(bench, row(answers, status="ok", score=0.5)))
     assert scored.code == 1
-    assert "1 of 1 recorded ones differ" in scored.out
+    assert "1 of 1 recorded scores differ" in scored.out
 
 
 def test_an_error_that_is_a_word_of_the_contract_is_the_recorded_reason(
@@ -169,7 +169,7 @@ def test_a_success_without_a_score_is_valid_and_in_no_pair_of_scores(
     assert comparison["arms"]["b (B)"]["mean_all"] == 1
     student = comparison["students"]["b (B)"]
     assert (student["pairs"], student["lost"], student["ratio_all"]["value"]) == (1, 0, 1)
-    assert any("1 answers recorded as success without a usable score" in f for f in found["flags"])
+    assert any("1 valid answers have no usable score" in f for f in found["flags"])
 
 
 def test_a_format_error_without_its_text_stays_one(bench: Bench) -> None:

@@ -8,6 +8,7 @@ it is asked to; what happens is told to the logger `vllm_eval`.
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -124,7 +125,7 @@ def score(
     paths = [Path(name) for name in _names(answers)]
     if progress is not True:
         return score_files(paths, settled, _Quiet(progress or None))
-    with ScoreProgress(silent=False) as bar:
+    with closing(ScoreProgress(silent=False)) as bar:
         return score_files(paths, settled, bar)
 
 

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import traceback
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -144,7 +145,7 @@ def score_command(
     from vllm_eval.rescore.show import ScoreProgress, show_row, show_scored
 
     config = replace(layers, settings=["profile=none", *layers.settings]).load()
-    with ScoreProgress(silent=as_json) as progress:
+    with closing(ScoreProgress(silent=as_json)) as progress:
         scored = score(answers, config, progress, show_row if as_json else None)
     if not as_json:
         show_scored(scored)

@@ -81,8 +81,7 @@ def choose(
         ]
     counted = [contestant.name for contestant in found]
     if twice := {name for name in counted if counted.count(name) > 1}:
-        msg = f"--contestants, --set: {min(twice)!r} is there twice"
-        raise ConfigError(msg)
+        raise ConfigError(f"--contestants, --set: {min(twice)!r} is there twice")
     return found
 
 
@@ -126,14 +125,12 @@ def _read_set(setting: str) -> tuple[str, list[str]]:
     try:
         values = yaml.safe_load(f"[{text}]")
     except yaml.YAMLError as error:
-        msg = f"--set {setting}: the values are not valid YAML"
-        raise ConfigError(msg) from error
+        raise ConfigError(f"--set {setting}: the values are not valid YAML") from error
     if not equals or not key.strip(".") or not isinstance(values, list) or not values:
         msg = f"--set {setting}: must be KEY.PATH=VALUE,VALUE, for example temperature=0,0.7"
         raise ConfigError(msg)
     if key in FIXED:
-        msg = f"--set {setting}: the benchmark sets {key} itself: {FIXED[key]}"
-        raise ConfigError(msg)
+        raise ConfigError(f"--set {setting}: the benchmark sets {key} itself: {FIXED[key]}")
     return key, [
         yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
         for value in values
@@ -172,6 +169,5 @@ def read_lengths(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text.strip())
     least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not 1 <= least <= most:
-        msg = f"--output-len {text}: must be a number of tokens, or two as in 500-1200"
-        raise ConfigError(msg)
+        raise ConfigError(f"--output-len {text}: must be a number of tokens, or two as in 500-1200")
     return least, most

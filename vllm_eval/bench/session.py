@@ -86,8 +86,7 @@ def _compete(layers: Layers, options: BenchOptions, work: Work, watcher: Watcher
     trials = rounds.run(group(contestants))
     after = os.getloadavg()
     if why := unequal(trials):
-        msg = f"bench: the contestants did not do the same work: {why}"
-        raise EngineError(msg)
+        raise EngineError(f"bench: the contestants did not do the same work: {why}")
     done = Benched(
         folder=folder,
         rows=tuple(tabulate({name: trials[name] for name in plans}, reference)),

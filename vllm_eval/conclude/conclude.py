@@ -55,8 +55,7 @@ def concluded(folder: Path) -> dict[str, Any]:
     """
     journal, comparison = folder / JOURNAL, read_comparison(folder)
     if not journal.is_file():  # else it would be made here, and the run concluded as an empty one
-        msg = f"{journal}: is missing; without its answers a run cannot be reported"
-        raise InputError(msg)
+        raise InputError(f"{journal}: is missing; without its answers a run cannot be reported")
     current = comparison and comparison.get("schema_version") == SCHEMA_VERSION
     if comparison and current and "index" in comparison:
         return comparison
@@ -66,8 +65,7 @@ def concluded(folder: Path) -> dict[str, Any]:
     except InputError:
         raise
     except EvalError as error:
-        msg = f"{error}; restore the file, or evaluate again"
-        raise InputError(msg) from error
+        raise InputError(f"{error}; restore the file, or evaluate again") from error
     except OSError as error:
         msg = f"{error.filename or folder}: cannot conclude this run: {error.strerror or error}"
         raise InputError(msg) from error
@@ -119,8 +117,7 @@ def conclude(run: Evaluated) -> Finished:
     )
     if reading.pending and not run.partial:
         example = first_pending(reading, order, config.samples_per_case)
-        msg = f"the journal lacks {reading.pending} outcomes, for example {example}"
-        raise EvalError(msg)
+        raise EvalError(f"the journal lacks {reading.pending} outcomes, for example {example}")
     finished = _summarise(run, reading, free_arms(names))
     write_results(run, finished, reading)
     write_comparison(run, finished, reading)
@@ -137,8 +134,7 @@ def refuse_unanswered(finished: Finished) -> None:
     for name, summary in comparison.arms.items():
         if not finished.pending and summary.errors == summary.total:
             reason = next(iter(comparison.reasons[name]), "no reason")
-            msg = f"no case of {name} has an answer ({reason}); see {finished.folder}"
-            raise EvalError(msg)
+            raise EvalError(f"no case of {name} has an answer ({reason}); see {finished.folder}")
 
 
 def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finished:

@@ -49,8 +49,10 @@ def run_tables(finished: Finished) -> Iterator[Table | Text]:
         yield constrained_table(finished.constrained)
         for arm, paired in finished.constrained.students.items():
             words = f"constrained {arm} against the constrained baseline: "
-            difference = _interval(paired.difference, "+.3f")
-            yield Text(f"{plain(words)}ratio {_interval(paired.ratio)}, difference {difference}")
+            difference = interval_words(paired.difference, "+.3f")
+            yield Text(
+                f"{plain(words)}ratio {interval_words(paired.ratio)}, difference {difference}"
+            )
     if finished.repair["asked"]:
         yield repair_table(finished.repair) if finished.repair["measured"] else Text(UNMEASURED)
 
@@ -73,16 +75,16 @@ def _summary_cells(summary: Summary, *, several: bool) -> list[str]:
     rates = [f"{summary.valid_rate:.0%}", f"{summary.first_valid_rate:.0%}"]
     counts = summary.valid, summary.first_valid
     counted = [f"{count} ({rate})" for count, rate in zip(counts, rates, strict=True)]
-    spreads = [_number(summary.within_std), _number(summary.between_std)]
+    spreads = [number(summary.within_std), number(summary.between_std)]
     return [
         str(summary.cases),
         *(rates if several else counted),
-        _number(summary.mean),
-        _number(summary.std),
+        number(summary.mean),
+        number(summary.std),
         *(spreads if several else []),
-        _number(summary.min),
-        _number(summary.max),
-        _number(summary.mean_all),
+        number(summary.min),
+        number(summary.max),
+        number(summary.mean_all),
     ]
 
 
@@ -95,7 +97,7 @@ def gate_table(verdict: Verdict) -> Table:
         word = Text("ok", "green") if rule.passed else Text(f"FAIL: {plain(rule.reason)}", "red")
         sign = "≥" if rule.bound == "at least" else "≤"
         bound = f"{sign} {rule.threshold:.3f}"
-        table.add_row(Text(plain(rule.name)), _number(rule.value), bound, margin, word)
+        table.add_row(Text(plain(rule.name)), number(rule.value), bound, margin, word)
     return table
 
 
@@ -112,8 +114,8 @@ def repair_table(repair: Mapping[str, Any]) -> Table:
             Text(plain(arm)),
             str(found["repaired"]),
             f"{summary['valid']} ({summary['valid_rate']:.0%})",
-            _number(summary["mean"]),
-            _number(summary["mean_all"]),
+            number(summary["mean"]),
+            number(summary["mean_all"]),
             ", ".join(f"{name} {count}" for name, count in found["by_repair"].items()) or "-",
             words.get(arm, "-"),
         )
@@ -138,8 +140,8 @@ def constrained_table(constrained: Constrained) -> Table:
                 way,
                 f"{rest.valid} ({rest.valid_rate:.0%})",
                 f"{rest.first_valid} ({rest.first_valid_rate:.0%})",
-                _number(rest.mean),
-                _number(rest.mean_all),
+                number(rest.mean),
+                number(rest.mean_all),
                 str(side.truncated),
                 "-" if side.tokens_per_attempt is None else f"{side.tokens_per_attempt:.0f}",
                 "" if first else "-" if apart is None else f"{apart:+.3f}",
@@ -150,8 +152,8 @@ def constrained_table(constrained: Constrained) -> Table:
 def doubt_lines(verdict: Verdict, paired: Paired) -> Iterator[Text]:
     """How certain the comparison behind a verdict is."""
     yield Text(
-        f"over {paired.pairs} pairs: ratio {_interval(paired.ratio)}, "
-        f"difference {_interval(paired.difference, '+.3f')}"
+        f"over {paired.pairs} pairs: ratio {interval_words(paired.ratio)}, "
+        f"difference {interval_words(paired.difference, '+.3f')}"
     )
     yield Text(
         f"{paired.wins} higher, {paired.losses} lower, {paired.ties} tied, {_p(paired.scores)}; "
@@ -222,12 +224,13 @@ def _ranking(comparison: Comparison) -> Table:
     table = new_table("Students by mean", "rank", "arm", right=numbers)
     for ranked in comparison.ranking:
         ratio = comparison.students[ranked.arm].ratio.value
-        values = map(_number, (ranked.mean, ratio, ranked.p, ranked.p_corrected))
+        values = map(number, (ranked.mean, ratio, ranked.p, ranked.p_corrected))
         table.add_row(str(ranked.rank), Text(plain(ranked.arm)), *values)
     return table
 
 
-def _interval(interval: Interval, form: str = ".3f") -> str:
+def interval_words(interval: Interval, form: str = ".3f") -> str:
+    """The value of an interval with its ends, confidence and method."""
     if interval.value is None:
         return f"unknown ({interval.reason})"
     if interval.low is None or interval.high is None:
@@ -250,8 +253,9 @@ def new_table(title: str, *left: str, right: tuple[str, ...] | list[str]) -> Tab
     return table
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def number(value: float | None, form: str = ".3f") -> str:
+    """A number in the format `form`, or a dash."""
+    return "-" if value is None else f"{value:{form}}"
 
 
 def diagnosis_tables(diagnosis: Mapping[str, Any]) -> Iterator[Table | Text]:

@@ -1,7 +1,6 @@
-"""Stored answers: what was recorded of each, and what it is worth now.
+"""Stored answers: what was recorded of each, and its grade now.
 
-A record is taken at its word, or said to be unusable. Many answers are graded again on all cores,
-with a bounded number of them in memory.
+Many answers are graded on all cores, with a bounded number of them in memory.
 """
 
 from __future__ import annotations
@@ -23,21 +22,22 @@ from vllm_eval.errors import EvalError
 from vllm_eval.inputs.cases import Place, read_case
 from vllm_eval.inputs.formats import Lines
 from vllm_eval.records import Case, Key, Outcome, Problem, Repair, Status
-from vllm_eval.tasks import Task, open_task
+from vllm_eval.tasks import open_task
 from vllm_eval.tasks.check import compile_contract
 from vllm_eval.tasks.repair import mend
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 MAX_SHOWN = 40
-"""Characters shown of a recorded value that cannot be used."""
+"""Characters shown of an unusable recorded value."""
 NO_TEXT = "no_raw_response"
-"""Reason of an answer whose text was not stored: there is nothing to grade, so it is not valid."""
+"""Reason of an answer whose text was not stored: it cannot be graded, so it is not valid."""
 POOL_FROM = 600
-"""Fewer answers are graded in this process, sooner than others would have started."""
+"""Fewer answers are graded in this process, in less time than worker processes take to start."""
 CHUNK_ANSWERS = 64
 CHUNK_CHARACTERS = 2**20
 _Text = tuple[Place, str | None, bool | None]
-"""Case and answer, and whether it ended by itself; None of one that is not to be repaired."""
+"""Case, answer, and whether the answer is complete; None for one that is not repaired."""
+_Chunk = tuple[list["StoredAnswer"], list[_Text]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,36 +46,36 @@ class StoredAnswer:
 
     path: Path
     place: str
-    """Where it stands in its file."""
+    """Its place in the file."""
     arm: str
     concept_id: str
     tier: str | None
     sample: int
-    """As the file counts them, else how often its case stood there before."""
+    """From the file, or the number of earlier answers to the same case."""
     attempts: int
-    """How many were made up to this one."""
+    """Up to and including this one."""
     final: bool
     """Whether it is the outcome of its case; false for a failed attempt in a journal."""
     status: Status | None
-    """As recorded; None where nothing was, or a word we do not know."""
+    """As recorded; None if missing or unknown."""
     unknown_status: str
-    """That word; empty where there is none."""
+    """A recorded status that is unknown, else empty."""
     recorded_status: str | None
     """The status in the file's own word."""
     reason: str | None
     score: float | None
-    """As recorded; None where nothing was, or no number from 0 to 1."""
+    """As recorded; None if missing or not a number from 0 to 1."""
     unusable_score: str
-    """What was recorded instead of such a number; empty where nothing was."""
+    """A recorded score that is not a number from 0 to 1, else empty."""
     text: str | None
-    """The raw response; None where there is none to grade."""
+    """The raw response; None if there is none to grade."""
     ended: bool
     """Whether the file says that the answer was not truncated at the token limit."""
     counted_sample: bool
-    """Whether `sample` is not the file's but counted by us."""
+    """Whether `sample` is counted here because the file does not state it."""
 
     def outcome(self) -> Outcome:
-        """What was recorded, as an outcome; without a known status it is not valid."""
+        """The recorded outcome; not valid without a known status."""
         status = self.status or "format_error"
         valid = status == "success"
         return Outcome(
@@ -92,8 +92,11 @@ class StoredAnswer:
 
 
 def read_answer(path: Path, place: str, row: dict[str, Any], key: Key) -> StoredAnswer:
-    """The answer of a row; `key` has its arm and case, and the sample where the row has none."""
-    status, unknown = _status(row)
+    """The answer in a row; `key` gives its arm and case, and the sample if the row has none."""
+    status: object = row.get("status")
+    if status == REPAIRED:  # the strict status of such an answer
+        status = "format_error"
+    known = next((one for one in STATUSES if one == status), None)
     score, unusable = _score(row)
     text, sample = text_of(row, "raw_response"), row.get("sample")
     counted = not isinstance(sample, int) or isinstance(sample, bool)
@@ -107,35 +110,26 @@ def read_answer(path: Path, place: str, row: dict[str, Any], key: Key) -> Stored
         sample=key[2] if counted else row["sample"],
         attempts=_attempts(row),
         final=row.get("final") is not False,
-        status=status,
-        unknown_status=unknown,
+        status=known,
+        unknown_status="" if known or status is None else _shown(status),
         recorded_status=text_of(row, "status"),
         reason=text_of(row, "reason") or (error if error in _predecessors_reasons() else None),
         score=score,
         unusable_score=unusable,
-        text=None if status == "error" and not text else text,
+        text=None if known == "error" and not text else text,
         ended=row.get("truncated") is False,
         counted_sample=counted,
     )
 
 
 def text_of(row: Mapping[str, Any], key: str) -> str | None:
-    """The text under `key`; None where there is none."""
+    """The text under `key`, if there is one."""
     value = row.get(key)
     return value if isinstance(value, str) else None
 
 
-def _status(row: Mapping[str, Any]) -> tuple[Status | None, str]:
-    """The recorded status, and the word in its place where that is none we know."""
-    value = row.get("status")
-    if value == REPAIRED:  # beside what a repair makes of it, such an answer stays what it was
-        value = "format_error"
-    known = next((status for status in STATUSES if status == value), None)
-    return known, "" if known or value is None else _shown(value)
-
-
 def _score(row: Mapping[str, Any]) -> tuple[float | None, str]:
-    """The recorded score, and what is in its place if that is not a number from 0 to 1."""
+    """The recorded score, and what is recorded instead of a number from 0 to 1."""
     value = row.get("score")
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if value is None or (number and 0 <= value <= 1):  # without NaN, and without overflow
@@ -144,7 +138,7 @@ def _score(row: Mapping[str, Any]) -> tuple[float | None, str]:
 
 
 def _attempts(row: Mapping[str, Any]) -> int:
-    """How many attempts were made, given as a number or as their list; 1 where not said."""
+    """How many attempts were made, recorded as a number or as a list; 1 if not recorded."""
     value = row.get("attempt", row.get("attempts"))
     if isinstance(value, list):
         value = len(value)
@@ -152,27 +146,25 @@ def _attempts(row: Mapping[str, Any]) -> int:
 
 
 def _shown(value: object) -> str:
-    """A value as it can be put into a message."""
     text = repr(value)
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
 @cache
 def _predecessors_reasons() -> frozenset[str]:
-    """It knew one task."""
     return frozenset(compile_contract(open_task("product_owner").declaration).reasons)
 
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """What an answer is worth now."""
+    """The grade of an answer now."""
 
     problem: Problem | None
     score: float | None
     tier: str | None
-    """As the data set has it."""
+    """From the data set."""
     repair: Repair | None = None
-    """Of a final one that broke the contract, where repairs are asked for and one mends it."""
+    """Of a final answer that broke the contract, if repairs are asked for and one succeeds."""
 
 
 def grade_all(
@@ -183,41 +175,35 @@ def grade_all(
     *,
     repair: bool = False,
 ) -> Iterator[tuple[StoredAnswer, Graded]]:
-    """Every answer with its grade, in the order given.
+    """Grade all `total` answers, each with the place of its case, in the order given.
 
-    Args:
-        task: by which it is graded.
-        answers: each with the place of its case.
-        total: how many there are.
-        workers: processes for many answers; None for one per core.
-        repair: whether final answers that break the contract are repaired as well.
+    Many are graded in `workers` processes (default: one per core). With `repair`, final answers
+    that break the contract are also repaired.
 
     Raises:
         DatasetError: a case cannot be used.
-        EvalError: a worker process ended, for lack of memory as a rule.
+        EvalError: a worker process ended, usually for lack of memory.
     """
     workers = workers or usable_cpus()
-    _open_task.cache_clear()  # the files of an earlier call may be others by now
+    _open_task.cache_clear()  # the files may have changed since an earlier call
     _read_case.cache_clear()
+    chunks = _chunks(answers, repair=repair)
     if total < POOL_FROM or workers == 1:
-        for chunk in _chunks(answers):
-            graded = _grade_chunk(task, _texts(chunk, repair=repair))
-            yield from zip((answer for answer, _ in chunk), graded, strict=True)
+        for chunk, texts in chunks:
+            yield from zip(chunk, _grade_chunk(task, texts), strict=True)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy threads and open files
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_interrupt_alone)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupts)
     waiting: deque[tuple[list[StoredAnswer], Any]] = deque()
     try:
-        for chunk in _chunks(answers):
-            future = pool.submit(_grade_chunk, task, _texts(chunk, repair=repair))
-            waiting.append(([answer for answer, _ in chunk], future))
+        for chunk, texts in chunks:
+            waiting.append((chunk, pool.submit(_grade_chunk, task, texts)))
             if len(waiting) > 3 * workers:
                 yield from _next(waiting)
         while waiting:
             yield from _next(waiting)
     except BrokenProcessPool as error:
-        msg = "a scoring process ended before its work; is there enough memory?"
-        raise EvalError(msg) from error
+        raise EvalError("a scoring process ended too early; is there enough memory?") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -227,26 +213,17 @@ def _next(waiting: deque[tuple[list[StoredAnswer], Any]]) -> Iterator[tuple[Stor
     yield from zip(answers, future.result(), strict=True)
 
 
-def _chunks(
-    answers: Iterable[tuple[StoredAnswer, Place]],
-) -> Iterator[list[tuple[StoredAnswer, Place]]]:
-    chunk: list[tuple[StoredAnswer, Place]] = []
+def _chunks(answers: Iterable[tuple[StoredAnswer, Place]], *, repair: bool) -> Iterator[_Chunk]:
+    chunk: _Chunk = ([], [])
     characters = 0
     for answer, place in answers:
-        chunk.append((answer, place))
+        chunk[0].append(answer)
+        chunk[1].append((place, answer.text, answer.ended if repair and answer.final else None))
         characters += len(answer.text or "")
-        if len(chunk) == CHUNK_ANSWERS or characters > CHUNK_CHARACTERS:
+        if len(chunk[0]) == CHUNK_ANSWERS or characters > CHUNK_CHARACTERS:
             yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
-
-
-def _texts(chunk: list[tuple[StoredAnswer, Place]], *, repair: bool) -> list[_Text]:
-    return [
-        (place, answer.text, answer.ended if repair and answer.final else None)
-        for answer, place in chunk
-    ]
+            chunk, characters = ([], []), 0
+    yield chunk
 
 
 def _grade_chunk(task_name: str, texts: list[_Text]) -> list[Graded]:
@@ -256,7 +233,7 @@ def _grade_chunk(task_name: str, texts: list[_Text]) -> list[Graded]:
     for place, text, ended in texts:
         case = _read_case(task_name, *place)
         if text is None:
-            problem = Problem(NO_TEXT, "the file does not hold the answer's text")
+            problem = Problem(NO_TEXT, "the file does not contain the answer's text")
             graded.append(Graded(problem, None, case.tier))
         else:
             grade = task.grade(case, text)
@@ -268,9 +245,7 @@ def _grade_chunk(task_name: str, texts: list[_Text]) -> list[Graded]:
     return graded
 
 
-@lru_cache(maxsize=1)
-def _open_task(name: str) -> Task:
-    return open_task(name)
+_open_task = lru_cache(maxsize=1)(open_task)
 
 
 @lru_cache(maxsize=1024)  # the arms and attempts of a case ask again
@@ -279,5 +254,5 @@ def _read_case(task_name: str, lines: Lines, line: int, offset: int) -> Case:
         return read_case(lines, file, _open_task(task_name).declaration, line, offset)
 
 
-def _leave_interrupt_alone() -> None:
+def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers

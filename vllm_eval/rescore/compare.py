@@ -1,4 +1,4 @@
-"""Two runs of different days, paired by case: what is comparable, and how they differ."""
+"""Two stored runs compared case by case: whether they are comparable, and how they differ."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from vllm_eval.store.folder import is_finished
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from vllm_eval.compare.paired import Paired
     from vllm_eval.compare.summary import Comparison
     from vllm_eval.records import Outcome
     from vllm_eval.rescore.stored import StoredFile
@@ -26,53 +27,54 @@ REFUSED = {
     "task": "the task or its rules differ; grade both again with `score`",
     "dataset": "the data sets differ",
 }
-"""Parts of a run's identity that must be the same, with what is wrong where they are not."""
+"""Keys of a run's identity that must be equal, with the message if they are not."""
 FOLDED = frozenset(("adapters", "script"))
-"""Parts of a run's identity that are told apart by arm, or say nothing."""
+"""Keys of a run's identity that are compared arm by arm, or not at all."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedRun:
-    """One of the two: what was recorded in it, without the texts."""
+    """One side: what was recorded in it, without the texts."""
 
     path: Path
     outcomes: Mapping[str, Sequence[Outcome]]
     """By arm."""
     identity: Mapping[str, Any] | None
-    """From its manifest; None where there is none."""
+    """From its manifest; None if there is none."""
     config: Mapping[str, Any]
-    flags: tuple[str, ...]
-    """What was met in its files."""
+    flags: list[str]
+    """Notes on its files."""
 
 
 @dataclass(frozen=True, slots=True)
 class ArmPair:
-    """An arm of A against an arm of B."""
+    """An arm of A and an arm of B."""
 
     first: str
     second: str
     comparison: Comparison
-    """Of two arms, called as `label` calls them; A's is the baseline."""
+    """Of two arms, named like `student (A)` and `student (B)`; the one of A is the baseline."""
 
-    def label(self, side: str) -> str:
-        """How side `A` or `B` is called in the comparison."""
-        return f"{self.first if side == 'A' else self.second} ({side})"
+    @property
+    def paired(self) -> Paired:
+        """B compared with A."""
+        return next(iter(self.comparison.students.values()))
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """Everything that comparing found."""
+    """The comparison of two runs."""
 
     first: Path
     second: Path
     pairs: tuple[ArmPair, ...]
     flags: tuple[str, ...]
-    """What makes the two less comparable than they look."""
+    """What makes the two runs less comparable."""
 
     def __repr__(self) -> str:
         lines = [f"A  {self.first}", f"B  {self.second}", *(f"note: {flag}" for flag in self.flags)]
         for pair in self.pairs:
-            found = pair.comparison.students[pair.label("B")]
+            found = pair.paired
             ratio = "-" if found.ratio.value is None else f"{found.ratio.value:.4f}"
             lines.append(
                 f"{pair.second}: B higher in {found.wins}, lower in {found.losses}, the same in "
@@ -82,12 +84,13 @@ class Compared:
 
 
 def compare_runs(first: str | Path, second: str | Path) -> Compared:
-    """Pair two run folders or result files by arm and case, on what was recorded.
+    """Compare the recorded outcomes of two run folders or result files, by arm and case.
 
-    Arms of one name are paired; so are the only arms, or the only other students, of both sides.
+    Arms with the same name are paired. So are the arms of two sides with one arm each, and students
+    with different names if each side has one.
 
     Raises:
-        InputError: a file that cannot be used, or two that must not be compared.
+        InputError: a file cannot be used, or the two are not comparable.
     """
     first, second = Path(first), Path(second)
     one, two = _open_side(first), _open_side(second)
@@ -95,8 +98,7 @@ def compare_runs(first: str | Path, second: str | Path) -> Compared:
     names = _pair_names(list(one.outcomes), list(two.outcomes))
     if not names:
         have = f"{', '.join(one.outcomes)} and {', '.join(two.outcomes)}"
-        msg = f"{first} and {second} have no arm in common: {have}"
-        raise InputError(msg)
+        raise InputError(f"{first} and {second} have no arm in common: {have}")
     pairs = []
     for a, b in names:
         if a != b:
@@ -107,7 +109,7 @@ def compare_runs(first: str | Path, second: str | Path) -> Compared:
 
 
 def to_json(compared: Compared) -> dict[str, Any]:
-    """What was found, as JSON values."""
+    """The comparison as JSON values."""
     return {
         "a": str(compared.first),
         "b": str(compared.second),
@@ -124,24 +126,22 @@ def _open_side(path: Path) -> RecordedRun:
     files = [stored.open_file(found) for found in find_files([path])]
     cut = (path / manifest.FILE).is_file() and not is_finished(path)
     partial = cut or any(file.partial for file in files)
-    flags = [f"{path} holds a run that did not end"] if partial else []
+    flags = [f"{path} holds a run that did not finish"] if partial else []
     for file in files:
-        flags += [*file.notes, *_read_outcomes(file, outcomes)]
-    return RecordedRun(path, outcomes, identity_of(files[0]), config_of(files[0]), tuple(flags))
+        flags += [*file.notes(), *_read_outcomes(file, outcomes)]
+    return RecordedRun(path, outcomes, identity_of(files[0]), config_of(files[0]), flags)
 
 
 def _read_outcomes(file: StoredFile, outcomes: dict[str, list[Outcome]]) -> list[str]:
-    """Add what was recorded in a file, and say what of it is not compared."""
+    """Add the outcomes in a file; returns notes on those that are not compared."""
     if taken := [arm for arm in file.arms if arm in outcomes]:
-        msg = f"{file.path}: another file also holds {taken[0]}; name one file"
-        raise InputError(msg)
+        raise InputError(f"{file.path}: another file also holds {taken[0]}; name one file")
     unscored, unusable = 0, ""
     for answer in stored.read_answers(file):
         if answer.status is None:
             what = f"has the unknown status {answer.unknown_status}"
             what = what if answer.unknown_status else "lacks `status`"
-            msg = f"{file.path}, {answer.place}: {what}; grade it with `score` instead"
-            raise InputError(msg)
+            raise InputError(f"{file.path}, {answer.place}: {what}; grade it with `score` instead")
         if answer.final:
             outcomes.setdefault(answer.arm, []).append(answer.outcome())
             unscored += answer.status == "success" and answer.score is None
@@ -151,15 +151,15 @@ def _read_outcomes(file: StoredFile, outcomes: dict[str, list[Outcome]]) -> list
     if unusable:
         flags.append(f"{file.path}, {unusable} is not a number from 0 to 1, so it is not compared")
     if unscored:
-        words = "recorded as success without a usable score count as valid, in no pair of scores"
-        flags.append(f"{file.path}: {unscored} answers {words}")
+        words = "valid answers have no usable score, and are in no pair of scores"
+        flags.append(f"{file.path}: {unscored} {words}")
     return flags
 
 
 def _check_identity(one: RecordedRun, two: RecordedRun) -> list[str]:
-    """Refuse what must be the same, and list what else is not.
+    """Refuse two runs that are not comparable, and list their other differences.
 
-    Without both manifests the stored configurations are compared in what they have in common.
+    Without both manifests, compares the keys that both stored configurations have.
     """
     if one.identity is not None and two.identity is not None:
         mine, theirs = dict(one.identity), dict(two.identity)
@@ -170,11 +170,8 @@ def _check_identity(one: RecordedRun, two: RecordedRun) -> list[str]:
         flags = ["the two do not both record whether data sets and adapters are the same"]
     for key, why in REFUSED.items():
         if mine.get(key) != theirs.get(key):
-            msg = (
-                f"{one.path} and {two.path}: cannot be compared: {why} "
-                f"({key}: {mine.get(key)} and {theirs.get(key)})"
-            )
-            raise InputError(msg)
+            both = f"{key}: {mine.get(key)} and {theirs.get(key)}"
+            raise InputError(f"{one.path} and {two.path}: cannot be compared: {why} ({both})")
     for key in sorted(mine.keys() | theirs.keys()):
         if key not in FOLDED and mine.get(key) != theirs.get(key):
             flags.append(f"{key} differs: {mine.get(key)!r} in A, {theirs.get(key)!r} in B")
@@ -198,8 +195,7 @@ def _check_cases(one: RecordedRun, two: RecordedRun, a: str, b: str) -> list[str
     mine = {outcome.concept_id for outcome in one.outcomes[a]}
     theirs = {outcome.concept_id for outcome in two.outcomes[b]}
     if not mine & theirs:
-        msg = f"{one.path} and {two.path}: no case of {a} is in both"
-        raise InputError(msg)
+        raise InputError(f"{one.path} and {two.path}: no case of {a} is in both")
     if mine == theirs:
         return []
     alone = f"{len(mine - theirs)} only in A, {len(theirs - mine)} only in B"
@@ -208,7 +204,7 @@ def _check_cases(one: RecordedRun, two: RecordedRun, a: str, b: str) -> list[str
 
 def _compare_arms(first: Sequence[Outcome], second: Sequence[Outcome]) -> ArmPair:
     names = (f"{first[0].arm} (A)", f"{second[0].arm} (B)")
-    outcomes = [replace(outcome, arm=names[0]) for outcome in first]
-    outcomes += [replace(outcome, arm=names[1]) for outcome in second]
+    sides = zip(names, (first, second), strict=True)
+    outcomes = [replace(outcome, arm=name) for name, side in sides for outcome in side]
     comparison = compare_arms(outcomes, names, baseline=names[0])
     return ArmPair(first[0].arm, second[0].arm, comparison)

@@ -1,7 +1,6 @@
-"""What stored answers were made with, and what their files should hold, from what is stored.
+"""The origin of stored answers: their data set, task, thresholds and seed, and all their outcomes.
 
-Data set, task, thresholds and seed; and every outcome of the run, since the gate must not pass on a
-part of one.
+The outcomes count because the gate must not pass on a part of a run.
 """
 
 from __future__ import annotations
@@ -30,38 +29,30 @@ from vllm_eval.store.folder import CONFIG, JOURNAL, is_finished
 from vllm_eval.tasks import Task, refuse_file
 
 OUR_KEYS = {"task", "engine", "gate", "dataset_path"}
-"""Together in a stored configuration they tell that we wrote it."""
+"""A stored configuration with all of these is ours."""
 
 
 def config_of(file: StoredFile) -> Mapping[str, Any]:
-    """The configuration stored in a file, or beside a journal; empty where there is none."""
+    """The configuration stored in a file or beside a journal; empty if there is none."""
     if file.config or file.path.name != JOURNAL:
         return file.config
     try:
-        text = file.path.with_name(CONFIG).read_text(encoding="utf-8")
-        loaded = yaml.safe_load(text)
+        loaded = yaml.safe_load(file.path.with_name(CONFIG).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}  # a journal without its folder
     return loaded if isinstance(loaded, dict) else {}
 
 
 def _own_config(file: StoredFile) -> Mapping[str, Any]:
-    """The configuration of a run of ours; empty where the file is of no such run."""
+    """The configuration of one of our runs; empty for any other file."""
     config = config_of(file)
     return config if config.keys() >= OUR_KEYS else {}
 
 
 def identity_of(file: StoredFile) -> Mapping[str, Any] | None:
-    """What the run of a file was made of, from the manifest beside it; None where unknown."""
+    """The identity of a file's run, from the manifest beside it; None if unknown."""
     identity = _manifest_of(file).get("identity")
     return identity if isinstance(identity, dict) else None
-
-
-def records_of(file: StoredFile) -> int | None:
-    """How many records the data set of a file's run had; None where unknown."""
-    dataset = _manifest_of(file).get("dataset")
-    records = dataset.get("records") if isinstance(dataset, dict) else None
-    return records if isinstance(records, int) else None
 
 
 def _manifest_of(file: StoredFile) -> Mapping[str, Any]:
@@ -75,10 +66,10 @@ def _manifest_of(file: StoredFile) -> Mapping[str, Any]:
 
 
 def task_of(files: Sequence[StoredFile], config: Config) -> str:
-    """The task that `config` sets, else the one the files were made with, else the default.
+    """The task that `config` sets, else the one stored with the files, else the default.
 
     Raises:
-        InputError: the files were made with different tasks, or with a file as their task.
+        InputError: the files have different tasks, or a Python file as their task.
     """
     if "task" in config.model_fields_set:
         return config.task
@@ -92,11 +83,11 @@ def task_of(files: Sequence[StoredFile], config: Config) -> str:
 
 
 def thresholds_of(files: Sequence[StoredFile], config: Config, *, graded: bool) -> GateConfig:
-    """The thresholds stored with the files, those that `config` sets laid over them.
+    """The thresholds stored with the files, overridden by those that `config` sets.
 
     Raises:
-        InputError: stored thresholds that cannot be used, or, where a verdict is `graded` by
-            them, that differ between files.
+        InputError: stored thresholds are invalid, or differ between files although a verdict is
+            `graded` by them.
     """
     given = config.gate.model_dump(exclude_unset=True) if "gate" in config.model_fields_set else {}
     merged: dict[str, Any] = {}
@@ -112,7 +103,7 @@ def thresholds_of(files: Sequence[StoredFile], config: Config, *, graded: bool) 
 
 
 def _thresholds(file: StoredFile) -> Mapping[str, Any]:
-    """All that a file's own configuration sets, or leaves at its default."""
+    """All thresholds of a file's own configuration, defaults included."""
     own = _own_config(file)
     if not own:
         return {}
@@ -125,10 +116,10 @@ def _thresholds(file: StoredFile) -> Mapping[str, Any]:
 
 
 def bootstrap_of(files: Sequence[StoredFile], config: Config, thresholds: GateConfig) -> Bootstrap:
-    """Intervals as the run made them: with its seed, unless `config` sets one.
+    """The run's own intervals: with its seed, unless `config` sets one.
 
     Raises:
-        InputError: the files were made with different seeds.
+        InputError: the files have different seeds.
     """
     stored: dict[int, Path] = {}
     for file in files:
@@ -149,13 +140,13 @@ def _differ(key: str, places: str) -> InputError:
 
 
 def index_all(files: Sequence[StoredFile], config: Config, task: Task) -> dict[Path, CaseIndex]:
-    """By file, where its cases lie; every one of them is there.
+    """The places of each file's cases, by file.
 
-    The data set is the one `config` sets, else the one stored with the file, else the task's
+    The data set is the one that `config` sets, else the one stored with the file, else the task's
     own, else the default.
 
     Raises:
-        InputError: a data set that cannot be read, or that lacks a case of a file.
+        InputError: a data set cannot be read, or lacks a case of a file.
     """
     indexes: dict[Path, CaseIndex] = {}
     found: dict[Path, CaseIndex] = {}
@@ -168,41 +159,39 @@ def index_all(files: Sequence[StoredFile], config: Config, task: Task) -> dict[P
         found[file.path] = indexes[path]
         for concept_id, place in file.ids.items():
             if concept_id not in indexes[path].places:
-                msg = (
+                raise InputError(
                     f"{file.path}, {place}: concept_id {concept_id!r} is not in {path}; "
                     "give the data set of these answers with --dataset-path"
                 )
-                raise InputError(msg)
     return found
 
 
-def other_data(files: Sequence[StoredFile], indexes: Mapping[Path, CaseIndex]) -> tuple[str, ...]:
-    """A note on each file that was made with a data set of other content."""
+def other_data(files: Sequence[StoredFile], indexes: Mapping[Path, CaseIndex]) -> list[str]:
+    """A note on each file whose run had a data set with other content."""
     notes = []
     for file in files:
         identity, index = identity_of(file), indexes[file.path]
         if identity is not None and identity.get("dataset") not in (None, index.sha256):
             notes.append(f"{file.path}: made with a data set that differs from {index.path}")
-    return tuple(notes)
+    return notes
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the files should hold together."""
+    """What complete files would hold."""
 
     arms: tuple[str, ...]
-    """All that their runs evaluate, also those without an answer yet."""
+    """All arms of the runs, including those without an answer yet."""
     outcomes: int
-    """Of each arm: as many cases and samples as any of them is asked."""
+    """Of each arm: the largest number of cases and samples that any arm is asked."""
     gaps: tuple[str, ...]
-    """Why a file does not hold what it should."""
+    """Why a file is incomplete."""
 
     def refuse(self, verdict: Verdict) -> Verdict:
-        """The verdict, which no student passes on files with gaps."""
+        """The verdict, which fails if files have gaps."""
         if not self.gaps:
             return verdict
-        why = "; ".join(self.gaps)
-        name = "files that are whole"
+        name, why = "files that are whole", "; ".join(self.gaps)
         rule = Rule("whole_files", verdict.arm, name, None, 1.0, None, False, why)
         chance = None if verdict.pass_chance is None else 0.0
         rules = (*verdict.rules, rule)
@@ -210,9 +199,9 @@ class Expected:
 
 
 def find_expected(files: Sequence[StoredFile], indexes: Mapping[Path, CaseIndex]) -> Expected:
-    """What the files should hold, from what is stored in them and beside them.
+    """What complete files would hold, from what is stored in them and beside them.
 
-    Where a run says nothing of its size, each arm should have every case and sample that any has.
+    If a run does not state its size, each arm should have every case and sample that any arm has.
     """
     arms: dict[str, None] = {}
     every: set[tuple[str, int]] = set()
@@ -222,26 +211,23 @@ def find_expected(files: Sequence[StoredFile], indexes: Mapping[Path, CaseIndex]
         arms |= dict.fromkeys(_arms(file))
         every |= {key[1:] for key in file.keys}
         size = _run_size(file, indexes[file.path])
-        if size is not None:
-            sizes.append(size)
+        sizes.append(size or 0)
         gaps += _gaps(file, size)
     return Expected(tuple(arms), max(len(every), *sizes), tuple(gaps))
 
 
 def _gaps(file: StoredFile, size: int | None) -> list[str]:
-    path, held = file.path, file.outcomes
-    gaps = []
-    if file.partial:
-        gaps.append(f'{path} says "partial": true')
-    if file.stated is not None and file.stated != held:
-        gaps.append(f"{path} says {file.stated} total_samples but holds {held}")
+    path, held, stated = file.path, file.outcomes, file.head.get("total_samples")
+    gaps = [f'{path} says "partial": true'] if file.partial else []
+    if isinstance(stated, int) and not isinstance(stated, bool) and stated != held:
+        gaps.append(f"{path} says {stated} total_samples but holds {held}")
     each = Counter(key[0] for key, place in file.keys.items() if place)
     short = [arm for arm in _arms(file) if size is not None and each[arm] < size]
     return [*gaps, *(f"{path} holds {each[arm]} of {size} outcomes of {arm}" for arm in short)]
 
 
 def _arms(file: StoredFile) -> tuple[str, ...]:
-    """The arms that a file should hold: of a journal all that its run evaluates."""
+    """The arms that a file should hold; a journal should hold all arms of its run."""
     identity = identity_of(file) if file.path.name == JOURNAL else None
     adapters = identity.get("adapters") if identity else None
     run = (BASELINE, *adapters) if isinstance(adapters, dict) else ()
@@ -249,30 +235,26 @@ def _arms(file: StoredFile) -> tuple[str, ...]:
 
 
 def _run_size(file: StoredFile, index: CaseIndex) -> int | None:
-    """How many outcomes each arm of the run must have; None where that is not known."""
-    identity = identity_of(file)
-    records = records_of(file)
-    if identity is not None and records is not None:
-        return _size(identity, records)
-    config = config_of(file)
-    if file.partial or (file.path.name == JOURNAL and config):
-        return _size(config, len(index.places))
-    return None
-
-
-def _size(settings: Mapping[str, Any], records: int) -> int:
+    """How many outcomes each arm of the run must have; None if unknown."""
+    recorded = _manifest_of(file)
+    settings, dataset = recorded.get("identity"), recorded.get("dataset")
+    records = dataset.get("records") if isinstance(dataset, dict) else None
+    if not isinstance(settings, dict) or not isinstance(records, int):
+        settings, records = config_of(file), len(index.places)
+        if not file.partial and not (file.path.name == JOURNAL and settings):
+            return None
     most, samples = settings.get("max_samples"), settings.get("samples_per_case")
     drawn = min(most, records) if isinstance(most, int) else records
     return drawn * (samples if isinstance(samples, int) else 1)
 
 
 def find_files(paths: Sequence[Path]) -> list[Path]:
-    """The files of answers behind `paths`, each of which is a file or a run folder.
+    """The files of answers at `paths`, each of which is a file or a run folder.
 
-    Of a run that did not end, or whose result files are too large to be read, its journal.
+    In the folder of a run that is unfinished, or has too large result files, this is the journal.
 
     Raises:
-        InputError: there is no such file, or a folder without answers.
+        InputError: a folder has no answers.
     """
     found: list[Path] = []
     for path in paths:

@@ -1,4 +1,4 @@
-"""Stored answers graded again: what changed in each file, and the gate's word on the whole."""
+"""Stored answers graded again: what changed in each file, and the gate's verdicts."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from vllm_eval.rescore.stored import StoredFile
 from vllm_eval.tasks import open_task
 
 TOLERANCE = 1e-9
-"""A recorded score that differs by no more is reproduced."""
+"""A recorded score is reproduced if it differs by no more than this."""
 MAX_CHANGES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One answer that is graded otherwise than recorded."""
+    """One answer whose grade differs from the recorded one."""
 
     concept_id: str
     was: str
@@ -47,32 +47,32 @@ class Change:
 
 @dataclass(slots=True)
 class FileReport:
-    """What scoring found in one arm of one file; counted up answer by answer."""
+    """One arm of one file, recorded and graded again; filled answer by answer."""
 
     path: Path
     arm: str
     answers: int = 0
     recorded_statuses: int = 0
-    """Answers that came with a status we know."""
+    """Answers recorded with a known status."""
     incomplete: int = 0
-    """Answers without a status we know, or recorded as success without a score."""
+    """Answers recorded without a known status, or as success without a score."""
     not_gradable: int = 0
     """Answers whose raw response is not stored."""
     lost: int = 0
-    """Of those, the ones recorded as something else than `error`."""
+    """Of those, the ones not recorded as `error`."""
     reasons: Counter[str] = field(default_factory=Counter)
-    """Every reason found now, with counts."""
+    """Every reason now, with counts."""
     newly_failing: Counter[str] = field(default_factory=Counter)
-    """Recorded as success: why they are none, with counts."""
+    """Recorded as success: why they fail now, with counts."""
     newly_valid: Counter[str] = field(default_factory=Counter)
-    """Recorded as failed, and keep the contract: what was recorded, with counts."""
+    """Recorded as failed, but valid now: the recorded reasons, with counts."""
     new_reasons: Counter[str] = field(default_factory=Counter)
-    """Failed before and now, for another reason: `old -> new`, with counts."""
+    """Failed before and now, for different reasons: `old -> new`, with counts."""
     scores_compared: int = 0
     scores_changed: int = 0
     max_difference: float = 0.0
     unusable_scores: int = 0
-    """Recorded ones that are no numbers from 0 to 1, so that nothing can reproduce them."""
+    """Recorded scores that are not numbers from 0 to 1; nothing can reproduce them."""
     changes: list[Change] = field(default_factory=list)
     """The first `MAX_CHANGES` changes."""
     recorded: list[Outcome] = field(default_factory=list)
@@ -80,31 +80,31 @@ class FileReport:
 
     @property
     def reproduced(self) -> bool:
-        """Whether every recorded status and score came out again."""
+        """Whether every recorded status and score is the same now."""
         changed = self.newly_failing or self.newly_valid or self.scores_changed
         return not (changed or self.unusable_scores or self.lost)
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Everything that scoring found."""
+    """The result of grading stored answers again."""
 
     reports: tuple[FileReport, ...]
     verdicts: tuple[Verdict, ...]
-    """The gate on each student; empty unless there is one baseline and each arm once."""
+    """The gate on each student; empty without a baseline, or if an arm is in two files."""
     recorded_verdicts: tuple[Verdict, ...]
-    """The gate on what was recorded; empty where a status or score is missing."""
+    """The gate on the recorded outcomes; empty if a status or score is missing."""
     notes: tuple[str, ...]
     comparison: Comparison | None = None
-    """What the verdicts stand on."""
+    """The basis of the verdicts."""
     repair: bool = False
-    """Whether failed answers were repaired, to see what that would bring."""
+    """Whether failed answers were also repaired."""
     repaired_verdicts: tuple[Verdict, ...] = ()
-    """The gate with repaired answers counted as valid; empty where none were asked for."""
+    """The gate with repaired answers counted as valid; empty unless repairs were asked for."""
 
     @property
     def passed(self) -> bool:
-        """The gate's word where there is one, else whether everything was reproduced."""
+        """Whether the gate passes every student; without verdicts, whether all was reproduced."""
         if self.verdicts:
             return all(verdict.passed for verdict in self.verdicts)
         return all(report.reproduced for report in self.reports)
@@ -124,16 +124,13 @@ def score(
     watcher: Watcher,
     show: Callable[[dict[str, Any]], None] | None = None,
 ) -> Scored:
-    """Grade the answers of all files again, after all of them were checked.
+    """Grade all answers in `paths` (files or run folders) again, once every file is checked.
 
-    Args:
-        paths: files of answers, or run folders.
-        config: what it sets itself (data set, task, thresholds) goes before what is stored.
-        watcher: is told the notes, and how far it has come.
-        show: is given each answer as the object that `--json` prints, in order.
+    What `config` sets (data set, task, thresholds) overrides what is stored. `show` receives each
+    answer as the object that `--json` prints, in order.
 
     Raises:
-        InputError: a file, a line or a data set that cannot be used.
+        InputError: a file, a line or a data set cannot be used.
     """
     files = [stored.open_file(path) for path in find_files(paths)]
     task = task_of(files, config)
@@ -141,7 +138,7 @@ def score(
     expected = find_expected(files, indexes)
     why = _no_verdict(files, expected)
     thresholds = thresholds_of(files, config, graded=not why)
-    notes = [note for file in files for note in file.notes]
+    notes = [note for file in files for note in file.notes()]
     notes += [*other_data(files, indexes), *expected.gaps]
     notes += [f"no verdict: {why}"] if why else []
     for note in notes:
@@ -149,8 +146,8 @@ def score(
     bootstrap = None if why else bootstrap_of(files, config, thresholds)
     reports: dict[tuple[Path, str], FileReport] = {}
     progress = Progress(total=sum(file.count for file in files))
-    every = grade_all(task, _pairs(files, indexes), progress.total, repair=config.repair)
-    for answer, graded in every:
+    pairs = _pairs(files, indexes)
+    for answer, graded in grade_all(task, pairs, progress.total, repair=config.repair):
         key = (answer.path, answer.arm)
         if key not in reports:
             reports[key] = FileReport(*key)
@@ -203,11 +200,10 @@ def _row(answer: StoredAnswer, graded: Graded, *, repair: bool) -> dict[str, Any
 
 
 def _no_verdict(files: Sequence[StoredFile], expected: Expected) -> str:
-    """Why the gate has nothing to say on these files; empty where it has."""
-    arms = [arm for file in files for arm in file.arms]
+    """Why these files have no verdict; empty if they have one."""
     if BASELINE not in expected.arms or len(free_arms(expected.arms)) < 2:
         return f"it needs a {BASELINE} and a student"
-    if len(set(arms)) < len(arms):
+    if sum(len(file.arms) for file in files) > len({arm for file in files for arm in file.arms}):
         return "an arm is in more than one file"
     return ""
 
@@ -223,32 +219,31 @@ def _grade_arms(
     thresholds: GateConfig,
     bootstrap: Bootstrap,
 ) -> tuple[Comparison, tuple[Verdict, ...]]:
-    """The gate on each student, also on one without any outcome yet."""
+    """The gate on each student, including one without any outcome yet."""
     outcomes = [outcome for arm in arms for outcome in arm]
     free = free_arms(expected.arms)
     comparison = compare_arms(outcomes, free, bootstrap=bootstrap)
-    students = [name for name in free if name != BASELINE]
     return comparison, tuple(
-        expected.refuse(gate.decide_student(comparison, student, expected.outcomes, thresholds))
-        for student in students
+        expected.refuse(gate.decide_student(comparison, name, expected.outcomes, thresholds))
+        for name in free
+        if name != BASELINE
     )
 
 
 def count(report: FileReport, answer: StoredAnswer, graded: Graded) -> None:
-    """Take one more answer into its report."""
-    problem = graded.problem
+    """Add one answer to its report."""
+    problem, known = graded.problem, answer.status is not None
     reason = problem.reason if problem else None
     report.answers += 1
-    report.recorded_statuses += answer.status is not None
-    unscored = answer.status == "success" and answer.score is None
-    report.incomplete += answer.status is None or unscored
+    report.recorded_statuses += known
+    report.incomplete += not known or (answer.status == "success" and answer.score is None)
     if answer.text is None:
         report.not_gradable += 1
         report.lost += answer.status != "error"
     if reason:
         report.reasons[reason] += 1
     was, now = answer.reason or answer.status or "-", reason or "success"
-    if answer.status is not None and (answer.status == "success") != (reason is None):
+    if known and (answer.status == "success") != (reason is None):
         if problem:
             report.newly_failing[problem.reason] += 1
         else:
@@ -264,13 +259,12 @@ def count(report: FileReport, answer: StoredAnswer, graded: Graded) -> None:
     elif answer.score is not None and answer.text is not None:
         _compare_scores(report, answer, graded)
     if answer.final:
-        before = answer.outcome()
-        report.recorded.append(before)
-        report.now.append(_outcome(answer, graded, before))
+        report.recorded.append(answer.outcome())
+        report.now.append(_regraded(report.recorded[-1], answer, graded))
 
 
 def _compare_scores(report: FileReport, answer: StoredAnswer, graded: Graded) -> None:
-    """A failed answer recorded with 0 is reproduced by failing: that is what its 0 says."""
+    """Compare the scores; a failed answer recorded with 0 is reproduced if it fails again."""
     was, now = answer.score or 0.0, graded.score or 0.0
     counted_as_0 = was == 0 and answer.status != "success" and graded.problem is not None
     difference = 0.0 if counted_as_0 else abs(now - was)
@@ -286,7 +280,7 @@ def _note(report: FileReport, answer: StoredAnswer, was: str, now: str, message:
         report.changes.append(Change(answer.concept_id, was, now, message))
 
 
-def _outcome(answer: StoredAnswer, graded: Graded, before: Outcome) -> Outcome:
+def _regraded(before: Outcome, answer: StoredAnswer, graded: Graded) -> Outcome:
     valid = graded.problem is None
     failed: Status = "error" if answer.text is None else "format_error"
     return replace(

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
 from vllm_eval.compare.gate import Verdict
-from vllm_eval.compare.intervals import Interval
 from vllm_eval.compare.summary import Summary, as_repaired, summarise
 from vllm_eval.records import Progress
-from vllm_eval.report.tables import doubt_lines, gate_table, new_table
+from vllm_eval.report.tables import doubt_lines, gate_table, interval_words, new_table, number
 from vllm_eval.report.terminal import PLAIN_INTERVAL_S, PLAIN_WIDTH, UnbreakableConsole, write_out
 from vllm_eval.rescore.compare import ArmPair, Compared, to_json
 from vllm_eval.rescore.score import FileReport, Scored
@@ -30,10 +27,10 @@ BAR_INTERVAL_S = 0.1
 SCORES = ("mean", "std", "min", "max", "mean (failures = 0)")
 
 
-class ScoreProgress(contextlib.AbstractContextManager["ScoreProgress"]):
-    """How far scoring has come, on standard error: a bar on a terminal, else lines.
+class ScoreProgress:
+    """The progress of scoring on standard error: a bar on a terminal, else lines.
 
-    Where standard output is `silent` but for JSON, notes are said here too.
+    If standard output is `silent` but for JSON, notes are shown here too.
     """
 
     def __init__(self, *, silent: bool) -> None:
@@ -42,23 +39,18 @@ class ScoreProgress(contextlib.AbstractContextManager["ScoreProgress"]):
         self._bar: Bar | None = None
         self._last = time.monotonic()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        """Take the bar down, whatever happened."""
+    def close(self) -> None:
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
 
     def stage(self, text: str) -> None:
-        """Something about the files that their reader should know."""
+        """A note on the files."""
         if self._says_notes:
             _say(self._console, f"note: {text}", style="yellow")
 
     def progress(self, progress: Progress) -> None:
-        """So many answers have been graded."""
+        """More answers have been graded."""
         done, total = progress.done, progress.total
         wait = BAR_INTERVAL_S if self._console.is_terminal else PLAIN_INTERVAL_S
         if done < total and time.monotonic() - self._last < wait:
@@ -68,16 +60,15 @@ class ScoreProgress(contextlib.AbstractContextManager["ScoreProgress"]):
             self._console.print(f"  {done}/{total} answers graded", soft_wrap=True)
             return
         if self._bar is None:
-            words = TextColumn("{task.description}")
-            columns = (words, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Bar(*columns, console=self._console)
+            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Bar("{task.description}", *columns, console=self._console)
             self._bar.add_task("answers", total=total)
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=done)
 
 
 def show_scored(scored: Scored) -> None:
-    """What changed in each file, the numbers recorded and now, and the verdicts."""
+    """What changed in each file, the recorded and the new figures, and the verdicts."""
     console = _console()
     for report in scored.reports:
         _show_report(console, report)
@@ -90,8 +81,8 @@ def show_scored(scored: Scored) -> None:
         _show_verdict(console, scored, verdict)
     if not scored.verdicts:
         words = "every recorded status and score is reproduced"
-        text = words if scored.passed else "not " + words
-        console.print(Text(text, style="bold green" if scored.passed else "bold red"))
+        style, no = ("bold green", "") if scored.passed else ("bold red", "not ")
+        _say(console, no + words, style=style)
 
 
 def show_row(row: Mapping[str, Any]) -> None:
@@ -110,9 +101,7 @@ def show_compared(compared: Compared, *, as_json: bool) -> None:
     for flag in compared.flags:
         _say(console, f"note: {flag}", style="yellow")
     for pair in compared.pairs:
-        console.print(_pair_table(pair))
-        for line in _pair_lines(pair):
-            _say(console, line)
+        _show_pair(console, pair)
 
 
 def _console() -> UnbreakableConsole:
@@ -135,8 +124,8 @@ def _show_report(console: UnbreakableConsole, report: FileReport) -> None:
         counts = _counts(report.newly_failing)
         _say(console, f"  {failing} recorded as success now fail: {counts}", style="red")
     if valid:
-        _say(console, f"  {valid} recorded as failed now keep the contract; recorded as: ")
-        _say(console, f"    {_counts(report.newly_valid)}")
+        counts = _counts(report.newly_valid)
+        _say(console, f"  {valid} recorded as failed now keep the contract; recorded as: {counts}")
     if report.not_gradable:
         words = "without a raw response, so not gradable and counted as no answer"
         _say(console, f"  {report.not_gradable} {words}", style="red" if report.lost else "")
@@ -157,8 +146,8 @@ def _score_words(report: FileReport) -> str:
     if not report.scores_compared:
         return "no score was recorded"
     if not report.scores_changed:
-        return f"scores: all {report.scores_compared} recorded ones reproduced to 1e-9"
-    share = f"{report.scores_changed} of {report.scores_compared} recorded ones differ"
+        return f"scores: all {report.scores_compared} recorded scores reproduced to 1e-9"
+    share = f"{report.scores_changed} of {report.scores_compared} recorded scores differ"
     return f"scores: {share}, by at most {report.max_difference:.6f}"
 
 
@@ -204,47 +193,30 @@ def _show_verdict(console: UnbreakableConsole, scored: Scored, verdict: Verdict)
     if mended is not None:
         _say(console, f"with repaired answers counted as valid the gate would say {mended.word}")
     style = "bold green" if verdict.passed else "bold red"
-    console.print(Text(f"{verdict.word}  {plain(verdict.arm)}", style=style))
+    _say(console, f"{verdict.word}  {verdict.arm}", style=style)
 
 
-def _pair_table(pair: ArmPair) -> Table:
+def _show_pair(console: UnbreakableConsole, pair: ArmPair) -> None:
     table = new_table("", "arm", right=("outcomes", "valid", "first try", *SCORES))
     for name, summary in pair.comparison.arms.items():
         shares = (f"{summary.valid_rate:.1%}", f"{summary.first_valid_rate:.1%}")
         table.add_row(Text(plain(name)), str(summary.total), *shares, *_scores(summary))
-    return table
-
-
-def _pair_lines(pair: ArmPair) -> list[str]:
-    found = pair.comparison.students[pair.label("B")]
-    return [
-        (
-            f"over {found.pairs} cases valid in both: B higher in {found.wins}, lower in "
-            f"{found.losses}, the same in {found.ties}"
-        ),
-        f"  difference of means B - A   {_interval(found.difference)}",
-        f"  ratio of means B / A        {_interval(found.ratio)}",
-        f"  the same, failures = 0      {_interval(found.ratio_all)}",
+    console.print(table)
+    found = pair.paired
+    counts = f"B higher in {found.wins}, lower in {found.losses}, the same in {found.ties}"
+    validity = f"{found.gained} cases gained, {found.lost} lost"
+    for line in (
+        f"over {found.pairs} cases valid in both: {counts}",
+        f"  difference of means B - A   {interval_words(found.difference, '+.4f')}",
+        f"  ratio of means B / A        {interval_words(found.ratio, '.4f')}",
+        f"  the same, failures = 0      {interval_words(found.ratio_all, '.4f')}",
         f"  {found.scores.name}: p = {found.scores.p:.4f}",
-        (
-            f"  validity: {found.gained} cases gained, {found.lost} lost; "
-            f"{found.validity.name}: p = {found.validity.p:.4f}"
-        ),
-    ]
-
-
-def _interval(interval: Interval) -> str:
-    if interval.low is None or interval.high is None:
-        return f"{_number(interval.value)} (no interval: {interval.reason})"
-    ends = f"{interval.low:.4f} to {interval.high:.4f}"
-    return f"{_number(interval.value)}, {interval.confidence:.0%} from {ends} ({interval.method})"
+        f"  validity: {validity}; {found.validity.name}: p = {found.validity.p:.4f}",
+    ):
+        _say(console, line)
 
 
 def _scores(summary: Summary) -> list[str]:
     """The cells under `SCORES`."""
     numbers = (summary.mean, summary.std, summary.min, summary.max, summary.mean_all)
-    return [_number(number) for number in numbers]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return [number(value, ".4f") for value in numbers]

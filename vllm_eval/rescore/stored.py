@@ -1,9 +1,9 @@
 """Stored answers, read one by one: our result files and journals, and the predecessor's files.
 
-A file is a JSON object with a list `results`, a bare list of results, or results one a line (JSON
-lines); which of them is seen from what it holds. JSON lines are read line by line, so a journal may
-have any length. Any other file is read whole, which took 3 times its size of memory with English
-answers, and up to 11 times with very short answers, emoji, or words that only Python writes (NaN).
+A file is a JSON object with a list `results`, a bare list of results, or JSON lines with one result
+each; the content tells which. JSON lines are read line by line, so a journal may have any length.
+Any other file is read whole, which takes 3 times its size in memory with English answers, and up to
+11 times with very short answers, emoji, or words that only Python writes (NaN).
 """
 
 from __future__ import annotations
@@ -24,146 +24,127 @@ from vllm_eval.store.folder import JOURNAL
 from vllm_eval.store.journal import refuse_parts
 
 MAX_BYTES = 2**30
-"""Of a file that is read whole."""
+"""The largest file that is read whole."""
 MAX_FIRST_LINE = 2**26
-"""Bytes looked at to tell JSON lines from other files."""
+"""Bytes read to tell JSON lines from other files."""
 MAX_WORDS = 5
-"""Different unknown words for a status that are told apart."""
+"""Different unknown statuses that are counted apart."""
 _TIMESTAMP = re.compile(r"[_.-]*(?<!\d)20\d\d-?\d\d-?\d\d.*$", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StoredFile:
-    """A file of stored answers, checked from end to end."""
+    """A file of stored answers; `open_file` checks it from end to end and fills this record."""
 
     path: Path
-    config: Mapping[str, Any]
-    """The configuration stored with it; empty where there is none."""
-    count: int
+    count: int = 0
     """Answers in it."""
-    arms: tuple[str, ...]
-    ids: Mapping[str, str]
-    """Each concept id with the place of its first answer."""
-    keys: Mapping[Key, str]
-    """Every arm, case and sample with the place of its outcome; empty where that is missing."""
-    partial: bool
-    """Whether the file says that its run did not end."""
-    stated: int | None
-    """How many outcomes the file says it holds."""
-    notes: tuple[str, ...]
-    """What was met in it that its reader should know."""
+    arms: dict[str, None] = field(default_factory=dict)
+    """In the order of the file."""
+    ids: dict[str, str] = field(default_factory=dict)
+    """The place of the first answer to each case, by concept id."""
+    keys: dict[Key, str] = field(default_factory=dict)
+    """The place of each outcome; empty if the file has only failed attempts."""
+    head: dict[str, Any] = field(default_factory=dict)
+    """All of a result file but its results."""
+    torn: str = ""
+    """Place of an incomplete last line."""
+    counted: int = 0
+    """Answers that repeat a case without saying which sample they are."""
+    statuses: dict[str, int] = field(default_factory=dict)
+    """Unknown statuses, with counts."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The stored configuration; empty if there is none."""
+        config = self.head.get("config")
+        return config if isinstance(config, dict) else {}
+
+    @property
+    def partial(self) -> bool:
+        """Whether the file says that its run did not finish."""
+        return self.head.get("partial") is True
 
     @property
     def outcomes(self) -> int:
-        """Outcomes in it: its answers without the failed attempts of a journal."""
+        """The answers without a journal's failed attempts."""
         return sum(1 for place in self.keys.values() if place)
 
-
-@dataclass(slots=True)
-class _Reading:
-    """What is met beside the answers while a file is read."""
-
-    head: dict[str, Any] = field(default_factory=dict)
-    """The other keys of the file."""
-    torn: str = ""
-    """Place of a last line that was cut off."""
-    counted: int = 0
-    """Answers that repeat a case and do not say which sample they are."""
-    statuses: dict[str, int] = field(default_factory=dict)
-    """Unknown words for a status, with counts."""
-    keys: dict[Key, str] = field(default_factory=dict)
-
-    def meet(self, answer: StoredAnswer) -> None:
-        """Take note of an answer.
+    def take(self, answer: StoredAnswer) -> None:
+        """Take in one answer.
 
         Raises:
-            InputError: its case and sample had an outcome before.
+            InputError: its case and sample already have an outcome.
         """
+        self.count += 1
+        self.arms[answer.arm] = None
+        self.ids.setdefault(answer.concept_id, answer.place)
         key = (answer.arm, answer.concept_id, answer.sample)
         if answer.final and self.keys.get(key):
-            msg = (
+            raise InputError(
                 f"{answer.path}, {answer.place}: a case and sample of {answer.arm} is there twice, "
                 f"concept_id {answer.concept_id!r}, sample {answer.sample}, first at "
                 f"{self.keys[key]}; remove one of them"
             )
-            raise InputError(msg)
         self.keys[key] = answer.place if answer.final else self.keys.get(key, "")
         self.counted += answer.counted_sample and answer.sample > 0 and answer.final
-        if answer.unknown_status:
-            name = answer.unknown_status
+        if name := answer.unknown_status:
             name = name if name in self.statuses or len(self.statuses) < MAX_WORDS else "others"
             self.statuses[name] = self.statuses.get(name, 0) + 1
 
-    def notes(self, path: Path) -> tuple[str, ...]:
-        """What a reader of the numbers should know."""
+    def notes(self) -> list[str]:
+        """What limits the figures of this file."""
         found = []
         if self.torn:
-            found.append(f"{path}, {self.torn}: is truncated and was skipped")
+            found.append(f"{self.path}, {self.torn}: is truncated and was skipped")
         if self.counted:
             words = "repeat a concept_id without a `sample`, and count as its further samples"
-            found.append(f"{path}: {self.counted} answers {words}")
+            found.append(f"{self.path}: {self.counted} answers {words}")
         if self.statuses:
             words = ", ".join(f"{name} ({count})" for name, count in self.statuses.items())
             known = ", ".join(STATUSES)
-            found.append(f"{path}: unknown status {words}, not compared; known: {known}")
-        return tuple(found)
+            found.append(f"{self.path}: unknown status {words}, not compared; known: {known}")
+        return found
 
 
 def open_file(path: Path) -> StoredFile:
     """Check every answer of the file at `path`.
 
     Raises:
-        InputError: file, line and key that cannot be used.
+        InputError: the file or an answer cannot be used; names file, line and key.
     """
-    reading = _Reading()
-    count = 0
-    arms: dict[str, None] = {}
-    ids: dict[str, str] = {}
-    for answer in _read(path, reading):
-        count += 1
-        arms[answer.arm] = None
-        ids.setdefault(answer.concept_id, answer.place)
-        reading.meet(answer)
-    if not count:
+    file = StoredFile(path)
+    for answer in _read(file):
+        file.take(answer)
+    if not file.count:
         raise InputError(f"{path}: has no answers")
-    config, stated = reading.head.get("config"), reading.head.get("total_samples")
-    return StoredFile(
-        path=path,
-        config=config if isinstance(config, dict) else {},
-        count=count,
-        arms=tuple(arms),
-        ids=ids,
-        keys=reading.keys,
-        partial=reading.head.get("partial") is True,
-        stated=stated if isinstance(stated, int) and not isinstance(stated, bool) else None,
-        notes=reading.notes(path),
-    )
+    return file
 
 
 def read_answers(file: StoredFile) -> Iterator[StoredAnswer]:
     """The answers of a checked file, in its order."""
-    return _read(file.path, _Reading())
+    return _read(StoredFile(file.path))
 
 
 def arm_of(path: Path) -> str:
-    """The arm that a file's name tells: `baseline`, or the name up to its time."""
+    """The arm in a file's name: `baseline`, or the name up to its timestamp."""
     if path.name.lower().startswith(BASELINE):
         return BASELINE
     return _TIMESTAMP.sub("", path.stem) or path.stem
 
 
-def _read(path: Path, reading: _Reading) -> Iterator[StoredAnswer]:
-    """Every answer; what else is met in the file is put into `reading`."""
+def _read(file: StoredFile) -> Iterator[StoredAnswer]:
+    """Every answer; sets the `head` of `file`, and `torn`."""
+    path = file.path
     before: dict[tuple[str, str], int] = {}
     try:
-        for place, row in _rows(path, reading):
+        for place, row in _rows(file):
             if not isinstance(row, dict):
                 raise InputError(f"{path}, {place}: must be a JSON object")
             concept_id = row.get("concept_id")
             if concept_id in (None, "") or isinstance(concept_id, dict | list):
-                msg = f"{path}, {place}: lacks `concept_id`, so its requirements cannot be found"
-                raise InputError(msg)
-            arm = text_of(row, "arm") or text_of(reading.head, "arm") or arm_of(path)
+                raise InputError(f"{path}, {place}: lacks `concept_id`, so its case is unknown")
+            arm = text_of(row, "arm") or text_of(file.head, "arm") or arm_of(path)
             nth = before.get((arm, str(concept_id)), 0)
             answer = read_answer(path, place, row, (arm, str(concept_id), nth))
             before[arm, answer.concept_id] = nth + answer.final
@@ -174,15 +155,12 @@ def _read(path: Path, reading: _Reading) -> Iterator[StoredAnswer]:
         raise InputError(f"{path}: cannot read the answers: {error.strerror}") from error
 
 
-def _rows(path: Path, reading: _Reading) -> Iterator[tuple[str, object]]:
+def _rows(file: StoredFile) -> Iterator[tuple[str, object]]:
     """Place and content of every answer."""
-    if path.name == JOURNAL:
-        refuse_parts(path)
-        yield from _lines(path, reading)
-    elif _has_lines(path):
-        yield from _lines(path, reading)
-    else:
-        yield from _whole(path, reading)
+    is_journal = file.path.name == JOURNAL
+    if is_journal:
+        refuse_parts(file.path)
+    return _lines(file) if is_journal or _has_lines(file.path) else _whole(file)
 
 
 def _has_lines(path: Path) -> bool:
@@ -194,13 +172,12 @@ def _has_lines(path: Path) -> bool:
         row = _parse(first)
     except (ValueError, RecursionError):
         return False
-    return (
-        isinstance(row, dict) and "concept_id" in row and not isinstance(row.get("results"), list)
-    )
+    row = row if isinstance(row, dict) else {}
+    return "concept_id" in row and not isinstance(row.get("results"), list)
 
 
-def _lines(path: Path, reading: _Reading) -> Iterator[tuple[str, object]]:
-    with path.open("rb") as file:
+def _lines(stored: StoredFile) -> Iterator[tuple[str, object]]:
+    with stored.path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -208,16 +185,18 @@ def _lines(path: Path, reading: _Reading) -> Iterator[tuple[str, object]]:
                 row = _parse(line)
             except (ValueError, RecursionError) as error:
                 if not line.endswith(b"\n"):
-                    reading.torn = f"line {number}"
+                    stored.torn = f"line {number}"
                     return
-                raise _wrong(path, error, number) from error
+                raise _wrong(stored.path, error, number) from error
             yield f"line {number}", row
 
 
-def _whole(path: Path, reading: _Reading) -> Iterator[tuple[str, object]]:
+def _whole(file: StoredFile) -> Iterator[tuple[str, object]]:
+    path = file.path
     if path.stat().st_size > MAX_BYTES:
-        msg = f"{path}: is larger than {MAX_BYTES // 2**30} GiB, and must be read whole into memory"
-        raise InputError(f"{msg}; give the run's {JOURNAL}, or write one result per line")
+        size = f"{MAX_BYTES // 2**30} GiB"
+        large = f"{path}: is larger than {size}, and must be read whole into memory"
+        raise InputError(f"{large}; give the run's {JOURNAL}, or write one result per line")
     try:
         found = _parse(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -226,7 +205,7 @@ def _whole(path: Path, reading: _Reading) -> Iterator[tuple[str, object]]:
         yield from ((f"[{number}]", row) for number, row in enumerate(found))
     elif isinstance(found, dict) and isinstance(found.get("results"), list):
         rows = found.pop("results")
-        reading.head |= found
+        file.head |= found
         yield from ((f"results[{number}]", row) for number, row in enumerate(rows))
     elif isinstance(found, dict) and "concept_id" in found:
         yield "line 1", found
@@ -244,14 +223,13 @@ def _parse(data: bytes) -> object:
 
 
 def _wrong(path: Path, error: ValueError | RecursionError, line: int = 0) -> Exception:
-    """What to raise for a text that cannot be read; `line` is its place where it is one of many."""
+    """What to raise for invalid JSON; `line` is 0 if the file was read whole."""
     if isinstance(error, UnicodeDecodeError):
         return error
     if isinstance(error, json.JSONDecodeError):
         begun = line or error.doc[: error.pos].strip()
-        what = (
-            f"not valid JSON: {error.msg}" if begun else "is neither a result file nor JSON lines"
-        )
+        what = "is neither a result file nor JSON lines"
+        what = f"not valid JSON: {error.msg}" if begun else what
         line = line or error.lineno
     elif isinstance(error, RecursionError):
         what = "nested too deep"

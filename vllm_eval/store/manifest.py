@@ -81,8 +81,7 @@ def read(folder: Path) -> dict[str, Any]:
         raise InputError(msg) from error
     whole = isinstance(manifest, dict) and isinstance(manifest.get("identity"), dict)
     if not whole or manifest.get("schema_version") != SCHEMA_VERSION:
-        msg = f"{path}: written by another version of vllm_eval; start a new run"
-        raise InputError(msg)
+        raise InputError(f"{path}: written by another version of vllm_eval; start a new run")
     return dict(manifest)
 
 
@@ -106,8 +105,7 @@ def _hash_file(script: str) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        msg = f"{path}: cannot read the script: {error.strerror}"
-        raise InputError(msg) from error
+        raise InputError(f"{path}: cannot read the script: {error.strerror}") from error
 
 
 def _fingerprint(base_model: str) -> str:
