@@ -102,8 +102,7 @@ def read_layer(name: str, *, shipped_only: bool = False) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        msg = f"{path}: cannot be read as YAML: {error}"
-        raise ConfigError(msg) from error
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -136,15 +135,13 @@ def setting_layer(setting: str) -> dict[str, Any]:
     """
     path, equals, text = setting.partition("=")
     if not equals or not path.strip("."):
-        msg = f"-c {setting}: must be KEY.PATH=VALUE, for example gate.min_ratio=0.85"
-        raise ConfigError(msg)
+        raise ConfigError(f"-c {setting}: must be KEY.PATH=VALUE, for example gate.min_ratio=0.85")
     import yaml
 
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        msg = f"-c {setting}: the value is not valid YAML"
-        raise ConfigError(msg) from error
+        raise ConfigError(f"-c {setting}: the value is not valid YAML") from error
     for key in reversed(path.split(".")):
         value = {key: value}
     return dict(value)

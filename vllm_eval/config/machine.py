@@ -33,10 +33,8 @@ PLATFORMS = (
     Platform(COLAB, ("COLAB_RELEASE_TAG", "COLAB_GPU"), ("/content/sample_data",)),
 )
 
-
 FOLDERS = tuple(folder for platform in PLATFORMS for folder in platform.folders)
 """All folders that are checked."""
-
 
 _PACKAGES = (
     "vllm",

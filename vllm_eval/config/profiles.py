@@ -15,7 +15,6 @@ _FULL_24GB, _FULL_80GB = 22_000, 72_000
 _T4_CLASS = range(14_000, 17_000)
 """MiB of a T4; the same of any other card of compute capability 7.5."""
 
-
 _FOUR_BITS: dict[str | None, str] = {COLAB: "colab_t4", LIGHTNING: "lightning_t4"}
 """Platforms that provide one T4, with their profiles."""
 

@@ -49,11 +49,7 @@ class Record(BaseModel):
     """A frozen record whose docstrings below the fields are their descriptions."""
 
     model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
 
@@ -240,8 +236,7 @@ def resolve_path(text: str) -> Path:
         ConfigError: no file system can hold such a path.
     """
     if "\0" in text:
-        msg = f"{text!r}: a path cannot hold a NUL character"
-        raise ConfigError(msg)
+        raise ConfigError(f"{text!r}: a path cannot hold a NUL character")
     if text.startswith(PACKAGE):
         return _HERE / text.removeprefix(PACKAGE)
     return Path(text).expanduser()

@@ -146,8 +146,7 @@ def _check_tensors(
         return [*findings, warning(where, what, "the engine will compare them once it is loaded")]
     findings += _check_names(where, whole, linear, base)
     findings += _check_reach(where, whole, base)
-    what = f"{len(whole)} modules of rank {adapter.rank} that fit the base"
-    return findings or [ok(where, what)]
+    return findings or [ok(where, f"{len(whole)} modules of rank {adapter.rank} that fit the base")]
 
 
 def _check_ranks(where: str, settings: Mapping[str, Any], modules: Modules) -> list[Finding]:
@@ -197,10 +196,7 @@ def _check_names(
 
 
 def _fault(
-    name: str,
-    pair: Mapping[str, Tensor],
-    linear: Mapping[str, tuple[int, int]],
-    base: Base,
+    name: str, pair: Mapping[str, Tensor], linear: Mapping[str, tuple[int, int]], base: Base
 ) -> str | None:
     """What is wrong with one module, worded to follow the number of such modules."""
     architecture = base.architecture

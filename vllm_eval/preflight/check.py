@@ -217,8 +217,7 @@ def _check_output(draft: Draft) -> list[Finding]:
         with tempfile.TemporaryFile(dir=there):
             free = shutil.disk_usage(there).free
     except OSError as failed:
-        what = f"cannot write to {there}: {failed.strerror}"
-        return [error(where, what, "give --output-dir")]
+        return [error(where, f"cannot write to {there}: {failed.strerror}", "give --output-dir")]
     drawn = len(draft.dataset.drawn) if draft.dataset else 0
     answers = drawn * max(2, len(draft.arms)) * config.samples_per_case
     least = answers * config.max_new_tokens * BYTES_PER_TOKEN * COPIES

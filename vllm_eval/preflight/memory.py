@@ -155,8 +155,7 @@ def check_batch(base: Base, demand: Demand, batch: int, machine: Machine) -> lis
         todo = "--load-4bit, or a smaller base" if batch == 1 else "lower --batch-size"
         return [error(where, f"does not fit: {sums}", todo)]
     if free is not None and needed > free * MIB:
-        what = f"{size(free * MIB)} are free: {sums}"
-        return [warning(where, what, "end other processes")]
+        return [warning(where, f"{size(free * MIB)} are free: {sums}", "end other processes")]
     return [ok(where, sums)]
 
 

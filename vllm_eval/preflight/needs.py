@@ -144,8 +144,7 @@ def check_libraries(hardware: Machine, software: Software, *, four_bit: bool) ->
     needed = (*LIBRARIES, "bitsandbytes") if four_bit else LIBRARIES
     if lacking := [name for name in needed if not software.has(name)]:
         what = f"needs {', '.join(lacking)}, which is not installed"
-        todo = "pip install 'vllm_eval[transformers]'"
-        return [error("transformers engine", what, todo)]
+        return [error("transformers engine", what, "pip install 'vllm_eval[transformers]'")]
     versions = dict(software.packages)
     named = ", ".join(f"{name} {versions[name]}" for name in ("transformers", "peft"))
     device = hardware.gpus[0].name if hardware.gpus else f"{hardware.cpus} CPUs"

@@ -27,7 +27,6 @@ from vllm_eval.tasks import Task
 
 UNANSWERED = Grade(None, None, {})
 
-
 POLL_S = 0.5
 """Seconds to wait for a completion before refreshing the display and checking for a stop."""
 

@@ -22,7 +22,6 @@ from vllm_eval.tasks import refuse_file
 NO_BFLOAT16_BELOW = 8.0
 _TORCH_NAMES = {"half": "float16", "float": "float32"}
 
-
 AUTO: Final = "auto"
 """Instead of a run's folder: the newest run like this one, or a new one if there is none."""
 
@@ -89,8 +88,7 @@ def refuse_other_engine(plan: Plan, folder: Path) -> None:
         InputError: it finds one.
     """
     if why := other_engine(plan, manifest.read(folder).get("engine", {})):
-        msg = f"{folder}: {why}; start a new run, without --resume"
-        raise InputError(msg)
+        raise InputError(f"{folder}: {why}; start a new run, without --resume")
 
 
 def requeue_refused(plan: Plan, folder: Path, journal: Journal) -> int:

@@ -24,7 +24,6 @@ from vllm_eval.records import BASELINE
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-
 Rows = list[dict[int, float]]
 
 _T = TypeVar("_T")

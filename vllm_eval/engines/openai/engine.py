@@ -28,7 +28,6 @@ from vllm_eval.records import Arm, Completion, Request
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-
 _T = TypeVar("_T")
 
 CONNECT_S = 10.0

@@ -15,7 +15,6 @@ from vllm_eval.records import Completion, Request
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-
 TOLERATED = 2
 """Consecutive failures before a server is left alone."""
 ALONE = 5

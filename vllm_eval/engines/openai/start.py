@@ -15,7 +15,6 @@ from vllm_eval.records import BASELINE, Arm
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-
 HOPELESS = ("forbidden", "missing", "refused")
 """Faults that waiting does not fix, for a server that has not passed the canary yet."""
 HINTS = {

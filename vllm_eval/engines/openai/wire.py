@@ -24,7 +24,6 @@ from vllm_eval.config.settings import Config
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
-
 PLAIN_SAMPLING = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """Parameters that vLLM takes from generation_config.json if a request does not set them."""
 

@@ -15,7 +15,6 @@ from vllm_eval.records import Completion, Request
 if TYPE_CHECKING:
     import torch
 
-
 GREEDY_BELOW = 1e-5
 """A lower temperature counts as 0; vLLM's bound."""
 

@@ -20,7 +20,6 @@ from vllm_eval.records import Arm
 if TYPE_CHECKING:
     import torch
 
-
 HONOURED = frozenset(
     ("dtype", "max_model_len", "quantization", "load_format", "revision", "tokenizer")
 ) | {"tokenizer_revision"}

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.sampling_params import StructuredOutputsParams
 
-
 FENCE = "```"
 """The start of every constrained answer."""
 
