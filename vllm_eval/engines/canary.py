@@ -8,6 +8,7 @@ of its own, then all arms mixed.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -69,11 +70,9 @@ def prove(alone: Sequence[Distribution], mixed: Mapping[str, Sequence[Distributi
     for arm, rows in students.items():
         if _apart(alone, rows) <= max(SMALLEST, moved):  # no more than the base itself moves
             _fail(f"adapter {arm!r} changes nothing: the engine answers as with the bare base")
-    names = list(students)
-    for number, arm in enumerate(names):
-        for other in names[number + 1 :]:
-            if _apart(students[arm], students[other]) <= SMALLEST:
-                _fail(f"adapters {arm!r} and {other!r} give the same answers: are they the same?")
+    for arm, other in itertools.combinations(students, 2):
+        if _apart(students[arm], students[other]) <= SMALLEST:
+            _fail(f"adapters {arm!r} and {other!r} give the same answers: are they the same?")
 
 
 def _apart(one: Sequence[Distribution], other: Sequence[Distribution]) -> float:

@@ -53,7 +53,6 @@ class ScriptedEngine:
     """
 
     def __init__(self, lines: Sequence[ScriptLine], life: int = 0) -> None:
-        """Use a script that has been read; `life` counts the starts in this run, from 0."""
         self._life = life
         self._lines: dict[tuple[str, str | None, int | None], ScriptLine] = {}
         for line in lines:
@@ -92,11 +91,11 @@ class ScriptedEngine:
         now = time.monotonic()
         for request in requests:
             line = self._find(request)
-            seconds = line.seconds if line else 0.0
             self._submitted += 1
             dies = line is not None and self._life < line.deaths
             completion = None if dies else _complete(request, line)
-            heapq.heappush(self._due, (now + seconds, self._submitted, completion))
+            due = now + (line.seconds if line else 0.0)
+            heapq.heappush(self._due, (due, self._submitted, completion))
 
     @property
     def busy(self) -> bool:
@@ -171,8 +170,7 @@ def _read_line(where: str, raw: bytes) -> ScriptLine:
     if not isinstance(fields, dict) or not isinstance(fields.get("concept_id"), str):
         raise DatasetError(f"{where}: must be an object with a concept_id ('{ANY}' for every case)")
     if unknown := sorted(fields.keys() - _TYPES.keys()):
-        keys = sorted(_TYPES)
-        raise DatasetError(f"{where}: unknown key {unknown[0]!r}; there is only {keys}")
+        raise DatasetError(f"{where}: unknown key {unknown[0]!r}; the keys are {sorted(_TYPES)}")
     given: dict[str, Any] = {key: found for key, found in fields.items() if found is not None}
     for key, value in given.items():
         if not isinstance(value, _TYPES[key]):

@@ -24,18 +24,19 @@ def encode(tokenizer: Any, prompt: str, prompt_format: str) -> list[int]:
     return list(ids)
 
 
-def too_long(tokens: int, answer: int, limit: int) -> str | None:
+def too_long(tokens: int, answer: int, limit: int, whose: str = "") -> str | None:
     """Why a prompt of `tokens` tokens can never be asked, or None.
 
     It must leave room for the whole `answer`, or the model would be blamed for our truncation.
+    `whose` names the owner of the limit, if it is not this process.
     """
     if tokens == 0:
         return "the prompt is empty"
     if tokens + answer <= limit:
         return None
     return (
-        f"the prompt's {tokens} tokens and {answer} for the answer exceed max_model_len "
-        f"{limit}; raise --max-model-len or lower --max-new-tokens"
+        f"the prompt's {tokens} tokens and {answer} for the answer exceed {whose}max_model_len "
+        f"{limit}; raise {whose}--max-model-len or lower --max-new-tokens"
     )
 
 
@@ -54,9 +55,8 @@ def open_counter(
     def unreadable(error: Exception) -> Exception:
         if isinstance(error, ImportError):
             return error
-        words = f"{type(error).__name__}: {one_line(error, 200)}"
-        msg = f"tokenizer {folder}: cannot be read: {words}; copy the tokenizer's files too"
-        return InputError(msg)
+        why = f"cannot be read: {type(error).__name__}: {one_line(error, 200)}"
+        return InputError(f"tokenizer {folder}: {why}; copy the tokenizer's files too")
 
     with foreign(unreadable):
         if prompt_format == "raw" and (folder / "tokenizer.json").is_file():

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from vllm_eval.engines.protocol import Engine
 from vllm_eval.errors import EngineError
@@ -26,6 +27,10 @@ from vllm_eval.records import (
 from vllm_eval.tasks import Task
 
 UNANSWERED = Grade(None, None, {})
+PLACE = ("block", "line", "column", "key")
+"""What an attempt takes unchanged from its answer's problem."""
+MEASURED = ("prompt_tokens", "output_tokens", "cached_tokens", "queued_s", "ttft_s", "total_s")
+"""What it takes unchanged from its completion."""
 
 POLL_S = 0.5
 """Seconds to wait for a completion before refreshing the display and checking for a stop."""
@@ -60,13 +65,8 @@ def evaluate(
     built and measured as their turn comes, while the engine works on earlier ones. Memory holds
     the requests in flight, not the cases.
 
-    Args:
-        job: cases, arms, task and limits.
-        engine: answers requests of all arms in one batch.
-        ledger: what an earlier session has finished or begun.
-        record: writes attempts to the journal.
-        progress: updated in place; `stopping` ends the evaluation.
-        on_progress: called after each poll.
+    `record` writes attempts to the journal; `progress` is updated in place, shown by `on_progress`
+    after each poll, and ends the evaluation by its `stopping`.
 
     Raises:
         EngineError: the engine died, or lost requests.
@@ -125,7 +125,8 @@ def _next_batch(
         if why is None:
             batch.append(item)
         else:
-            refused.append(_refused(request, case, why, now))
+            done = Completion(request.id, error=why)
+            refused.append(_attempt(case, request, done, UNANSWERED, TOO_LONG, now))
     return batch, refused
 
 
@@ -145,10 +146,9 @@ def _first(job: Job, case: Case, ledger: Ledger) -> Iterator[Request]:
     for sample in range(job.samples):
         for arm in job.arms:
             key = (arm.name, case.id, sample)
-            begun = ledger.begun.get(key)
             if key in ledger.done:
                 continue
-            if begun is None:
+            if (begun := ledger.begun.get(key)) is None:
                 yield _request(job, case, arm.name, sample, 1, prompt)
             else:
                 again = job.task.prompt(case, begun.problem)
@@ -176,17 +176,10 @@ def _conclude(
     if attempt.status == "success" or request.attempt >= job.attempts:
         return attempt, None
     prompt = job.task.prompt(case, grade.problem)
-    if (
-        engine.refusal(prompt) is not None
-    ):  # the reminder made the prompt too long, so this answer counts
+    if engine.refusal(prompt) is not None:  # too long with the reminder, so this answer counts
         return attempt, None
     retry = _request(job, case, request.arm, request.sample, request.attempt + 1, prompt)
     return replace(attempt, final=False), retry
-
-
-def _refused(request: Request, case: Case, why: str, now: float) -> Attempt:
-    done = Completion(request.id, error=why)
-    return _attempt(case, request, done, UNANSWERED, TOO_LONG, now)
 
 
 def _attempt(
@@ -197,6 +190,8 @@ def _attempt(
     status: Status = "format_error" if problem else "success"
     if done.error is not None:
         problem, status = Problem(failure, done.error), "error"
+    unchanged: dict[str, Any] = {name: getattr(done, name) for name in MEASURED}
+    unchanged |= {name: getattr(problem, name, None) for name in PLACE}
     return Attempt(
         arm=request.arm,
         concept_id=case.id,
@@ -207,23 +202,14 @@ def _attempt(
         status=status,
         reason=problem.reason if problem else None,
         error=problem.message if problem else None,
-        block=problem.block if problem else None,
-        line=problem.line if problem else None,
-        column=problem.column if problem else None,
         truncated=done.finish_reason == "length",
         score=grade.score,
         parts=grade.parts,
         seed=request.seed,
-        prompt_tokens=done.prompt_tokens,
-        output_tokens=done.output_tokens,
-        cached_tokens=done.cached_tokens,
-        queued_s=done.queued_s,
-        ttft_s=done.ttft_s,
-        total_s=done.total_s,
         finish_reason=done.finish_reason,
         finished_at=now,
         raw_response=done.text,
-        key=problem.key if problem else None,
+        **unchanged,
     )
 
 

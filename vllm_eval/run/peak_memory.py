@@ -6,7 +6,6 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import psutil
 import pynvml
@@ -18,7 +17,7 @@ INTERVAL_S = 1.0
 
 @dataclass(slots=True)
 class PeakMemory:
-    """The peak so far, in bytes."""
+    """The peak so far, in MiB."""
 
     host_mib: int = 0
     """Resident memory of this process and its children; shared pages count in each."""
@@ -43,8 +42,10 @@ def _watch(peak: PeakMemory, ended: threading.Event) -> None:
     with nvml_devices(pynvml) as devices:
         while True:
             peak.host_mib = max(peak.host_mib, _resident() // MIB)
-            if devices and (taken := _taken(devices)) is not None:
-                peak.device_mib = max(peak.device_mib or 0, taken // MIB)
+            with contextlib.suppress(pynvml.NVMLError):
+                used = [int(pynvml.nvmlDeviceGetMemoryInfo(device).used) for device in devices]
+                if used:
+                    peak.device_mib = max(peak.device_mib or 0, sum(used) // MIB)
             if ended.wait(INTERVAL_S):
                 return
 
@@ -57,10 +58,3 @@ def _resident() -> int:
         with contextlib.suppress(psutil.Error):  # ended meanwhile
             total += process.memory_info().rss
     return total
-
-
-def _taken(devices: list[Any]) -> int | None:
-    """Bytes; None if no device reports them."""
-    with contextlib.suppress(pynvml.NVMLError):
-        return sum(int(pynvml.nvmlDeviceGetMemoryInfo(device).used) for device in devices)
-    return None

@@ -13,7 +13,7 @@ from vllm_eval.config.machine import Machine, Software
 from vllm_eval.config.settings import Config, whole
 from vllm_eval.errors import InputError
 from vllm_eval.inputs.plan import Plan
-from vllm_eval.records import TOO_LONG, Attempt
+from vllm_eval.records import TOO_LONG
 from vllm_eval.store import manifest
 from vllm_eval.store.folder import COMPARISON, CONFIG, find_run
 from vllm_eval.store.journal import Journal
@@ -31,9 +31,7 @@ def load_resumed(
 ) -> tuple[Config, Path | Literal["auto"] | None]:
     """The configuration of a run and what it continues: the layers over the stored one.
 
-    Args:
-        layers: what was given.
-        resume: folder or name of a run, `AUTO`, or None for a new one.
+    `resume` is the folder or name of a run, `AUTO`, or None for a new one.
 
     Raises:
         ConfigError: an option cannot be used.
@@ -58,24 +56,20 @@ def other_engine(
 ) -> str | None:
     """Why the engine installed here may not continue a run, found before a model is loaded.
 
-    `run` compares again once the engine describes itself.
-
-    Args:
-        plan: of the run to continue.
-        recorded: what the run's manifest says of its engine; empty if none had started.
-        hardware: this machine by default.
-        software: what is installed by default.
+    `recorded` is what the run's manifest says of its engine, empty if none had started; hardware
+    and software are this machine's by default. `run` compares again once the engine describes
+    itself.
     """
     software, engine = software or machine.installed(), plan.config.engine
     if engine not in ("vllm", "transformers"):
         return None
     now = software.vllm if engine == "vllm" else dict(software.packages).get(engine)
     before = recorded.get(engine)
-    if before and now and _release(before) != _release(now):
+    # Without the local tag, which says what a release was built for.
+    if before and now and str(before).partition("+")[0] != now.partition("+")[0]:
         return f"begun with {engine} {before}, but {now} is installed"
-    if plan.config.engine == "vllm" and not software.for_cpu:
-        dtype = _dtype_on(hardware or machine.detect(), plan)
-        before = recorded.get("dtype")
+    if engine == "vllm" and not software.for_cpu:
+        dtype, before = _dtype_on(hardware or machine.detect(), plan), recorded.get("dtype")
         if before and dtype and before != dtype:
             return f"begun with dtype {before}, but this machine computes in {dtype}"
     return None
@@ -95,10 +89,7 @@ def requeue_refused(plan: Plan, folder: Path, journal: Journal) -> int:
     """Make prompts refused as too long pending again if the run is resumed with a longer limit.
 
     No engine has seen them, and raising the limit is our own advice. The files of a finished run
-    count them as errors, so they are no longer valid.
-
-    Returns:
-        How many are pending again.
+    count them as errors, so they are no longer valid. Returns how many are pending again.
     """
     before = manifest.read(folder).get("engine", {}).get("max_model_len")
     if plan.config.engine == "openai" or not isinstance(before, int):
@@ -107,19 +98,10 @@ def requeue_refused(plan: Plan, folder: Path, journal: Journal) -> int:
     longest = base.architecture.max_len if base and base.architecture else None
     if whole(plan.config.engine_args.get("max_model_len"), longest or 0) <= before:
         return 0
-    dropped = journal.drop(_was_too_long)
+    dropped = journal.drop(lambda a: a.status == "error" and a.reason == TOO_LONG)
     if dropped:
         (folder / COMPARISON).unlink(missing_ok=True)
     return dropped
-
-
-def _was_too_long(attempt: Attempt) -> bool:
-    return attempt.status == "error" and attempt.reason == TOO_LONG
-
-
-def _release(version: object) -> str:
-    """The version without the local tag, which says what it was built for."""
-    return str(version).partition("+")[0]
 
 
 def _dtype_on(hardware: Machine, plan: Plan) -> str | None:

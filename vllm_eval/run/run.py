@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,12 +59,9 @@ def run(
 ) -> Finished:
     """Evaluate base and students over the cases and grade the students.
 
-    Args:
-        config: the resolved configuration.
-        watcher: receives progress and messages.
-        resume: folder of a run to be continued, or `AUTO`; None for a new one.
-        stop_on_signals: handle SIGINT and SIGTERM while the engine answers: the first one ends the
-            evaluation cleanly, with a partial run, the second one at once.
+    `resume` is the folder of a run to be continued, or `AUTO`; None for a new one. With
+    `stop_on_signals`, the first SIGINT or SIGTERM while the engine answers ends the evaluation
+    cleanly, with a partial run, the second one at once.
 
     Raises:
         InputError: configuration, data set or adapter cannot be used, or the run to be
@@ -105,8 +103,7 @@ def run(
 def _prepare(config: Config, watcher: Watcher) -> Plan:
     """Read and check everything before the engine."""
     watcher.stage("checking data set and adapters")
-    draft = read_plan(config)
-    findings = check_plan(draft)
+    findings = check_plan(draft := read_plan(config))
     for finding in findings:
         if finding.level == "warning" or finding.where == "profile":
             watcher.stage(finding.line)
@@ -153,8 +150,7 @@ def _open_folder(plan: Plan, resume: Path | Literal["auto"] | None, watcher: Wat
     output_dir = resolve_path(plan.config.output_dir)
 
     def usable(path: Path, engine: Mapping[str, Any]) -> bool:
-        why = other_engine(plan, engine)
-        if why:
+        if why := other_engine(plan, engine):
             watcher.stage(f"resume: not {path}: {why}")
         return why is None
 
@@ -199,21 +195,14 @@ def _generate(
     Returns the seconds that the first engine took to start.
     """
     config, life, load_s = plan.config, 0, 0.0
-    job = Job(
-        plan.task,
-        plan.arms,
-        lambda: cases.read_cases(plan.dataset),
-        config.samples_per_case,
-        1 + config.retries,
-        config.seed,
-    )
+    samples, attempts = config.samples_per_case, 1 + config.retries
+    read = partial(cases.read_cases, plan.dataset)
+    job = Job(plan.task, plan.arms, read, samples, attempts, config.seed)
     while True:
         watcher.stage(f"starting the {config.engine} engine; its log is {folder.engine_log}")
-        begin = time.monotonic()
+        begin, log = time.monotonic(), folder.engine_log
         try:
-            with closing(
-                open_engine(config, plan.arms, plan.base_model, folder.engine_log, life)
-            ) as engine:
+            with closing(open_engine(config, plan.arms, plan.base_model, log, life)) as engine:
                 load_s = load_s or time.monotonic() - begin
                 _note_engine(folder, engine.about)
                 watcher.stage(f"evaluating {len(plan.dataset.drawn)} cases, {len(plan.arms)} arms")
@@ -225,27 +214,21 @@ def _generate(
         except EngineDiedError as error:
             if progress.stopping:  # Ctrl-C reaches the engine's processes too
                 return load_s
-            life += 1
-            if life > config.max_engine_restarts:
+            if life >= config.max_engine_restarts:
                 msg = f"{error}; what finished is safe: --resume {folder.path}"
                 raise EngineError(msg) from error
+            life += 1
             watcher.stage(f"{error}; {progress.done} of {progress.total} outcomes are safe")
 
 
 def _note_engine(folder: RunFolder, about: Mapping[str, str | int]) -> None:
-    """Store the engine's description of itself; a later session must match it.
-
-    Raises:
-        InputError: the run was begun with another engine, release, type or quantisation.
-    """
-    path = folder.path / manifest.FILE
+    """Store the engine's description of itself; InputError if an earlier session's differs."""
     before = manifest.read(folder.path).get("engine", {})
     for key in ("engine", "vllm", "transformers", "dtype", "quantization", "models"):
         if before and before.get(key) != about.get(key):
             msg = f"{folder.path}: begun with {key} {before.get(key)!r}, not {about.get(key)!r}"
-            msg += "; start a new run, without --resume"
-            raise InputError(msg)
-    add_to_json(path, {"engine": dict(about)})
+            raise InputError(f"{msg}; start a new run, without --resume")
+    add_to_json(folder.path / manifest.FILE, {"engine": dict(about)})
 
 
 @contextmanager

@@ -34,8 +34,7 @@ TEXT_TOKENS = 32
 """Length of the canary's answers if a server gives no log probabilities."""
 COMPANION_TOKENS = 1024
 CONSTRAINT_WORD = "quokka"
-CONSTRAINT = 'root ::= "{word}"'
-"""A grammar of one word that no model would say here unprompted."""
+"""The only word of a test grammar; no model would say it here unprompted."""
 TOKEN_PREFIX = "token_id:"  # noqa: S105  vLLM's spelling of a token by its number
 
 
@@ -60,11 +59,10 @@ class Prover:
             return "no adapter to tell from the base"
         most, alone = await self._find_way(self.models[BASELINE])
         async with contextlib.AsyncExitStack() as stack:
-            students = (model for arm, model in self.models.items() if arm != BASELINE)
-            for model in students:
-                await stack.enter_async_context(self._companion(model))
-            asked = [partial(self._rows, model, most) for model in self.models.values()]
-            rows = await _together(asked)
+            for arm, model in self.models.items():
+                if arm != BASELINE:
+                    await stack.enter_async_context(self._companion(model))
+            rows = await _together([partial(self._rows, m, most) for m in self.models.values()])
         canary.prove(alone, dict(zip(self.models, rows, strict=True)))
         return f"log probabilities of {most} tokens" if most else "texts"
 
@@ -78,10 +76,10 @@ class Prover:
             FaultError: the server could not be asked.
         """
         base = self.models[BASELINE]
-        word = await self._held(base, CONSTRAINT.format(word=CONSTRAINT_WORD))
+        word = await self._held(base, f'root ::= "{CONSTRAINT_WORD}"')
         if word.strip() != CONSTRAINT_WORD:
-            msg = f"it ignores `structured_outputs`: allowed only one word, it says {word[:60]!r}"
-            raise EngineError(f"{self.client.base_url}: {msg}; serve with vLLM 0.19.1 or later")
+            msg = f"{self.client.base_url}: it ignores `structured_outputs`: allowed only one word"
+            raise EngineError(f"{msg}, it says {word[:60]!r}; serve with vLLM 0.19.1 or later")
         await self._held(base, grammar)
 
     async def _held(self, model: str, grammar: str) -> str:
@@ -114,13 +112,8 @@ class Prover:
             return [{hash(text): 0.0} for text in await self._texts(model, canary.TEXTS)]
         # A unique salt: a row with a cached prompt would have another shape.
         extra = {"return_tokens_as_token_ids": True, "cache_salt": uuid.uuid4().hex}
-        body: dict[str, Any] = {
-            "model": model,
-            "prompt": list(canary.TEXTS),
-            "max_tokens": 1,
-            "temperature": 0.0,
-            "logprobs": most,
-        }
+        body: dict[str, Any] = {"model": model, "prompt": list(canary.TEXTS), "logprobs": most}
+        body |= {"max_tokens": 1, "temperature": 0.0}
         if self.vllm:
             body |= extra | PLAIN_SAMPLING
         with faults():
@@ -166,16 +159,13 @@ async def _together(asked: Sequence[Callable[[], Coroutine[Any, Any, _T]]]) -> l
     """
     found = await asyncio.gather(*(ask() for ask in asked), return_exceptions=True)
     for one in found:
-        if isinstance(one, BaseException) and not _is_busy(one):
+        busy = isinstance(one, FaultError) and one.kind == "busy"
+        if isinstance(one, BaseException) and not busy:
             raise one
     return [
         await ask() if isinstance(one, BaseException) else one
         for ask, one in zip(asked, found, strict=True)
     ]
-
-
-def _is_busy(error: BaseException) -> bool:
-    return isinstance(error, FaultError) and error.kind == "busy"
 
 
 def _read_rows(answer: object) -> Rows:

@@ -21,9 +21,10 @@ from vllm_eval.config.settings import Config
 from vllm_eval.engines.openai.server import FIRST_LIMIT, Done, Server
 from vllm_eval.engines.openai.start import HOPELESS, root_of
 from vllm_eval.engines.openai.traffic import Traffic
-from vllm_eval.engines.openai.wire import NO_KEY, FaultError, api_key, faults
+from vllm_eval.engines.openai.wire import NO_KEY, FaultError, api_key, asked, faults
+from vllm_eval.engines.tokens import too_long
 from vllm_eval.errors import ConfigError, EngineError
-from vllm_eval.records import Arm, Completion, Request
+from vllm_eval.records import BASELINE, Arm, Completion, Request
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -42,7 +43,6 @@ class OpenAIEngine:
     """Servers that have passed the canary, and the thread that talks to them."""
 
     def __init__(self, config: Config, arms: Sequence[Arm], log: Path) -> None:
-        """Connect to nothing yet; use `open` to get a working engine."""
         self._config = config
         self._log = log
         self._finished: queue.SimpleQueue[Done | BaseException] = queue.SimpleQueue()
@@ -55,9 +55,7 @@ class OpenAIEngine:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="openai", daemon=True)
         self._thread.start()
-        servers = [
-            Server(url, _connect(config, url), float(FIRST_LIMIT)) for url in config.base_url
-        ]
+        servers = [Server(url, _connect(config, url), FIRST_LIMIT) for url in config.base_url]
         self._traffic = Traffic(config, arms, servers, self._finished.put, self._note)
 
     @classmethod
@@ -69,19 +67,18 @@ class OpenAIEngine:
             ConfigError: no server is configured.
         """
         if not config.base_url:
-            msg = "base_url: the openai engine needs one; give --base-url http://HOST:8000/v1"
-            raise ConfigError(msg)
+            raise ConfigError("base_url: the openai engine needs one, as http://HOST:8000/v1")
         try:
             import openai  # noqa: F401  a clear word before a thread is started
         except ImportError as error:
             msg = f"the openai engine needs a library: {error}; pip install 'vllm_eval[openai]'"
             raise EngineError(msg) from error
-        engine = cls(config, arms, log)
         with contextlib.ExitStack() as undo:
+            engine = cls(config, arms, log)
             undo.callback(engine.close)
             engine._wait_for(engine._traffic.start())
             undo.pop_all()
-        return engine
+            return engine
 
     @property
     def capacity(self) -> int:
@@ -129,14 +126,9 @@ class OpenAIEngine:
             return None
         try:
             tokens = self._count(prompt)
-        except (FaultError, TimeoutError):
+        except FaultError:
             return None  # asked again if the prompt comes again
-        if tokens + answer <= limit:
-            return None
-        return (
-            f"the prompt's {tokens} tokens and {answer} for the answer exceed the server's "
-            f"max_model_len {limit}; raise its --max-model-len or lower --max-new-tokens"
-        )
+        return too_long(tokens, answer, limit, "the server's ") if tokens else None
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests; each goes to the server with the most room."""
@@ -188,22 +180,22 @@ class OpenAIEngine:
         return done.completion
 
     def _count_tokens(self, prompt: str) -> int:
-        """A prompt's tokens, counted by the first server in service; 0 if it does not count.
-
-        Raises:
-            FaultError, TimeoutError: it does not answer now.
-        """
+        """Tokens by the first server in service, 0 if it does not count; FaultError: not now."""
         server = next((s for s in self._traffic.servers if s.served), None)
         if server is None or server.served is None:
             raise FaultError("unreachable", "no server is in service")
-        model = server.served.models["baseline"]
-        asked = _count(server.client, model, prompt, self._config.prompt_format)
+        body = {"model": server.served.models[BASELINE]} | asked(self._config, prompt)
+        route = f"{root_of(server.client)}/tokenize"
         try:
-            return self._wait_for(asyncio.wait_for(asked, COUNT_S))
+            with faults():
+                post = server.client.post(route, body=body, cast_to=object)
+                answer = self._wait_for(asyncio.wait_for(post, COUNT_S))
         except FaultError as fault:
             if fault.kind in HOPELESS:
                 return 0
             raise
+        count = answer.get("count") if isinstance(answer, dict) else None
+        return count if type(count) is int else 0
 
     def _wait_for(self, work: Coroutine[Any, Any, _T], timeout: float | None = None) -> _T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)
@@ -220,15 +212,3 @@ def _connect(config: Config, url: str) -> AsyncOpenAI:
 
     timeout = Timeout(config.request_timeout_s, connect=min(CONNECT_S, config.request_timeout_s))
     return AsyncOpenAI(base_url=url, api_key=api_key() or NO_KEY, max_retries=0, timeout=timeout)
-
-
-async def _count(client: AsyncOpenAI, model: str, prompt: str, prompt_format: str) -> int:
-    asked: dict[str, Any] = {"prompt": prompt}
-    if prompt_format == "chat":
-        asked = {"messages": [{"role": "user", "content": prompt}]}
-    with faults():
-        answer = await client.post(
-            f"{root_of(client)}/tokenize", body={"model": model} | asked, cast_to=object
-        )
-    count = answer.get("count") if isinstance(answer, dict) else None
-    return count if type(count) is int else 0

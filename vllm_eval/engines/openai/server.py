@@ -97,8 +97,7 @@ class Counts:
 def complete(call: Call, began: float, answer: Answer, config: Config) -> Done:
     """An answer as a completion; times are from submission."""
     prompt, output = answer.tokens("prompt"), answer.tokens("completion")
-    cut = answer.finish_reason == "length" and 0 < output < config.max_new_tokens
-    error = None
+    error, cut = None, answer.finish_reason == "length" and 0 < output < config.max_new_tokens
     if cut:
         error = (
             f"the prompt's {prompt} tokens leave room for {output} of {config.max_new_tokens} for "
@@ -129,14 +128,9 @@ def pause(tries: int) -> float:
 
 def choose(servers: Sequence[Server], now: float) -> Server | None:
     """The server with the most room relative to its limit; None if none has room."""
-    room = [
-        (server.in_flight / server.limit, number)
-        for number, server in enumerate(servers)
-        if server.served is not None
-        and server.free_at <= now
-        and server.in_flight < int(server.limit)
-    ]
-    return servers[min(room)[1]] if room else None
+    ready = (server for server in servers if server.served is not None and server.free_at <= now)
+    room = [server for server in ready if server.in_flight < int(server.limit)]
+    return min(room, key=lambda server: server.in_flight / server.limit, default=None)
 
 
 def grow(server: Server, most: int) -> None:

@@ -52,12 +52,12 @@ async def prepare(client: AsyncOpenAI, config: Config, arms: Sequence[Arm]) -> S
         FaultError: the server could not be asked now.
         EngineError: it does not serve the arms, or fails the canary.
     """
-    listed = await list_models(client)
+    listed = await _list_models(client)
     absent = missing_arms(listed, config, arms)
     if absent and config.load_adapters:
         for arm in absent:
             await _load(client, _model(config, arm.name), _path_of(arm, config, arms))
-        listed = await list_models(client)
+        listed = await _list_models(client)
     models = name_models(listed, config, arms, str(client.base_url))
     version = await _version(client)
     prover = Prover(client, config, models, vllm=version is not None)
@@ -83,15 +83,9 @@ def hold_to(begun: Served, served: Served, url: str) -> None:
         raise EngineError(msg)
 
 
-async def list_models(client: AsyncOpenAI) -> dict[str, Listed]:
-    """The models of a server by name.
-
-    Raises:
-        FaultError: it could not be asked.
-    """
+async def _list_models(client: AsyncOpenAI) -> dict[str, Listed]:
     with faults():
-        page = await client.get("/models", cast_to=object)
-    return read_models(page)
+        return read_models(await client.get("/models", cast_to=object))
 
 
 def read_models(page: object) -> dict[str, Listed]:
@@ -110,21 +104,15 @@ def read_models(page: object) -> dict[str, Listed]:
         if not isinstance(name, str):
             raise FaultError("failed", "the list of models has an invalid entry")
         parent, length = model.get("parent"), model.get("max_model_len")
-        found[name] = Listed(
-            parent if isinstance(parent, str) else None, length if type(length) is int else None
-        )
+        length = length if type(length) is int else None
+        found[name] = Listed(parent if isinstance(parent, str) else None, length)
     return found
 
 
 def missing_arms(listed: Mapping[str, Listed], config: Config, arms: Sequence[Arm]) -> list[Arm]:
     """The students whose models a server does not list."""
-    return [
-        arm
-        for arm in arms
-        if arm.variant_of is None
-        and arm.name != BASELINE
-        and _model(config, arm.name) not in listed
-    ]
+    students = (arm for arm in arms if arm.variant_of is None and arm.name != BASELINE)
+    return [arm for arm in students if _model(config, arm.name) not in listed]
 
 
 def name_models(

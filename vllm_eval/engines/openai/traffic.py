@@ -79,10 +79,8 @@ class Traffic:
                 break
             tries += 1
             if time.monotonic() > end:
-                patience = f"{self.config.server_patience_s:g} s"
                 named = "; ".join(f"{s.url}: {e}" for s, e in zip(self.servers, tried, strict=True))
-                msg = f"no server has answered for {patience} (server_patience_s): {named}"
-                raise EngineError(msg)
+                raise EngineError(f"no server has answered for {self._patience}: {named}")
             await asyncio.sleep(pause(tries))
         for server in self.servers:
             if server.served is None:
@@ -90,15 +88,13 @@ class Traffic:
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests."""
-        now = time.monotonic()
-        self.waiting.extend(Call(request, now) for request in requests)
+        self.waiting.extend(Call(request, time.monotonic()) for request in requests)
         self._dispatch()
 
     @property
     def capacity(self) -> int:
         """What all servers may get now, plus one each to be ready when a place is free."""
-        limits = (int(s.limit) + 1 for s in self.servers if s.served is not None)
-        return max(2, sum(limits))
+        return max(2, sum(int(s.limit) + 1 for s in self.servers if s.served is not None))
 
     async def stop(self) -> None:
         """End everything in flight and close the connections."""
@@ -125,23 +121,18 @@ class Traffic:
         began, request, vllm = time.monotonic(), call.request, served.vllm is not None
         model = served.models[request.arm]
         body = fields(self.config, model, request.prompt, request.seed, vllm=vllm)
-        grammar = next(arm.grammar for arm in self.arms if arm.name == request.arm)
-        body["extra_body"] |= held_to(grammar)
+        body["extra_body"] |= held_to(next(a.grammar for a in self.arms if a.name == request.arm))
         heard = self._heard if call.tries == 0 else lambda: None
         try:
             answer = await wire.ask(server.client, self.config, body, heard)
-            self._succeeded(server)
+            server.failures, server.answered_at, self.silent_since = 0, time.monotonic(), None
+            grow(server, self.config.max_concurrency)
             self.done(complete(call, began, answer, self.config))
         except FaultError as fault:
             self._failed(call, server, fault, began)
         finally:
             server.in_flight -= 1
             self._dispatch()
-
-    def _succeeded(self, server: Server) -> None:
-        server.failures, server.answered_at = 0, time.monotonic()
-        self.silent_since = None
-        grow(server, self.config.max_concurrency)
 
     def _heard(self) -> None:
         """A first try's answer has begun. A later try's may break off every time."""
@@ -211,18 +202,17 @@ class Traffic:
             try:
                 await self._prove(server)
             except FaultError as fault:
-                if self._silent_too_long():
-                    other = next((s for s in self.servers if s.served is not None), None)
-                    if other is None:
-                        self._die_of_silence(server, fault)
-                        return
+                if not self._silent_too_long():
+                    continue
+                if other := next((s for s in self.servers if s.served is not None), None):
                     self._have_vouched(other)
+                    continue
+                self._die_of_silence(server, fault)
             except EngineError as error:
                 self._die(error)
-                return
             else:
                 self._dispatch()
-                return
+            return
 
     def _have_vouched(self, server: Server) -> None:
         if not self.vouching:
@@ -272,9 +262,13 @@ class Traffic:
         return now - self.silent_since >= self.config.server_patience_s
 
     def _die_of_silence(self, server: Server, fault: FaultError) -> None:
-        patience = f"{self.config.server_patience_s:g} s (server_patience_s)"
         last = f"{server.url}: {fault.words}{HINTS.get(fault.kind, '')}"
-        self._die(EngineDiedError(f"the engine died: no answer for {patience}, at last {last}"))
+        msg = f"the engine died: no answer for {self._patience}, at last {last}"
+        self._die(EngineDiedError(msg))
+
+    @property
+    def _patience(self) -> str:
+        return f"{self.config.server_patience_s:g} s (server_patience_s)"
 
     def _die(self, error: BaseException) -> None:
         if not self.dead:

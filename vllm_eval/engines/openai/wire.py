@@ -34,15 +34,12 @@ NO_KEY = "EMPTY"
 Kind = Literal[
     "busy", "failed", "timeout", "lost", "unreachable", "missing", "forbidden", "refused"
 ]
-"""Of a fault. `busy`: ask for less; `missing`: no such model; `refused`: it would only recur.
-"""
+"""Of a fault. `busy`: ask for less; `missing`: no such model; `refused`: it would only recur."""
 CHARACTERS_PER_TOKEN = 200
 """More than any token has; a server that sends more ignores `max_tokens`."""
 LONGEST_LINE = 4 * 2**20
-WORDS = 400
-"""Characters kept of a server's message."""
-REASON = 100
-"""Characters kept of a finish reason."""
+WORDS, REASON = 400, 100
+"""Characters kept of a server's message, and of a finish reason."""
 END_S = 1.0
 """Seconds a body may continue after `[DONE]`; once it has ended, the connection is reused."""
 TOO_LONG = ("context length", "max_model_len", "too long", "leave room for")
@@ -56,10 +53,7 @@ class FaultError(Exception):
     ) -> None:
         """`wait_s`: the pause that the server asks for; `code`: the HTTP status, if any."""
         super().__init__(words)
-        self.kind = kind
-        self.words = words
-        self.wait_s = wait_s
-        self.code = code
+        self.kind, self.words, self.wait_s, self.code = kind, words, wait_s, code
 
     @property
     def too_long(self) -> bool:
@@ -185,9 +179,8 @@ def _read_event(answer: Answer, data: bytes) -> None:
     if isinstance(usage := event.get("usage"), dict):
         answer.usage = usage
     choices = event.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        return
-    _read_choice(answer, choices[0])
+    if isinstance(choices, list) and choices and isinstance(choices[0], dict):
+        _read_choice(answer, choices[0])
 
 
 def _read_choice(answer: Answer, choice: dict[str, Any]) -> None:
@@ -244,9 +237,8 @@ def _of_status(code: int, message: str, wait_s: float | None) -> FaultError:
 
 def _retry_after(error: APIStatusError) -> float | None:
     """Seconds to wait; ignores the rare form with a date, for which our own schedule is fine."""
-    text = error.response.headers.get("retry-after", "")
     try:
-        seconds = float(text)
+        seconds = float(error.response.headers.get("retry-after", ""))
     except ValueError:
         return None
     return seconds if 0 <= seconds < 1e6 else None
@@ -288,17 +280,19 @@ def held_to(grammar: str | None) -> dict[str, Any]:
     return {"structured_outputs": {"grammar": grammar}} if grammar else {}
 
 
+def asked(config: Config, prompt: str) -> dict[str, Any]:
+    """The part of the body that holds the prompt."""
+    if config.prompt_format == "raw":
+        return {"prompt": prompt}
+    return {"messages": [{"role": "user", "content": prompt}]}
+
+
 def fields(config: Config, model: str, prompt: str, seed: int, *, vllm: bool) -> dict[str, Any]:
     """A request's body as keywords of the client's `create`."""
     extra: dict[str, Any] = dict(PLAIN_SAMPLING) if vllm else {}
     if config.ignore_eos and vllm:
         extra |= {"ignore_eos": True, "min_tokens": config.max_new_tokens}
-    asked: dict[str, Any] = (
-        {"prompt": prompt}
-        if config.prompt_format == "raw"
-        else {"messages": [{"role": "user", "content": prompt}]}
-    )
-    return asked | {
+    return asked(config, prompt) | {
         "model": model,
         "temperature": config.temperature,
         "top_p": config.top_p,

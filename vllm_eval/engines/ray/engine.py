@@ -34,9 +34,7 @@ class RayEngine:
 
     def __init__(self, order: Order, output: OutputToFile, *, ours: bool) -> None:
         """Use a connection to Ray; `ours` if the cluster was started for this run."""
-        self._order = order
-        self._config = order.config
-        self._output = output
+        self._order, self._config, self._output = order, order.config, output
         self._ours = ours
         self._seats: list[Seat] = []
         self._queue: deque[Request] = deque()
@@ -142,9 +140,9 @@ class RayEngine:
         import ray
 
         gpus, fit = room(ray.nodes(), gpus_of(self._config))
+        needs = f"{gpus} GPUs and a CPU for a replica; see ray status"
         if not (self._config.replicas or fit):
-            msg = f"ray: no node of the cluster has {gpus} GPUs and a CPU for a replica"
-            raise EngineError(f"{msg}; see ray status")
+            raise EngineError(f"ray: no node of the cluster has {needs}")
         # The engine's variables, before its process starts; what is set here already wins.
         variables = {n: os.environ.get(n, value) for n, value in self._config.engine_env.items()}
         actor = ray.remote(Replica).options(
@@ -155,14 +153,12 @@ class RayEngine:
             runtime_env={"env_vars": variables},
         )
         for number in range(self._config.replicas or fit):
-            seat = Seat(number, actor.remote())
-            self._seats.append(seat)
-            self._start(seat)
+            self._seats.append(Seat(number, actor.remote()))
+            self._start(self._seats[-1])
         placed = [seat.actor.__ray_ready__.remote() for seat in self._seats]
         if not ray.wait(placed, timeout=self._config.server_patience_s)[0]:
             msg = f"ray: no replica was placed within {self._config.server_patience_s:.0f} s"
-            msg += f", each needs a CPU and {gpus} GPUs on one node; see ray status"
-            raise EngineError(msg)
+            raise EngineError(f"{msg}: no node has {needs}")
 
     def _await_first(self) -> None:
         while self._first is None:
@@ -218,8 +214,8 @@ class RayEngine:
                 self._give_up(seat, cause)
         except RayError as error:
             if isinstance(error, ActorDiedError) and seat.started is None:
-                why = f"ray: replica {seat.number}: {one_line(error)}"
-                self._give_up(seat, EngineDiedError(why))
+                msg = f"ray: replica {seat.number}: {one_line(error)}"
+                self._give_up(seat, EngineDiedError(msg))
             else:
                 self._lose(seat)
         else:
@@ -232,8 +228,7 @@ class RayEngine:
         """Add an opened replica, if its engine is like the others'."""
         self._first = self._first or started
         if other := unlike(self._first, started):
-            msg = f"ray: the replicas differ: {other}; make the nodes alike"
-            self._give_up(seat, EngineError(msg))
+            self._give_up(seat, EngineError(f"ray: {other}; the replicas must be alike"))
         else:
             seat.started = started
 
@@ -244,11 +239,7 @@ class RayEngine:
         self._start(seat)
 
     def _give_up(self, seat: Seat, why: EvalError) -> None:
-        """Continue without a replica that cannot be started.
-
-        Raises:
-            EvalError: it was the last one.
-        """
+        """Continue without a replica that cannot be started; raise `why` if it was the last one."""
         import ray
 
         self._lost += 1
@@ -259,11 +250,7 @@ class RayEngine:
             raise why
 
     def _hold_patience(self) -> None:
-        """Wait for a replica to come back, up to `server_patience_s`.
-
-        Raises:
-            EngineDiedError: there has been none for too long.
-        """
+        """EngineDiedError if no replica has been open for `server_patience_s`."""
         now = time.monotonic()
         if any(seat.started for seat in self._seats):
             self._seen = now
@@ -273,11 +260,7 @@ class RayEngine:
 
 
 def _connect(config: Config) -> bool:
-    """Connect to the cluster; returns whether the connection or cluster is ours to end.
-
-    Raises:
-        EngineError: Ray is not installed, or no cluster answers.
-    """
+    """Connect to the cluster; returns whether the connection or cluster is ours to end."""
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -286,14 +269,11 @@ def _connect(config: Config) -> bool:
         return False
     address = config.ray_address or LOCAL
     start = "start one with ray start --head" if config.ray_address else "see its message"
-    with foreign(
-        lambda error: EngineError(f"ray: no cluster at {address}: {one_line(error, 300)}; {start}")
-    ):
-        # no terminal output and no dashboard
-        ray.init(
-            address,
-            include_dashboard=False if address == LOCAL else None,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+    board = False if address == LOCAL else None
+
+    def absent(error: Exception) -> EngineError:
+        return EngineError(f"ray: no cluster at {address}: {one_line(error, 300)}; {start}")
+
+    with foreign(absent):  # no terminal output and no dashboard
+        ray.init(address, include_dashboard=board, log_to_driver=False, logging_level="ERROR")
     return True

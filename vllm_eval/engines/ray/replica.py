@@ -45,8 +45,7 @@ class Started:
 class Replica:
     """Holds one engine; Ray runs its calls one after the other."""
 
-    def __init__(self) -> None:
-        """Nothing is open yet, nor after Ray has restarted the process."""
+    def __init__(self) -> None:  # also after Ray has restarted the process
         self._engine: Engine | None = None
 
     def open(self, order: Order) -> Started:
@@ -136,12 +135,10 @@ def share_out(queue: deque[Request], seats: Sequence[Seat]) -> None:
 
 
 def room(nodes: Iterable[Mapping[str, Any]], gpus: int) -> tuple[int, int]:
-    """GPUs of a replica, and how many replicas the nodes hold altogether.
+    """GPUs of a replica, and how many replicas the nodes, as `ray.nodes` lists them, hold.
 
-    If no node has a GPU, a replica takes none and there is one per node, because a CPU engine
-    uses all cores.
-
-    `nodes` as `ray.nodes` lists them; `gpus` that one engine needs, where there are GPUs.
+    `gpus` is what one engine needs. If no node has a GPU, a replica takes none and there is one
+    per node, because a CPU engine uses all cores.
     """
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     usable = [node for node in alive if node.get("CPU", 0) >= 1]

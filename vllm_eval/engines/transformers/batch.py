@@ -32,10 +32,7 @@ class Queued:
 def answer(
     loaded: Loaded, config: Config, batch: Sequence[Queued], watch: Watch
 ) -> list[Completion]:
-    """Generate for one padded batch of one arm; runs in the engine's thread.
-
-    `watch` records the times and may end it early.
-    """
+    """Generate for one padded batch of one arm, in the engine's thread; `watch` may end it."""
     import torch
     from transformers import LogitsProcessorList, StoppingCriteriaList
     from transformers import TemperatureLogitsWarper as Temperature
@@ -57,29 +54,21 @@ def answer(
             **inputs, logits_processor=choice, stopping_criteria=StoppingCriteriaList([watch])
         )
     answers = rows[:, width:].tolist()
-    ends = frozenset() if config.ignore_eos else frozenset(loaded.ends)
-    return [
-        _complete(loaded, item, answer, ends, (begin, *watch.times))
-        for item, answer in zip(batch, answers, strict=True)
-    ]
+    ends, times = () if config.ignore_eos else loaded.ends, (begin, *watch.times)
+    rows = zip(batch, answers, strict=True)
+    return [_complete(loaded, item, tokens, ends, times) for item, tokens in rows]
 
 
 def _complete(
-    loaded: Loaded,
-    item: Queued,
-    tokens: Sequence[int],
-    ends: frozenset[int],
-    times: Sequence[float],
+    loaded: Loaded, item: Queued, tokens: Sequence[int], ends: Sequence[int], times: Sequence[float]
 ) -> Completion:
     """One row: its tokens up to the first end token; `times` count from the batch's start."""
     length = next((n for n, token in enumerate(tokens) if token in ends), None)
     count = len(tokens) if length is None else length + 1
-    text = loaded.tokenizer.decode(
-        tokens[:length], skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
+    plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     return Completion(
         item.request.id,
-        text=text,
+        text=loaded.tokenizer.decode(tokens[:length], **plain),
         finish_reason="length" if length is None else "stop",
         prompt_tokens=len(item.ids),
         output_tokens=count,
@@ -92,8 +81,7 @@ def _complete(
 class SeededDraw:
     """The last logits processor: makes the token drawn by the row's seed the likeliest."""
 
-    def __init__(self, generators: Sequence[torch.Generator]) -> None:
-        """Take one generator per row, on the model's device."""
+    def __init__(self, generators: Sequence[torch.Generator]) -> None:  # on the model's device
         self._generators = generators
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -54,11 +54,8 @@ class TransformersEngine:
     def __init__(
         self, loaded: Loaded, options: Options, config: Config, output: OutputToFile
     ) -> None:
-        """Wrap a loaded model; use `open` to get an engine."""
         self._loaded: Loaded | None = loaded
-        self._options = options
-        self._config = config
-        self._output = output
+        self._options, self._config, self._output = options, config, output
         self._rejected: list[Completion] = []
         self._waiting: deque[Queued] = deque()
         self._running: Future[list[Completion]] | None = None
@@ -140,8 +137,7 @@ class TransformersEngine:
         """Queue requests after those that already wait."""
         for request in requests:
             with _or_say(DIED, self._output):
-                why = self.refusal(request.prompt)
-                ids = self._token_ids(request.prompt)
+                why, ids = self.refusal(request.prompt), self._token_ids(request.prompt)
             if why is not None:
                 self._rejected.append(Completion(request.id, error=why))
             else:
@@ -180,7 +176,11 @@ class TransformersEngine:
             self._rejected.clear()
             self._running = None
             del loaded, self._token_ids
-            _free_memory()
+            gc.collect()
+            import torch
+
+            if torch.cuda.is_available():  # the next engine in this process may need it
+                torch.cuda.empty_cache()
 
     @property
     def _model(self) -> Loaded:
@@ -198,33 +198,18 @@ class TransformersEngine:
         for item in self._waiting:
             joins = item.request.arm == arm and len(batch) < self._config.batch_size
             (batch if joins else others).append(item)
-        self._waiting = others
-        self._running = self._worker.submit(
-            answer, self._model, self._config, batch, Watch(self._stop)
-        )
+        self._waiting, watch = others, Watch(self._stop)
+        self._running = self._worker.submit(answer, self._model, self._config, batch, watch)
 
 
 def _prove_arms(
     loaded: Loaded, texts: Sequence[Sequence[int]], alone: Sequence[Mapping[int, float]]
 ) -> None:
-    """Ask every arm the canary's texts, the base after the adapters.
-
-    Raises:
-        EngineError: an arm does not answer from its own weights.
-    """
+    """Ask every arm the canary's texts, the base after the adapters; EngineError as `prove`."""
     if len(loaded.adapters) > 1:
         arms = sorted(loaded.adapters, key=lambda arm: loaded.adapters[arm] is None)
         tokens = {arm: likeliest_tokens(loaded, arm, texts, canary.TOP_TOKENS) for arm in arms}
         canary.prove(alone, tokens)
-
-
-def _free_memory() -> None:
-    """Release memory that the next engine in this process may need."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _or_say(what: str, output: OutputToFile) -> contextlib.AbstractContextManager[None]:

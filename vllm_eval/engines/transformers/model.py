@@ -20,19 +20,15 @@ from vllm_eval.records import Arm
 if TYPE_CHECKING:
     import torch
 
-HONOURED = frozenset(
-    ("dtype", "max_model_len", "quantization", "load_format", "revision", "tokenizer")
-) | {"tokenizer_revision"}
+HONOURED = frozenset(("dtype", "max_model_len", "quantization", "load_format"))
+HONOURED |= {"revision", "tokenizer", "tokenizer_revision"}
 """Engine options with a meaning here; all others are only vLLM's."""
-IGNORED = (
-    CAPACITY_ARGS
-    | {"attention_backend", "async_scheduling", "block_size", "compilation_config"}
-    | {"fully_sharded_loras", "max_lora_rank", "seed"}
-) - HONOURED
+IGNORED = CAPACITY_ARGS - HONOURED
+IGNORED |= {"attention_backend", "async_scheduling", "block_size", "compilation_config"}
+IGNORED |= {"fully_sharded_loras", "max_lora_rank", "seed"}
 """Options that only decide how vLLM works: profiles may set them, and no answer depends on them."""
-DTYPES = {"half": "float16", "float": "float32"} | {
-    name: name for name in ("auto", "float16", "bfloat16", "float32")
-}
+DTYPES = {name: name for name in ("auto", "float16", "bfloat16", "float32")}
+DTYPES |= {"half": "float16", "float": "float32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +100,7 @@ def _length(value: object) -> int | None:
     if value in (None, -1, "auto"):
         return None
     if type(value) is not int or value <= 0:
-        msg = f"engine_args.max_model_len: must be a number of tokens above 0, not {value!r}"
-        raise ConfigError(msg)
+        raise ConfigError(f"engine_args.max_model_len: must be above 0 tokens, not {value!r}")
     return value
 
 
@@ -135,11 +130,8 @@ def load_base(options: Options, config: Config, base_model: str) -> Loaded:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(
-        options.tokenizer or base_model,
-        revision=options.tokenizer_revision,
-        trust_remote_code=False,
-    )
+    name, revision = options.tokenizer or base_model, options.tokenizer_revision
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     safe = {"revision": options.revision, "trust_remote_code": False}
     found = AutoConfig.from_pretrained(base_model, **safe)
     own = found.get_text_config().dtype or torch.float32
@@ -159,8 +151,7 @@ def load_base(options: Options, config: Config, base_model: str) -> Loaded:
             **safe,
         )
     longest = getattr(found.get_text_config(), "max_position_embeddings", None)
-    max_len = options.max_len or longest
-    if max_len is None:
+    if (max_len := options.max_len or longest) is None:
         msg = f"{base_model}: does not say how long a text it can read; give --max-model-len"
         raise EngineError(msg)
     ends = _ends(model, tokenizer)
@@ -177,10 +168,10 @@ def add_adapters(loaded: Loaded, arms: Sequence[Arm]) -> Loaded:
     model, names = loaded.model, {}
     for number, arm in enumerate(arms):
         # Our own name: peft accepts none with a dot.
-        names[arm.name] = f"adapter{number}" if arm.adapter else None
+        names[arm.name] = name = f"adapter{number}" if arm.adapter else None
         if arm.adapter is None:
             continue
-        folder, name = str(arm.adapter.path), names[arm.name]
+        folder = str(arm.adapter.path)
         if model is loaded.model:
             model = PeftModel.from_pretrained(model, folder, adapter_name=name)
         else:
@@ -206,20 +197,15 @@ def as_arm(loaded: Loaded, arm: str) -> Iterator[Any]:
 def pad(loaded: Loaded, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
     """Prompts of different lengths as one batch: padded on the left, so that all end together.
 
-    Returns:
-        `input_ids` and `attention_mask`, each rows x longest prompt, on the model's device.
+    `input_ids` and `attention_mask`, each rows x longest prompt, on the model's device.
     """
     import torch
 
-    width = max(map(len, rows))
+    width, device = max(map(len, rows)), loaded.model.device
     filler = loaded.model.generation_config.pad_token_id
-    ids = [[filler] * (width - len(row)) + list(row) for row in rows]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    device = loaded.model.device
-    return {
-        "input_ids": torch.tensor(ids, device=device),
-        "attention_mask": torch.tensor(mask, device=device),
-    }
+    ids = torch.tensor([[filler] * (width - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def likeliest_tokens(
@@ -233,10 +219,8 @@ def likeliest_tokens(
             **pad(loaded, rows), max_new_tokens=1, output_logits=True, return_dict_in_generate=True
         )
     found = out.logits[0].float().log_softmax(dim=-1).topk(count)
-    return [
-        dict(zip(tokens, chances, strict=True))
-        for tokens, chances in zip(found.indices.tolist(), found.values.tolist(), strict=True)
-    ]
+    pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+    return [dict(zip(tokens, chances, strict=True)) for tokens, chances in pairs]
 
 
 def _four_bit(options: Options, dtype: torch.dtype) -> Any:
@@ -267,11 +251,11 @@ def _generation(config: Config, ends: tuple[int, ...], filler: int | None) -> An
     """
     from transformers import GenerationConfig
 
-    forced = config.ignore_eos
+    forced, tokens = config.ignore_eos, list(ends) or None
     return GenerationConfig(
         do_sample=False,  # greedy on the scores from SeededDraw
         max_new_tokens=config.max_new_tokens,
-        eos_token_id=None if forced or not ends else list(ends),
-        suppress_tokens=list(ends) if forced and ends else None,
+        eos_token_id=None if forced else tokens,
+        suppress_tokens=tokens if forced else None,
         pad_token_id=next(iter(ends), 0) if filler is None else filler,
     )

@@ -41,11 +41,8 @@ class VllmEngine:
     """A started engine with its adapters loaded."""
 
     def __init__(self, llm: LLM, config: Config, arms: Sequence[Arm], output: OutputToFile) -> None:
-        """Wrap a started `LLM`; use `open` to get an engine."""
         self._llm: LLM | None = llm
-        self._engine = llm.llm_engine
-        self._config = config
-        self._output = output
+        self._engine, self._config, self._output = llm.llm_engine, config, output
         free = [arm for arm in arms if arm.variant_of is None]
         loras = {arm.name: _lora_request(number, arm) for number, arm in enumerate(free)}
         self._free = list(loras)
@@ -54,7 +51,9 @@ class VllmEngine:
         self._rejected: list[Completion] = []
         self._tokenizer = llm.get_tokenizer()
         # All arms ask the same prompt, and its length is checked before it is submitted.
-        self._token_ids = functools.lru_cache(maxsize=512)(self._tokenize)
+        self._token_ids = functools.lru_cache(maxsize=512)(
+            lambda prompt: encode(self._tokenizer, prompt, config.prompt_format)
+        )
 
     @classmethod
     def open(cls, config: Config, arms: Sequence[Arm], base_model: str, log: Path) -> VllmEngine:
@@ -71,10 +70,8 @@ class VllmEngine:
             os.environ.setdefault(name, value)
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         if find_spec("vllm") is None:
-            msg = (
-                "vLLM is not installed; pip install 'vllm_eval[vllm]' (without a GPU: scripts/demo)"
-            )
-            raise EngineError(msg)
+            msg = "vLLM is not installed; pip install 'vllm_eval[vllm]'"
+            raise EngineError(f"{msg} (without a GPU: scripts/demo)")
         with contextlib.ExitStack() as undo:
             output = OutputToFile(log)
             undo.callback(output.restore)
@@ -166,7 +163,6 @@ class VllmEngine:
             gc.collect()
 
     def _sampling(self, request: Request) -> SamplingParams:
-        """The sampling parameters of one request."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -182,11 +178,7 @@ class VllmEngine:
         )
 
     def _prove_arms(self) -> None:
-        """Ask the canary's texts in batches of the same shape, so that only the weights differ.
-
-        Raises:
-            EngineError: an arm does not answer from its own weights.
-        """
+        """Ask the canary's texts in batches of the same shape, so that only the weights differ."""
         arms = self._free
         if len(arms) == 1:
             return
@@ -213,8 +205,7 @@ class VllmEngine:
         while self._engine.has_unfinished_requests():
             text = next((out.outputs[0].text for out in self._engine.step() if out.finished), text)
         if not text.startswith(FENCE):
-            msg = f"constrain: under the task's grammar, the model begins with {text!r}"
-            raise EngineError(msg)
+            raise EngineError(f"constrain: under the task's grammar, the model begins {text!r}")
 
     def _held_to(self, arm: str) -> StructuredOutputsParams | None:
         from vllm.sampling_params import StructuredOutputsParams
@@ -243,9 +234,6 @@ class VllmEngine:
                 (likeliest,) = output.outputs[0].logprobs
                 found[arm][int(number)] = {t: entry.logprob for t, entry in likeliest.items()}
         return found
-
-    def _tokenize(self, prompt: str) -> list[int]:
-        return encode(self._tokenizer, prompt, self._config.prompt_format)
 
 
 def _or_say(what: str, output: OutputToFile) -> AbstractContextManager[None]:
