@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,7 @@ def open_arms(config: Config) -> tuple[Arm, ...]:
         AdapterError: no adapter is configured, one cannot be found or used, or two share a name.
     """
     if not config.adapters:
-        msg = "adapters: none given, so there is nothing to compare; give --adapter NAME"
-        raise AdapterError(msg)
+        raise AdapterError("adapters: none given, nothing to compare; give --adapter NAME")
     arms = [Arm(BASELINE)]
     for given in config.adapters:
         if not given.strip("/ ").removeprefix(PACKAGE):
@@ -44,9 +44,8 @@ def open_arms(config: Config) -> tuple[Arm, ...]:
         # Some file systems ignore case.
         if name.casefold() in {arm.name.casefold() for arm in arms}:
             raise AdapterError(f"adapters: two arms would be called {name!r}; rename a folder")
-        if config.answering == "scripted" or (
-            config.engine == "openai" and not _places(given, config.adapter_dirs)
-        ):  # only a label, or a model's name on a server; there are no files to read
+        on_server = config.engine == "openai" and not _places(given, config.adapter_dirs)
+        if config.answering == "scripted" or on_server:  # a label; there are no files to read
             arms.append(Arm(name))
         else:
             arms.append(Arm(name, read_adapter(name, find_adapter(given, config.adapter_dirs))))
@@ -65,15 +64,11 @@ def constrain_arms(arms: Sequence[Arm], config: Config, grammar: str) -> tuple[A
         msg = "constrain: the transformers engine decodes freely; give --engine vllm"
         raise ConfigError(f"{msg}, or leave out constrain")
     if config.ignore_eos:
-        msg = "constrain: a constrained answer ends when it is complete; leave out ignore_eos"
-        raise ConfigError(msg)
+        raise ConfigError("constrain: an answer then ends when complete; leave out ignore_eos")
     if config.constrain == "only":
         return tuple(replace(arm, grammar=grammar) for arm in arms)
-    variants = (
-        replace(arm, name=arm.name + CONSTRAINED, grammar=grammar, variant_of=arm.name)
-        for arm in arms
-    )
-    return (*arms, *variants)
+    variant = partial(replace, grammar=grammar)
+    return (*arms, *(variant(a, name=a.name + CONSTRAINED, variant_of=a.name) for a in arms))
 
 
 def loaded_adapters(arms: Sequence[Arm]) -> list[Adapter]:
@@ -169,13 +164,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 def _no_weights(folder: Path) -> AdapterError:
     if pickle := next((name for name in PICKLES if (folder / name).is_file()), None):
-        return AdapterError(
-            f"adapter {folder}: {pickle} is a pickle, which can run code when it is opened; "
-            "load it where it was made and save it again with safe_serialization=True"
-        )
-    return AdapterError(
-        f"adapter {folder}: has no {WEIGHTS_FILE}; save it with safe_serialization=True"
-    )
+        msg = f"adapter {folder}: {pickle} is a pickle, which can run code when it is opened"
+        todo = "load it where it was made and save it again with safe_serialization=True"
+        return AdapterError(f"{msg}; {todo}")
+    msg = f"adapter {folder}: has no {WEIGHTS_FILE}; save it with safe_serialization=True"
+    return AdapterError(msg)
 
 
 def _local_or_hub(model: str) -> str:

@@ -106,24 +106,17 @@ def read_base(name: str, revision: str | None = None, *, weights: bool = True) -
         raise InputError(f"{folder / 'config.json'}: must hold a JSON object; copy it again")
     text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
     quantization = config.get("quantization_config")
-    return Base(
-        name,
-        folder,
-        _read_architecture(text),
-        quantization if isinstance(quantization, dict) else None,
-        _read_weights(folder) if weights else None,
-    )
+    stored = quantization if isinstance(quantization, dict) else None
+    tensors = _read_weights(folder) if weights else None
+    return Base(name, folder, _read_architecture(text), stored, tensors)
 
 
 def linear_modules(base: Base) -> dict[str, tuple[int, int]] | None:
     """Inputs and outputs of every linear module by its full name, or None where unknown."""
     architecture = base.architecture
     if architecture is not None and architecture.model_type in LLAMA_LIKE:
-        return {
-            f"model.layers.{number}.{name}": shape
-            for number in range(architecture.layers)
-            for name, shape in architecture.layer_modules.items()
-        }
+        modules, layers = architecture.layer_modules.items(), range(architecture.layers)
+        return {f"model.layers.{n}.{name}": shape for n in layers for name, shape in modules}
     if base.tensors is None or base.quantization is not None:
         return None
     return {
@@ -140,8 +133,7 @@ def is_vocabulary(name: str) -> bool:
 
 def missing_modules(base: Base) -> list[str]:
     """Modules of `config.json` that the weights lack or have with a different shape."""
-    modules = linear_modules(base)
-    stored = base.tensors
+    modules, stored = linear_modules(base), base.tensors
     if modules is None or stored is None or base.quantization is not None:
         return []
     if not any(name.startswith("model.") for name in stored):
@@ -169,10 +161,8 @@ def _find(name: str, revision: str | None) -> Path | None:
         if isinstance(found, str):
             return Path(found).parent
         # A few megabytes that the engine will fetch anyway; without the hub nothing is known.
-        found = snapshot_download(
-            name, revision=revision, allow_patterns=SMALL_FILES, etag_timeout=5
-        )
-        return Path(found)
+        few = {"allow_patterns": SMALL_FILES, "etag_timeout": 5}
+        return Path(snapshot_download(name, revision=revision, **few))
     except HFValidationError as error:
         msg = f"{name}: neither a folder nor a hub id; give --base-model FOLDER or a hub id"
         raise InputError(msg) from error
@@ -215,8 +205,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor] | None:
     if index.is_file():
         held = read_json(index)
         listed = held.get("weight_map") if isinstance(held, dict) else None
-        files = listed.values() if isinstance(listed, dict) else ()
-        names = {str(file) for file in files}
+        names = set(map(str, listed.values())) if isinstance(listed, dict) else set()
         if not names or any("/" in name for name in names):
             raise InputError(f"{index}: does not name files in its own folder; copy it again")
     if not names:
@@ -227,8 +216,8 @@ def _read_weights(folder: Path) -> dict[str, Tensor] | None:
     if lacking and "snapshots" in folder.parts:  # vLLM will complete the download
         return None
     if lacking:
-        msg = f"{folder}: lacks {len(lacking)} weight files, the first {lacking[0]}; copy them too"
-        raise InputError(msg)
+        what = f"lacks {len(lacking)} weight files, the first {lacking[0]}"
+        raise InputError(f"{folder}: {what}; copy them too")
     tensors: dict[str, Tensor] = {}
     for name in sorted(names):
         tensors |= read_header(folder / name)

@@ -64,8 +64,7 @@ def open_dataset(
         InputError: the format needs an extra that is not installed.
     """
     lines = open_lines(path, fields_of(declaration))
-    digest = hashlib.sha256()
-    numbers, offsets = array("q"), array("q")
+    digest, numbers, offsets = hashlib.sha256(), array("q"), array("q")
 
     def identify(number: int, line: bytes) -> str:
         return _checked_case(lines, declaration, number, line).id
@@ -79,16 +78,10 @@ def open_dataset(
         raise DatasetError(f"{path}: has no records")
     order = array("q", range(len(numbers)))
     random.Random(seed).shuffle(order)
-    drawn = order[:max_samples]
-    return Dataset(
-        lines=lines,
-        declaration=declaration,
-        sha256=digest.hexdigest(),
-        total=len(numbers),
-        drawn=array("q", (numbers[place] for place in drawn)),
-        offsets=array("q", (offsets[place] for place in drawn)),
-        version=version,
-    )
+    chosen = order[:max_samples]
+    drawn = array("q", (numbers[place] for place in chosen))
+    at = array("q", (offsets[place] for place in chosen))
+    return Dataset(lines, declaration, digest.hexdigest(), len(numbers), drawn, at, version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,18 +113,12 @@ def index_cases(path: Path, declaration: Declaration) -> CaseIndex:
 
 
 def read_cases(dataset: Dataset) -> Iterator[Case]:
-    """The drawn cases, in the order drawn, read one by one from the file, which was checked when
-    the data set was opened.
+    """The drawn cases, in the order drawn, read one by one.
 
     Raises:
         DatasetError: the file is gone, or has changed since it was checked.
     """
-    try:
-        file = dataset.lines.file.open("rb")
-    except OSError as error:
-        msg = f"{dataset.path}: can no longer read the data set: {error.strerror}"
-        raise DatasetError(msg) from error
-    with file:
+    with _opened(dataset.lines) as file:
         if _version(file) != dataset.version:
             msg = f"{dataset.path}: was changed during the run; restore it, then --resume the run"
             raise DatasetError(msg)
@@ -161,11 +148,7 @@ def fields_of(declaration: Declaration) -> tuple[str, ...]:
 def _read_record(
     lines: Lines, declaration: Declaration, number: int, line: bytes
 ) -> tuple[dict[str, Any], str]:
-    """The fields of a record, flat or under `input`, and its id.
-
-    Raises:
-        DatasetError: the line is not a JSON object.
-    """
+    """The fields of a record, flat or under `input`, and its id."""
     try:
         record = orjson.loads(_without_mark(number, line))
     except orjson.JSONDecodeError as error:
@@ -199,9 +182,8 @@ def _records(
         if _without_mark(number, line).strip():
             identifier = identify(number, line)
             if (first := seen.setdefault(identifier, number)) != number:
-                raise _bad_line(
-                    lines, number, f"id {identifier!r} is taken by {lines.unit} {first}"
-                )
+                taken = f"id {identifier!r} is taken by {lines.unit} {first}"
+                raise _bad_line(lines, number, taken)
             yield identifier, number, offset
         offset += len(line)
 
@@ -216,8 +198,7 @@ def _checked_case(lines: Lines, declaration: Declaration, number: int, line: byt
         parsed = parse_yaml(case.inputs[name]) if about.yaml else None
         if parsed is not None and parsed.error is not None:
             place = f" at line {parsed.line} of the text" if parsed.line else ""
-            message = f"{name} is not valid YAML{place}: {parsed.error}"
-            raise _bad_line(lines, number, message)
+            raise _bad_line(lines, number, f"{name} is not valid YAML{place}: {parsed.error}")
     return case
 
 

@@ -164,5 +164,4 @@ def _text(value: object) -> str:
 
 
 def _lacking(path: Path, extra: str) -> InputError:
-    msg = f"{path}: this format needs an extra that is not installed"
-    return InputError(f"{msg}: pip install 'vllm_eval[{extra}]'")
+    return InputError(f"{path}: its format needs an extra: pip install 'vllm_eval[{extra}]'")

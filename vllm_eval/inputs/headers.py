@@ -51,11 +51,8 @@ def read_header(path: Path) -> dict[str, Tensor]:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  no dict
-            return {
-                name: Tensor(part.get_dtype(), tuple(part.get_shape()))
-                for name, part in slices.items()
-            }
+            parts = ((name, file.get_slice(name)) for name in file.keys())  # noqa: SIM118  no dict
+            return {name: Tensor(one.get_dtype(), tuple(one.get_shape())) for name, one in parts}
     except OSError as error:
         msg = f"{path}: cannot be read: {error.strerror or error}; copy or save it again"
         raise InputError(msg) from error

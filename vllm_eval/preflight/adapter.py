@@ -21,6 +21,7 @@ from vllm_eval.records import Adapter
 Modules = Mapping[str, Mapping[str, Tensor]]
 
 MERGE = "merge the adapter into a copy of its base, or train without it"
+SAVE_AGAIN = "save it again with PEFT"
 REFUSED = (
     ("use_dora", "DoRA"),
     ("lora_bias", "a LoRA bias"),
@@ -72,11 +73,8 @@ def check_adapter(
 def _check_settings(
     where: str, settings: Mapping[str, Any], release: tuple[int, int]
 ) -> list[Finding]:
-    findings = [
-        error(where, f"{key}: vLLM cannot serve {what}", MERGE)
-        for key, what in REFUSED
-        if settings.get(key)
-    ]
+    refused = (f"{key}: vLLM cannot serve {what}" for key, what in REFUSED if settings.get(key))
+    findings = [error(where, what, MERGE) for what in refused]
     if settings.get("bias") not in (None, "none"):
         what = f"bias is {settings['bias']!r}: vLLM cannot serve an adapter's bias"
         findings.append(error(where, what, MERGE))
@@ -88,9 +86,9 @@ def _check_settings(
     alpha = settings.get("lora_alpha")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
         what = "lora_alpha must be a number: it sets the strength of the adapter"
-        findings.append(error(where, what, "save it again with PEFT"))
+        findings.append(error(where, what, SAVE_AGAIN))
     if not settings.get("target_modules"):
-        findings.append(error(where, "target_modules is missing", "save it again with PEFT"))
+        findings.append(error(where, "target_modules is missing", SAVE_AGAIN))
     if settings.get("rank_pattern") or settings.get("alpha_pattern"):
         what = "vLLM before 0.26 silently scales rank_pattern and alpha_pattern wrongly"
         if (0, 0) < release < (0, 26):
@@ -133,10 +131,10 @@ def _check_tensors(
         todo = "save the adapter alone, with PEFT's save_pretrained(save_embedding_layers=False)"
         findings.append(error(where, what, todo))
     if not modules:
-        return [*findings, error(where, "has no LoRA weights", "save it again with PEFT")]
+        return [*findings, error(where, "has no LoRA weights", SAVE_AGAIN)]
     if half := [name for name, pair in modules.items() if len(pair) < 2]:
         what = f"{_count(half, 'module')} with only one of lora_A and lora_B"
-        findings.append(error(where, what, "save it again with PEFT"))
+        findings.append(error(where, what, SAVE_AGAIN))
     whole = {name: pair for name, pair in modules.items() if len(pair) == 2}
     findings += _check_ranks(where, settings, whole)
     linear = linear_modules(base)
@@ -150,11 +148,8 @@ def _check_tensors(
 
 
 def _check_ranks(where: str, settings: Mapping[str, Any], modules: Modules) -> list[Finding]:
-    wrong = []
-    for name, pair in modules.items():
-        rank = pair["A"].shape[0]
-        if rank != pair["B"].shape[1] or rank != _rank_of(name, settings, rank):
-            wrong.append(name)
+    ranks = {name: (pair["A"].shape[0], pair["B"].shape[1]) for name, pair in modules.items()}
+    wrong = [n for n, (a, b) in ranks.items() if not a == b == _rank_of(n, settings, a)]
     if not wrong:
         return []
     what = f"{_count(wrong, 'module')} with a rank other than {CONFIG_FILE} says"
@@ -167,8 +162,7 @@ def _rank_of(module: str, settings: Mapping[str, Any], unknown: int) -> object:
     A key is a regular expression, and one from a file of unknown origin can run for hours. If it
     is more than a name, the rank counts as unknown.
     """
-    pattern = settings.get("rank_pattern") or {}
-    for key, rank in pattern.items():
+    for key, rank in (settings.get("rank_pattern") or {}).items():
         if not _NAME.fullmatch(key):
             return unknown
         if re.match(rf"(.*\.)?({key})$", module):
@@ -199,11 +193,9 @@ def _fault(
     name: str, pair: Mapping[str, Tensor], linear: Mapping[str, tuple[int, int]], base: Base
 ) -> str | None:
     """What is wrong with one module, worded to follow the number of such modules."""
-    architecture = base.architecture
-    if architecture is not None:
-        layer = _LAYER.search(f".{name}")
-        if layer and int(layer[1]) >= architecture.layers:
-            return f"beyond the {architecture.layers} layers of the base"
+    architecture, layer = base.architecture, _LAYER.search(f".{name}")
+    if architecture is not None and layer and int(layer[1]) >= architecture.layers:
+        return f"beyond the {architecture.layers} layers of the base"
     if is_vocabulary(name):
         served = architecture is None or architecture.model_type not in NO_VOCABULARY_LORA
         return None if served else _VOCABULARY

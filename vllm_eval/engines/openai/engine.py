@@ -67,7 +67,7 @@ class OpenAIEngine:
             ConfigError: no server is configured.
         """
         if not config.base_url:
-            raise ConfigError("base_url: the openai engine needs one, as http://HOST:8000/v1")
+            raise ConfigError("base_url: none; give --base-url http://HOST:8000/v1")
         try:
             import openai  # noqa: F401  a clear word before a thread is started
         except ImportError as error:

@@ -100,7 +100,8 @@ def _length(value: object) -> int | None:
     if value in (None, -1, "auto"):
         return None
     if type(value) is not int or value <= 0:
-        raise ConfigError(f"engine_args.max_model_len: must be above 0 tokens, not {value!r}")
+        what = f"must be a number of tokens above 0, not {value!r}"
+        raise ConfigError(f"engine_args.max_model_len: {what}")
     return value
 
 
