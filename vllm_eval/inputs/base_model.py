@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +162,8 @@ def _find(name: str, revision: str | None) -> Path | None:
         if isinstance(found, str):
             return Path(found).parent
         # A few megabytes that the engine will fetch anyway; without the hub nothing is known.
-        few = {"allow_patterns": SMALL_FILES, "etag_timeout": 5}
-        return Path(snapshot_download(name, revision=revision, **few))
+        fetch = partial(snapshot_download, name, revision=revision, etag_timeout=5)
+        return Path(fetch(allow_patterns=SMALL_FILES))
     except HFValidationError as error:
         msg = f"{name}: neither a folder nor a hub id; give --base-model FOLDER or a hub id"
         raise InputError(msg) from error

@@ -13,7 +13,7 @@ from vllm_eval.config import machine, profiles
 from vllm_eval.config.machine import Machine, Software
 from vllm_eval.config.settings import Config, quantization_of, resolve_path, whole
 from vllm_eval.engines import check_options
-from vllm_eval.engines.tokens import open_counter
+from vllm_eval.engines.tokens import open_counter, too_long
 from vllm_eval.errors import InputError
 from vllm_eval.inputs.base_model import Base, missing_modules
 from vllm_eval.inputs.cases import read_cases
@@ -32,7 +32,6 @@ from vllm_eval.preflight.needs import (
 )
 
 SHOWN_IDS = 3
-
 NO_MODEL_HERE = ("openai", "scripted")
 BYTES_PER_TOKEN = 6
 COPIES = 3
@@ -49,13 +48,7 @@ def check_config(
 def check_plan(
     draft: Draft, hardware: Machine | None = None, software: Software | None = None
 ) -> Findings:
-    """Check what a run would start from.
-
-    Args:
-        draft: as read.
-        hardware: this machine by default.
-        software: what is installed by default.
-    """
+    """Check what a run would start from; hardware and software are this machine's by default."""
     here, there = hardware or machine.detect(), software or machine.installed()
     return Findings((*map(from_error, draft.problems), *_check(draft, here, there)))
 
@@ -63,13 +56,9 @@ def check_plan(
 def refuse(findings: Iterable[Finding], problems: Sequence[InputError] = ()) -> None:
     """Do nothing if no finding is an error.
 
-    Args:
-        findings: of a check.
-        problems: those of the draft that was checked.
-
     Raises:
-        InputError: there are errors; the message lists them, one per line. If the only one is a
-            problem of the draft, that problem is raised itself.
+        InputError: there are errors; the message lists them, one per line. If the only one is
+            among the `problems` of the draft that was checked, that problem is raised itself.
     """
     errors = [finding.line for finding in findings if finding.level == "error"]
     if len(errors) == len(problems) == 1:
@@ -90,22 +79,21 @@ def check_room(where: str, free: int, least: int, most: int) -> list[Finding]:
 
 
 def _check(draft: Draft, hardware: Machine, software: Software) -> list[Finding]:
-    findings = []
+    findings, config, base = [], draft.config, draft.base
     if draft.dataset is not None:
         of = f"{draft.dataset.total} records, {len(draft.dataset.drawn)} drawn"
         findings.append(ok(str(draft.dataset.path), of))
-    findings += _check_output(draft) + check_servers(draft.config, draft.arms)
-    findings += check_ray(draft.config) + _check_options(draft.config)
-    if draft.config.answering in NO_MODEL_HERE:
+    findings += _check_output(draft) + check_servers(config, draft.arms)
+    findings += check_ray(config) + _check_options(config)
+    if config.answering in NO_MODEL_HERE:
         return findings
-    findings += _check_profile(draft.config, hardware, software)
-    findings += _check_software(draft, hardware, software)
-    config, base = draft.config, draft.base
+    findings += _check_profile(config, hardware, software)
+    findings += _check_software(config, hardware, software)
     if base is None:
         return findings
     demand, release = demand_of(config, draft.arms, base, on_gpu=False), software.release
     most = whole(config.engine_args.get("max_lora_rank"), LARGEST_RANK)
-    if draft.config.engine == "transformers":
+    if config.engine == "transformers":
         demand = as_loaded(base, demand, len(draft.arms) - 1)
         release, most = PEFT_RELEASE, LARGEST_RANK
     findings += _check_base(base, demand)
@@ -124,10 +112,10 @@ def _check_options(config: Config) -> list[Finding]:
     return []
 
 
-def _check_software(draft: Draft, hardware: Machine, software: Software) -> list[Finding]:
-    if draft.config.answering == "vllm":
-        return check_versions(hardware, software, needs_of(draft.config))
-    four_bit = quantization_of(draft.config) == "bitsandbytes"
+def _check_software(config: Config, hardware: Machine, software: Software) -> list[Finding]:
+    if config.answering == "vllm":
+        return check_versions(hardware, software, needs_of(config))
+    four_bit = quantization_of(config) == "bitsandbytes"
     return check_libraries(hardware, software, four_bit=four_bit)
 
 
@@ -163,9 +151,7 @@ def _check_profile(config: Config, hardware: Machine, software: Software) -> lis
 def _check_base(base: Base, demand: Demand) -> list[Finding]:
     where = f"base {base.name}"
     if base.folder is None:
-        what = (
-            "could not be fetched from the hub, so its sizes, tokenizer and memory were not checked"
-        )
+        what = "could not be fetched from the hub: sizes, tokenizer and memory were not checked"
         return [warning(where, what, "download it, or give --base-model FOLDER")]
     architecture, findings = base.architecture, []
     if architecture is None:
@@ -209,8 +195,7 @@ def _check_prompts(draft: Draft, base: Base) -> list[Finding]:
 
 
 def _check_output(draft: Draft) -> list[Finding]:
-    config = draft.config
-    folder = resolve_path(config.output_dir).absolute()
+    config, folder = draft.config, resolve_path(draft.config.output_dir).absolute()
     where = f"output_dir {folder}"
     there = next(path for path in (folder, *folder.parents) if path.exists())
     try:
@@ -225,24 +210,21 @@ def _check_output(draft: Draft) -> list[Finding]:
 
 
 def check_lengths(
-    prompts: Iterable[tuple[str, str]],
-    count: Callable[[str], int],
-    max_len: int,
-    max_new_tokens: int,
+    prompts: Iterable[tuple[str, str]], count: Callable[[str], int], limit: int, answer: int
 ) -> list[Finding]:
-    """Case ids and prompts against the length that the engine accepts, answer included."""
+    """Case ids and prompts against the length that the engine accepts, with room for the answer."""
     longest, total = 0, 0
     beyond: list[str] = []
     for case_id, prompt in prompts:
         tokens = count(prompt)
         total += 1
         longest = max(longest, tokens)
-        if tokens == 0 or tokens + max_new_tokens > max_len:
+        if too_long(tokens, answer, limit) is not None:
             beyond.append(case_id)
-    sums = f"longest {longest} tokens + {max_new_tokens} for the answer, of {max_len}"
+    sums = f"longest {longest} tokens + {answer} for the answer, of {limit}"
     if not beyond:
         return [ok("prompts", f"{total} checked, {sums}")]
     named = ", ".join(repr(name[:60]) for name in beyond[:SHOWN_IDS])
     what = f"{len(beyond)} of {total} are empty or too long ({named}): {sums}"
-    todo = f"raise --max-model-len to {longest + max_new_tokens}, or lower --max-new-tokens"
+    todo = f"raise --max-model-len to {longest + answer}, or lower --max-new-tokens"
     return [(error if len(beyond) == total else warning)("prompts", what, todo)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from vllm_eval.config.settings import Config, quantization_of, whole
 from vllm_eval.inputs.adapters import loaded_adapters, slot_rank
@@ -64,16 +64,14 @@ def demand_of(config: Config, arms: Sequence[Arm], base: Base, *, on_gpu: bool) 
 
 
 def as_loaded(base: Base, demand: Demand, adapters: int) -> Demand:
-    """The same for this engine: one device, the checkpoint's own type."""
-    own = base.architecture.dtype if base.architecture else "auto"
-    return replace(
-        demand,
-        dtype=own if demand.dtype == "auto" else demand.dtype,
-        tensor_parallel=1,
-        pipeline_parallel=1,
+    """The same for the transformers engine: one device, the checkpoint's own type."""
+    own = base.architecture.dtype if base.architecture and demand.dtype == "auto" else demand.dtype
+    return Demand(
+        max_len=demand.max_len,
+        dtype=own,
+        quantization=demand.quantization,
         slots=adapters,
-        cache_bytes=None,
-        fp8_cache=False,
+        rank=demand.rank,
         utilization=1.0,
         block=1,
     )

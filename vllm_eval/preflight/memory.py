@@ -69,8 +69,7 @@ class Fit:
 
 def estimate(base: Base, demand: Demand, memory: int) -> Fit | None:
     """The arithmetic for one GPU of `memory` bytes; None if the base's files do not tell."""
-    architecture = base.architecture
-    weights = weight_bytes(base, demand)
+    architecture, weights = base.architecture, weight_bytes(base, demand)
     if architecture is None or weights is None:
         return None
     linear, vocabulary = weights
@@ -146,11 +145,8 @@ def check_batch(base: Base, demand: Demand, batch: int, machine: Machine) -> lis
     if fit is None:
         return [_not_checked(where, base, demand)]
     needed = fit.fixed + batch * fit.sequence
-    sums = (
-        f"weights {size(fit.weights)} + LoRA {size(fit.loras)} + computing {size(ALLOWANCE)} "
-        f"+ cache {size(batch * fit.sequence)} ({batch} x {demand.max_len} tokens) "
-        f"= {size(needed)}, of {size(memory * MIB)}"
-    )
+    sums = _sum(fit, "", batch * fit.sequence, f"{batch} x {demand.max_len} tokens")
+    sums += f", of {size(memory * MIB)}"
     if needed > memory * MIB:
         todo = "--load-4bit, or a smaller base" if batch == 1 else "lower --batch-size"
         return [error(where, f"does not fit: {sums}", todo)]
@@ -177,12 +173,14 @@ def arithmetic(fit: Fit, demand: Demand) -> str:
     cache = f"one sequence of {demand.max_len} tokens x {fit.token / 1024:.0f} KiB"
     if demand.cache_bytes is not None:
         cache = "kv_cache_memory_bytes"
-    slots = f"{demand.slots} slot{'s' if demand.slots > 1 else ''} of rank {demand.rank}"
-    return (
-        f"weights {size(fit.weights)} + LoRA {size(fit.loras)} ({slots}) "
-        f"+ computing {size(ALLOWANCE)} + cache {size(fit.needed - fit.fixed)} ({cache}) "
-        f"= {size(fit.needed)}"
-    )
+    slots = f" ({demand.slots} slot{'s' if demand.slots > 1 else ''} of rank {demand.rank})"
+    return _sum(fit, slots, fit.needed - fit.fixed, cache)
+
+
+def _sum(fit: Fit, slots: str, cache: int, what: str) -> str:
+    parts = f"weights {size(fit.weights)} + LoRA {size(fit.loras)}{slots}"
+    parts += f" + computing {size(ALLOWANCE)} + cache {size(cache)} ({what})"
+    return f"{parts} = {size(fit.fixed + cache)}"
 
 
 def size(count: int) -> str:
@@ -224,8 +222,7 @@ def _bytes(demand: Demand) -> int:
 
 def _quantised(base: Base, demand: Demand, plain: int) -> float | None:
     """Bytes of a weight in a layer; None for an unknown method."""
-    stored = base.quantization or {}
-    method = _method(base, demand)
+    stored, method = base.quantization or {}, _method(base, demand)
     bits, group = stored.get("bits"), stored.get("group_size")
     if method == "none":
         return plain
@@ -276,9 +273,8 @@ def _lora_values(architecture: Architecture, shards: int, layers: int) -> int:
     """Values of one slot per rank; every linear module gets one, trained or not."""
     values = 0
     for name, (inputs, outputs) in architecture.layer_modules.items():
-        split_inputs = name in _ROW_PARALLEL
-        values += inputs // shards + outputs if split_inputs else inputs + outputs // shards
-    values *= layers
+        split = name in _ROW_PARALLEL
+        values += layers * (inputs // shards + outputs if split else inputs + outputs // shards)
     if architecture.model_type not in NO_VOCABULARY_LORA:
         values += 2 * (architecture.hidden + architecture.vocab)
     return values

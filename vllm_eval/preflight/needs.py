@@ -89,8 +89,7 @@ def check_versions(machine: Machine, software: Software, needs: Needs) -> list[F
 def _check_quantization(software: Software, needs: Needs) -> list[Finding]:
     if needs.quantization != "bitsandbytes":
         return []
-    plugin = software.release >= (0, 28)
-    name = "vllm-bnb-plugin" if plugin else "bitsandbytes"
+    name = "vllm-bnb-plugin" if software.release >= (0, 28) else "bitsandbytes"
     if software.has(name):
         return []
     what = f"bitsandbytes with vLLM {software.vllm} needs the package {name}"
@@ -98,20 +97,16 @@ def _check_quantization(software: Software, needs: Needs) -> list[Finding]:
 
 
 def _check_gpus(machine: Machine, software: Software, needs: Needs) -> list[Finding]:
-    findings = []
-    if needs.gpus > len(machine.gpus) and not needs.ray:
-        there = len(machine.gpus)
-        what = (
-            f"tensor_parallel_size x pipeline_parallel_size is {needs.gpus}, "
-            f"but this machine has {there} GPU{'s' if there > 1 else ''}"
-        )
+    findings, there = [], len(machine.gpus)
+    if needs.gpus > there and not needs.ray:
+        what = f"tensor_parallel_size x pipeline_parallel_size is {needs.gpus}, "
+        what += f"but this machine has {there} GPU{'s' if there > 1 else ''}"
         todo = f"lower them to {there} in all, or check CUDA_VISIBLE_DEVICES"
         findings.append(error("engine_args", what, todo))
     used = machine.gpus[: needs.gpus]
     findings += _check_driver(used[0].driver, software, compat=machine.cuda_compat)
     oldest = min(used, key=lambda gpu: _numbers(gpu.compute_capability))
-    capability = _numbers(oldest.compute_capability)
-    where = f"GPU {oldest.name}"
+    capability, where = _numbers(oldest.compute_capability), f"GPU {oldest.name}"
     floor = "7.5" if software.release >= (0, 20) else "7.0"
     has = f"has compute capability {oldest.compute_capability}"
     if capability < _numbers(floor):
@@ -159,9 +154,8 @@ def check_ray(config: Config) -> list[Finding]:
         todo = "give --engine ray, or leave out --ray-address and --replicas"
         return [error("ray", what, todo)] if given else []
     if find_spec("ray") is None:
-        return [
-            error("ray engine", "needs ray, which is not installed", "pip install 'vllm_eval[ray]'")
-        ]
+        what = "needs ray, which is not installed"
+        return [error("ray engine", what, "pip install 'vllm_eval[ray]'")]
     if config.engine_args.get("distributed_executor_backend") == "ray":
         what = "a replica of the ray engine must fit into one node"
         todo = "give --engine vllm for a model across nodes (docs/cluster.md)"
@@ -172,15 +166,13 @@ def check_ray(config: Config) -> list[Finding]:
 
 def check_servers(config: Config, arms: Sequence[Arm]) -> list[Finding]:
     """A finding for each server; none for an engine that needs no server."""
-    where = "base_url"
     if config.engine != "openai":
-        if config.base_url:
-            what = f"names servers, but the engine is {config.engine}"
-            return [error(where, what, "give --engine openai, or leave out --base-url")]
-        return []
+        what = f"names servers, but the engine is {config.engine}"
+        todo = "give --engine openai, or leave out --base-url"
+        return [error("base_url", what, todo)] if config.base_url else []
     if not config.base_url:
         what = "the openai engine needs a server"
-        return [error(where, what, "give --base-url http://HOST:8000/v1")]
+        return [error("base_url", what, "give --base-url http://HOST:8000/v1")]
     if find_spec("openai") is None:
         what = "needs openai, which is not installed"
         return [error("openai engine", what, "pip install 'vllm_eval[openai]'")]
@@ -198,10 +190,8 @@ def _check_server(url: str, config: Config, arms: Sequence[Arm]) -> Finding:
     where = f"server {url}"
     try:
         key = wire.api_key() or wire.NO_KEY
-        with (
-            OpenAI(base_url=url, api_key=key, max_retries=0, timeout=ANSWER_S) as client,
-            wire.faults(),
-        ):
+        opened = OpenAI(base_url=url, api_key=key, max_retries=0, timeout=ANSWER_S)
+        with opened as client, wire.faults():
             listed = read_models(client.get("/models", cast_to=object))
         absent = missing_arms(listed, config, arms)
         there = [arm for arm in arms if arm not in absent or not config.load_adapters]
