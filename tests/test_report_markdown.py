@@ -94,6 +94,21 @@ def test_a_failed_case_stands_with_tier_arm_reason_and_the_place_in_its_answer(
     assert re.search(r"`K2`, `pupil`, .*\n\n```text\n +\d+ \| ", text)
 
 
+def test_a_failed_case_is_shown_with_a_failure_of_the_same_reason(tmp_path: Path) -> None:
+    """The attempts of each student fail for two reasons, in either order."""
+    good, bad = Answers().text(), Answers().bad()
+    texts = {"first": ("prose", bad), "second": (bad, "prose")}
+    script: list[dict[str, object]] = [{"text": good}]
+    for arm, pair in texts.items():
+        script += [{"arm": arm, "attempt": n, "text": text} for n, text in enumerate(pair, start=1)]
+    folder = make_run(tmp_path, script, 1, tuple(texts))
+    written = write_markdown(open_run(folder), tmp_path / "report.md").read_text("utf-8")
+    lines = [line for line in written.splitlines() if line.startswith("`K1`, ")]
+    assert "narrative" in lines[0].partition("`: ")[2]
+    assert "is missing, empty or not closed" in lines[1]
+    assert [line.split("`")[3] for line in lines] == ["first", "second"]
+
+
 def test_every_rule_of_the_gate_stands_with_value_bound_and_margin(failing: Path) -> None:
     text = _report(failing)
     rules = open_run(failing).comparison["verdicts"][0]["rules"]

@@ -70,7 +70,7 @@ def _case(
     arm: str,
     case: str,
     cell: Mapping[str, Any] | None,
-    examples: Mapping[str, Mapping[str, Any]],
+    examples: Mapping[tuple[str, str], Mapping[str, Any]],
     samples: int,
 ) -> ET.Element:
     """The status of a case with fewer answers than `samples` is not known yet."""
@@ -82,7 +82,7 @@ def _case(
     if cell["status"] == "success":
         return _test(name, case)
     kind = "error" if cell["status"] == "error" else "failure"
-    example = examples.get(case, {})
+    example = examples.get((case, cell["reason"] or cell["status"]), {})
     message = f"{cell['valid']} of {cell['samples']} answers valid in {cell['attempts']} attempts"
     if example.get("message"):
         message += f"; {example['message']}"
@@ -91,10 +91,12 @@ def _case(
     return _test(name, case, kind, cell["reason"], message, example.get("excerpt", ()))
 
 
-def examples_of(comparison: Mapping[str, Any], arm: str) -> dict[str, Mapping[str, Any]]:
-    """An example of the failure, for cases that have one."""
+def examples_of(
+    comparison: Mapping[str, Any], arm: str
+) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """Examples by case and reason, because the attempts of a case may fail differently."""
     groups = (group for group in comparison["failures"] if group["arm"] == arm)
-    return {example["concept_id"]: example for group in groups for example in group["examples"]}
+    return {(e["concept_id"], group["reason"]): e for group in groups for e in group["examples"]}
 
 
 def _suite(name: str, tests: Sequence[ET.Element], seconds: float = 0.0) -> ET.Element:

@@ -140,9 +140,12 @@ def _interval(interval: Mapping[str, Any], form: str = "score") -> str:
 def _with_examples(
     comparison: Mapping[str, Any], failed: list[FailedCase]
 ) -> list[tuple[FailedCase, Mapping[str, Any]]]:
-    """The failed cases that have an example in `comparison.json`, with it."""
+    """The failed cases of whose reason `comparison.json` has an example, with it."""
     examples = {arm: examples_of(comparison, arm) for arm in comparison["arms"]}
-    found = ((case, examples[case.arm].get(case.concept_id)) for case in failed)
+    found = (
+        (case, examples[case.arm].get((case.concept_id, case.reason or case.status)))
+        for case in failed
+    )
     return [(case, example) for case, example in found if example is not None]
 
 
