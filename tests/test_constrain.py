@@ -30,7 +30,7 @@ def constrained(run: Run) -> dict[str, object]:
     return found
 
 
-def test_the_gate_grades_the_free_arms_alone(bench: Bench, answers: Answers) -> None:
+def test_the_gate_decides_on_the_free_arms_alone(bench: Bench, answers: Answers) -> None:
     run = asked_both_ways(bench, answers, "--constrain")
 
     whole = json.loads((run.folder / "comparison.json").read_bytes())

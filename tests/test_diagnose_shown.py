@@ -33,7 +33,7 @@ def mendable(bench: Bench, answers: Answers) -> Bench:
     return bench
 
 
-def test_a_repair_is_counted_and_graded_by_the_gate(mendable: Bench) -> None:
+def test_a_repair_is_counted_and_decided_by_the_gate(mendable: Bench) -> None:
     run = mendable.run()
     assert run.code == 1
     found = json.loads(mendable.call("diagnose", str(run.folder), "--json").out)
@@ -132,7 +132,7 @@ def test_what_the_grammar_did_in_the_run_is_measured(both_ways: Run) -> None:
 
 
 def test_free_and_constrained_answers_stand_side_by_side(both_ways: Run) -> None:
-    assert "With constrained decoding (not graded)" in both_ways.out
+    assert "With constrained decoding (outside the verdict)" in both_ways.out
     page, text = (
         (both_ways.folder / name).read_text(encoding="utf-8")
         for name in ("report.html", "report.md")

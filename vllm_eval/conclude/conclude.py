@@ -138,7 +138,7 @@ def refuse_unanswered(finished: Finished) -> None:
 
 
 def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finished:
-    """Everything computed; what is constrained beside the `free` arms is compared, never graded."""
+    """Everything computed; constrained variants of the `free` arms get no verdict."""
     config, survey, outcomes = run.config, reading.survey, reading.outcomes
     bootstrap = Bootstrap(config.gate.confidence or CONFIDENCE, seed=config.seed)
     each = len(run.cases.order) * config.samples_per_case

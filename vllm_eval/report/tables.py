@@ -126,7 +126,7 @@ def constrained_table(constrained: Constrained) -> Table:
     """Each arm's free and constrained answers."""
     columns = ["valid", "first try", "mean", "mean (failures = 0)", "truncated", "tokens"]
     table = new_table(
-        "With constrained decoding (not graded)",
+        "With constrained decoding (outside the verdict)",
         "arm",
         "answers",
         right=[*columns, "difference"],
@@ -185,7 +185,7 @@ def timing_lines(timing: Mapping[str, Any]) -> Iterator[str]:
 def _failures(failures: Sequence[FailureGroup]) -> Iterator[Table | Text]:
     table = new_table("Failures", "reason", "arm", "tier", right=("attempts", "final", "truncated"))
     table.columns[0].no_wrap = True
-    table.add_column("first example")
+    table.add_column("first example", overflow="fold")
     for group in failures[:MAX_FAILURES]:
         table.add_row(
             *(Text(plain(text)) for text in (group.reason, group.arm, group.tier or NO_TIER)),
@@ -247,9 +247,10 @@ def new_table(title: str, *left: str, right: tuple[str, ...] | list[str]) -> Tab
     """An empty table in the common style; columns of words first, then columns of numbers."""
     table = Table(title=Text(plain(title)), title_justify="left", box=SIMPLE)
     for column in left:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")  # a name is never cut short
     for column in right:
-        table.add_column(column, justify="right")
+        header = column.replace(" (", "\n(")
+        table.add_column(header, justify="right", no_wrap=True)
     return table
 
 
@@ -282,7 +283,7 @@ def diagnosis_tables(diagnosis: Mapping[str, Any]) -> Iterator[Table | Text]:
 def _clusters(groups: Sequence[Mapping[str, Any]]) -> Table:
     numbers = ("attempts", "final", "truncated", "after a retry")
     table = new_table("Why answers failed", "what", "arm", "tier", right=numbers)
-    table.add_column("first example")
+    table.add_column("first example", overflow="fold")
     for group in groups[:MOST_CLUSTERS]:
         words = (group["what"], group["arm"], group["tier"] or NO_TIER)
         counts = (str(group[key]) for key in ("attempts", "outcomes", "truncated"))

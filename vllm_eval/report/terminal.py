@@ -28,7 +28,7 @@ from vllm_eval.text import plain
 PLAIN_INTERVAL_S = 10.0
 """Seconds between progress lines if the output is not a terminal."""
 
-PLAIN_WIDTH = 110
+PLAIN_WIDTH = 120
 """Columns of a table if the output is not a terminal."""
 
 

@@ -57,7 +57,7 @@ def run(
     *,
     stop_on_signals: bool = False,
 ) -> Finished:
-    """Evaluate base and students over the cases and grade the students.
+    """Evaluate base and students over the cases and decide whether the students pass.
 
     `resume` is the folder of a run to be continued, or `AUTO`; None for a new one. With
     `stop_on_signals`, the first SIGINT or SIGTERM while the engine answers ends the evaluation
