@@ -233,13 +233,13 @@ def write_shapes(folder: Path) -> Path:
 
 
 def test_a_made_up_adapter_fits_its_base_and_holds_small_numbers(tmp_path: Path) -> None:
-    made = make_up(str(write_shapes(tmp_path / "shapes")), 32, tmp_path)
-    adapter = read_adapter("made", made.adapter)
-    base = read_base(str(made.base), weights=False)
+    base_folder, adapter_folder = make_up(str(write_shapes(tmp_path / "shapes")), 32, tmp_path)
+    adapter = read_adapter("made", adapter_folder)
+    base = read_base(str(base_folder), weights=False)
     findings = check_adapter(adapter, base, (0, 32), 64)
     assert [finding.line for finding in findings if finding.level != "ok"] == []
     assert adapter.rank == 32
-    tensors = load_file(made.adapter / WEIGHTS_FILE).values()
+    tensors = load_file(adapter_folder / WEIGHTS_FILE).values()
     values = [float(value) for tensor in tensors for value in tensor.flat][:2000]
     assert all(2**-7 <= abs(value) <= 2**-5 for value in values)
     assert 800 < sum(value > 0 for value in values) < 1200

@@ -8,7 +8,7 @@ import pytest
 
 from vllm_eval.bench.contestants import read_lengths
 from vllm_eval.bench.figures import rotated, spread, tabulate, unequal
-from vllm_eval.bench.roofline import Asked, Speed, TokenCosts, find_limit
+from vllm_eval.bench.roofline import Speed, TokenCosts, find_limit
 from vllm_eval.bench.trial import Trial, Work
 from vllm_eval.errors import ConfigError
 from vllm_eval.records import Request
@@ -23,7 +23,6 @@ TRIAL = Trial(
     cached_tokens=0,
     output_tokens=200,
 )
-BOTH, ALONE = Asked(2, together=True), Asked(2, together=False)
 SPEED = Speed("cpu", "float32", 1, bytes_per_s=1000.0, flops_per_s=1e6)
 
 
@@ -77,7 +76,7 @@ def test_equal_work_in_other_times_is_equal() -> None:
 def test_a_step_bound_by_memory_takes_its_bytes_over_the_bandwidth() -> None:
     """1,000 of weights, 100 of adapters, 4 sequences x 125 tokens of context x 2 bytes of cache."""
     costs = TokenCosts(1000, 100, 2, flops=0, output_flops=0, context_flops=0)
-    limit = find_limit(costs, SPEED, TRIAL, 8, BOTH)
+    limit = find_limit(costs, SPEED, TRIAL, 8, 2, together=True)
     assert limit.batch == 4
     assert limit.step_bytes == 1000 + 100 + 4 * 125 * 2
     assert limit.step_s == pytest.approx(2.1)
@@ -87,7 +86,7 @@ def test_a_step_bound_by_memory_takes_its_bytes_over_the_bandwidth() -> None:
 
 def test_a_step_bound_by_arithmetic_takes_its_operations_over_the_roof() -> None:
     costs = TokenCosts(1, 0, 0, flops=300_000, output_flops=200_000, context_flops=4_000)
-    limit = find_limit(costs, SPEED, TRIAL, 2, BOTH)
+    limit = find_limit(costs, SPEED, TRIAL, 2, 2, together=True)
     assert limit.step_flops == 2 * (300_000 + 200_000 + 125 * 4_000)
     assert limit.step_s == pytest.approx(2.0)
     assert limit.bound == "arithmetic"
@@ -96,14 +95,14 @@ def test_a_step_bound_by_arithmetic_takes_its_operations_over_the_roof() -> None
 def test_no_more_sequences_run_at_a_time_than_there_are_first_attempts() -> None:
     costs = TokenCosts(1, 0, 0, flops=1, output_flops=1, context_flops=1)
     trial = replace(TRIAL, retries=2)
-    assert find_limit(costs, SPEED, trial, 8, BOTH).batch == 2
-    assert find_limit(costs, SPEED, trial, 8, ALONE).batch == 1
+    assert find_limit(costs, SPEED, trial, 8, 2, together=True).batch == 2
+    assert find_limit(costs, SPEED, trial, 8, 2, together=False).batch == 1
 
 
 def test_cached_prompt_tokens_are_not_computed_again() -> None:
     costs = TokenCosts(1, 0, 0, flops=1_000, output_flops=0, context_flops=0)
-    whole = find_limit(costs, SPEED, TRIAL, 4, BOTH)
-    half = find_limit(costs, SPEED, replace(TRIAL, cached_tokens=200), 4, BOTH)
+    whole = find_limit(costs, SPEED, TRIAL, 4, 2, together=True)
+    half = find_limit(costs, SPEED, replace(TRIAL, cached_tokens=200), 4, 2, together=True)
     assert whole.prefill_s == pytest.approx(0.4)
     assert half.prefill_s == pytest.approx(0.2)
 
@@ -111,32 +110,33 @@ def test_cached_prompt_tokens_are_not_computed_again() -> None:
 def test_of_a_prompt_only_the_last_token_goes_through_the_output_embedding() -> None:
     """400 prompt tokens through the layers, 4 prompts' ends through 50 times as much."""
     costs = TokenCosts(1, 0, 0, flops=1_000, output_flops=50_000, context_flops=0)
-    limit = find_limit(costs, SPEED, TRIAL, 4, BOTH)
+    limit = find_limit(costs, SPEED, TRIAL, 4, 2, together=True)
     assert limit.prefill_s == pytest.approx(0.4 + 4 * 0.05)
 
 
 def test_an_answer_s_first_token_comes_with_its_prompt_and_takes_no_step() -> None:
     costs = TokenCosts(1000, 0, 0, flops=0, output_flops=0, context_flops=0)
-    limit = find_limit(costs, SPEED, TRIAL, 4, BOTH)
+    limit = find_limit(costs, SPEED, TRIAL, 4, 2, together=True)
     assert limit.step_s == pytest.approx(1)
     assert limit.least_s == pytest.approx(limit.prefill_s + (200 - 4) / 4)
 
 
 @pytest.mark.parametrize(
-    ("batch", "asked", "adapters"),
+    ("batch", "arms", "together", "adapters"),
     [
-        (4, BOTH, 100),  # both arms in every step
-        (4, ALONE, 50),  # the student's steps read it, the baseline's do not
-        (1, BOTH, 50),  # one sequence is of one arm
-        (2, Asked(4, together=True), 50),
-        (2, Asked(4, together=False), 25),
+        (4, 2, True, 100),  # both arms in every step
+        (4, 2, False, 50),  # the student's steps read it, the baseline's do not
+        (1, 2, True, 50),  # one sequence is of one arm
+        (2, 4, True, 50),
+        (2, 4, False, 25),
     ],
 )
 def test_a_step_reads_the_adapters_of_the_arms_in_it(
-    batch: int, asked: Asked, adapters: float
+    batch: int, arms: int, together: bool, adapters: float
 ) -> None:
     costs = TokenCosts(1000, 100, 0, flops=0, output_flops=0, context_flops=0)
-    assert find_limit(costs, SPEED, TRIAL, batch, asked).step_bytes == 1000 + adapters
+    limit = find_limit(costs, SPEED, TRIAL, batch, arms, together=together)
+    assert limit.step_bytes == 1000 + adapters
 
 
 def test_forced_lengths_lie_in_their_range_and_fill_it() -> None:

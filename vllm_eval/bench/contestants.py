@@ -53,13 +53,10 @@ class Contestant:
 def choose(
     layers: Layers, names: str | None, sets: Sequence[str], *, fails: bool
 ) -> list[Contestant]:
-    """The contestants in the order asked for; a setting's values follow the one they change.
+    """The contestants in the order asked for, then one for each value of each setting.
 
-    Args:
-        layers: the configuration all start from.
-        names: with commas between them; by default all that fit the engine and the work.
-        sets: `KEY.PATH=VALUE,VALUE`, each value in YAML.
-        fails: whether attempts are made to fail, without which a barrier is none.
+    `names` are separated by commas, by default all that fit the engine and the work; `sets` are
+    `KEY.PATH=VALUE,VALUE` with values in YAML. A barrier has an effect only if attempts can fail.
 
     Raises:
         ConfigError: there is no such contestant or key, two are the same, or the benchmark sets
@@ -73,12 +70,9 @@ def choose(
     found = [_contestant(layers, base, name) for name in chosen]
     for setting in sets:
         key, values = _read_set(setting)
-        found += [
-            Contestant(
-                f"{key.rpartition('.')[2]}={value}", REFERENCE, layers.over(f"{key}={value}").load()
-            )
-            for value in values
-        ]
+        for value in values:
+            name, config = f"{key.rpartition('.')[2]}={value}", layers.over(f"{key}={value}").load()
+            found.append(Contestant(name, REFERENCE, config))
     counted = [contestant.name for contestant in found]
     if twice := {name for name in counted if counted.count(name) > 1}:
         raise ConfigError(f"--contestants, --set: {min(twice)!r} is there twice")
@@ -131,10 +125,8 @@ def _read_set(setting: str) -> tuple[str, list[str]]:
         raise ConfigError(msg)
     if key in FIXED:
         raise ConfigError(f"--set {setting}: the benchmark sets {key} itself: {FIXED[key]}")
-    return key, [
-        yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
-        for value in values
-    ]
+    dumped = (yaml.safe_dump(value, default_flow_style=True) for value in values)
+    return key, [text.removesuffix("...\n").strip() for text in dumped]
 
 
 class BenchOptions(Record):

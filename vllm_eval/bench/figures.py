@@ -58,12 +58,7 @@ def rotated(items: Sequence[_T], by: int) -> list[_T]:
 
 
 def tabulate(trials: Mapping[str, Sequence[Trial]], reference: str) -> list[Timed]:
-    """A row for each contestant.
-
-    Args:
-        trials: by contestant, one for each repeat, in the same order for all.
-        reference: the contestant all are compared with.
-    """
+    """A row for each contestant, compared with `reference`; `trials` has one for each repeat."""
     against = trials[reference]
     return [
         Timed(
@@ -127,9 +122,18 @@ def bench_tables(done: Benched) -> Iterator[Table | Text]:
     for row in done.rows:
         table.add_row(*_cells(done, row))
     yield table
-    limit = done.limits.get(done.reference)
-    if limit is not None and done.speed is not None:
-        yield from _roofline(limit, done.speed)
+    limit, speed = done.limits.get(done.reference), done.speed
+    if limit is not None and speed is not None:
+        yield Text(
+            f"measured: {speed.device}, {speed.threads} threads, {speed.bytes_per_s / 1e9:.1f} "
+            f"GB/s copied, {speed.flops_per_s / 1e9:,.0f} GFLOP/s in {speed.dtype}"
+        )
+        yield Text(
+            f"roofline: a step of {limit.batch} sequences moves {limit.step_bytes / 1e6:,.1f} MB "
+            f"and computes {limit.step_flops / 1e9:,.2f} GFLOP, bound by {limit.bound}: at most "
+            f"{limit.tokens_per_s:,.0f} output tokens/s, prompts {limit.prefill_s:.2f} s, "
+            f"all {limit.least_s:.2f} s"
+        )
 
 
 def _cells(done: Benched, row: Timed) -> list[Text]:
@@ -146,19 +150,6 @@ def _cells(done: Benched, row: Timed) -> list[Text]:
         "-" if limit is None else f"{limit.least_s / row.seconds.median:.1%}",
     ]
     return [Text(word) for word in words]
-
-
-def _roofline(limit: Limit, speed: Speed) -> Iterator[Text]:
-    yield Text(
-        f"measured: {speed.device}, {speed.threads} threads, {speed.bytes_per_s / 1e9:.1f} GB/s "
-        f"copied, {speed.flops_per_s / 1e9:,.0f} GFLOP/s in {speed.dtype}"
-    )
-    yield Text(
-        f"roofline: a step of {limit.batch} sequences moves {limit.step_bytes / 1e6:,.1f} MB and "
-        f"computes {limit.step_flops / 1e9:,.2f} GFLOP, bound by {limit.bound}: at most "
-        f"{limit.tokens_per_s:,.0f} output tokens/s, prompts {limit.prefill_s:.2f} s, "
-        f"all {limit.least_s:.2f} s"
-    )
 
 
 def _range(value: Spread, form: str) -> str:

@@ -55,16 +55,6 @@ class TokenCosts:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """Which arms' sequences share a step."""
-
-    arms: int
-    """How many there are, the baseline included."""
-    together: bool
-    """In one running batch; otherwise a step is of one arm alone."""
-
-
-@dataclass(frozen=True, slots=True)
 class Limit:
     """The least time the machine allows."""
 
@@ -119,16 +109,21 @@ def read_costs(plan: Plan) -> TokenCosts | None:
     )
 
 
-def find_limit(costs: TokenCosts, speed: Speed, work: Trial, batch: int, asked: Asked) -> Limit:
-    """The least time for `work` with at most `batch` sequences decoded at a time."""
+def find_limit(
+    costs: TokenCosts, speed: Speed, work: Trial, batch: int, arms: int, *, together: bool
+) -> Limit:
+    """The least time for `work` with at most `batch` sequences decoded at a time.
+
+    `arms` includes the baseline; all are `together` in one batch, or a step is of one arm alone.
+    """
     first = work.requests - work.retries  # a retry takes a place that became free
-    batch = min(batch, first if asked.together else first // asked.arms)
+    batch = min(batch, first if together else first // arms)
     prompt = work.prompt_tokens / work.requests
     context = prompt + work.output_tokens / work.requests / 2
     # A case's arms are asked one after the other, so even a small batch has as many as fit; over
     # all steps each arm is in the same share of them, the baseline, which has no adapter, too.
-    present = min(batch, asked.arms) if asked.together else 1
-    adapters = costs.adapter_bytes * present / asked.arms
+    present = min(batch, arms) if together else 1
+    adapters = costs.adapter_bytes * present / arms
     step_bytes = costs.weight_bytes + adapters + batch * context * costs.cache_bytes
     token_flops = costs.flops + costs.output_flops + context * costs.context_flops
     step_flops = batch * token_flops
@@ -162,11 +157,9 @@ class Speed:
 
 
 def measure_speed(dtype: str, env: Mapping[str, str]) -> Speed:
-    """Measure in a separate process, so that no memory stays taken and no library loaded.
+    """Measure in a separate process, which leaves no memory taken and no library loaded.
 
-    Args:
-        dtype: PyTorch's name of the type computed with.
-        env: of the engine; what limits its threads limits these.
+    `dtype` is PyTorch's name; what limits the engine's threads in its `env` limits these too.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:

@@ -11,22 +11,14 @@ import os
 import shutil
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.bench.contestants import REFERENCE, Contestant, choose, group, read_lengths
-from vllm_eval.bench.figures import Benched, Timed, draw, spread, tabulate, unequal
-from vllm_eval.bench.roofline import (
-    Asked,
-    Limit,
-    Speed,
-    dtype_of,
-    find_limit,
-    measure_speed,
-    read_costs,
-)
+from vllm_eval.bench.figures import Benched, draw, spread, tabulate, unequal
+from vllm_eval.bench.roofline import Limit, Speed, dtype_of, find_limit, measure_speed, read_costs
 from vllm_eval.bench.rounds import Rounds
 from vllm_eval.bench.trial import Work
 from vllm_eval.config import machine
@@ -39,7 +31,7 @@ from vllm_eval.preflight.check import check_plan, refuse
 from vllm_eval.store.folder import create_run, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from vllm_eval.bench.contestants import BenchOptions
     from vllm_eval.bench.trial import Trial
@@ -108,8 +100,12 @@ def _compete(layers: Layers, options: BenchOptions, work: Work, watcher: Watcher
         "reference": reference,
         "speed": asdict(speed) if speed else None,
         "contestants": {
-            row.name: _describe(done, row, rounds)
+            row.name: asdict(row)
             | {
+                "start_s": rounds.starts[row.name],
+                "engine_open_s": rounds.opened[row.name],
+                "engine": rounds.about[row.name],
+                "limit": asdict(done.limits[row.name]) if row.name in done.limits else None,
                 "trials": [asdict(trial) for trial in trials[row.name]],
                 "config": plans[row.name].config.model_dump(mode="json"),
             }
@@ -119,16 +115,6 @@ def _compete(layers: Layers, options: BenchOptions, work: Work, watcher: Watcher
     write_json(folder / FILE, described)
     draw(done, folder / PLOT)
     return done
-
-
-def _describe(done: Benched, row: Timed, rounds: Rounds) -> dict[str, Any]:
-    limit = done.limits.get(row.name)
-    return asdict(row) | {
-        "start_s": rounds.starts[row.name],
-        "engine_open_s": rounds.opened[row.name],
-        "engine": rounds.about[row.name],
-        "limit": asdict(limit) if limit else None,
-    }
 
 
 def _refuse_lengths(contestants: Sequence[Contestant], work: Work) -> None:
@@ -161,8 +147,8 @@ def _limits(
         if costs is None or speed is None:
             continue
         batch = about[name].get("max_num_seqs") or plan.config.batch_size
-        asked = Asked(len(plan.arms), contestant.mixes_arms)
-        limits[name] = find_limit(costs, speed, trials[name][0], int(batch), asked)
+        work, mixed = trials[name][0], contestant.mixes_arms
+        limits[name] = find_limit(costs, speed, work, int(batch), len(plan.arms), together=mixed)
     return limits
 
 
@@ -175,30 +161,19 @@ def _with_shapes(layers: Layers, options: BenchOptions, scratch: Path) -> Layers
     config = layers.load()
     if config.engine_args.get("load_format") != "dummy" or config.adapters:
         return layers
-    made = make_up(config.base_model, options.rank, scratch)
-    flags |= {"base_model": str(made.base), "adapters": [str(made.adapter)]}
+    base, adapter = make_up(config.base_model, options.rank, scratch)
+    flags |= {"base_model": str(base), "adapters": [str(adapter)]}
     return replace(layers, flags=flags)
 
 
-@dataclass(frozen=True, slots=True)
-class MadeUp:
-    """Folders of a base and an adapter whose weights mean nothing."""
-
-    base: Path
-    adapter: Path
-
-
-def make_up(base_model: str | None, rank: int, folder: Path) -> MadeUp:
+def make_up(base_model: str | None, rank: int, folder: Path) -> tuple[Path, Path]:
     """A base folder with a tokenizer, and an adapter of `rank` on all its linear modules.
 
-    Args:
-        base_model: folder with at least a `config.json`; where it has no tokenizer, a copy with
-            the demo's stands in for it.
-        rank: of the adapter.
-        folder: where both are made; it exists.
+    `base_model` has at least a `config.json`; if it has no tokenizer, a copy in `folder` gets the
+    demo's.
 
     Raises:
-        ConfigError: there is no such folder, or its configuration names no known modules.
+        ConfigError: there is no such base, or its configuration names no known modules.
     """
     source = resolve_path(base_model or "")
     if not base_model or not (source / "config.json").is_file():
@@ -218,7 +193,7 @@ def make_up(base_model: str | None, rank: int, folder: Path) -> MadeUp:
         raise ConfigError(msg)
     adapter = folder / f"made_up_rank_{rank}"
     _write_adapter(adapter, modules, rank, str(base))
-    return MadeUp(base, adapter)
+    return base, adapter
 
 
 def _write_adapter(folder: Path, modules: dict[str, tuple[int, int]], rank: int, base: str) -> None:
@@ -237,16 +212,11 @@ def _write_adapter(folder: Path, modules: dict[str, tuple[int, int]], rank: int,
     }
     (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     source = np.random.default_rng(rank)
-    tensors = {
-        name: _numbers(source, rows, columns) for name, rows, columns in _tensors(modules, rank)
-    }
-    save_file(tensors, folder / WEIGHTS_FILE)
-
-
-def _tensors(modules: dict[str, tuple[int, int]], rank: int) -> Iterator[tuple[str, int, int]]:
+    tensors = {}
     for name, (inputs, outputs) in modules.items():
-        yield f"base_model.model.{name}.lora_A.weight", rank, inputs
-        yield f"base_model.model.{name}.lora_B.weight", outputs, rank
+        tensors[f"base_model.model.{name}.lora_A.weight"] = _numbers(source, rank, inputs)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = _numbers(source, outputs, rank)
+    save_file(tensors, folder / WEIGHTS_FILE)
 
 
 def _numbers(source: Any, rows: int, columns: int) -> Any:

@@ -98,15 +98,9 @@ class Trial:
 def run_trial(
     plan: Plan, engine: Engine, way: Way, work: Work, folder: Path, *, warm: bool
 ) -> Trial:
-    """Do the work once.
+    """Do the work once, or with `warm` the first few cases; the journal in `folder` is removed.
 
-    Args:
-        plan: cases, arms and task.
-        engine: open and idle; a `MeasuredVllm` for the ways only vLLM has.
-        way: how it is asked.
-        work: lengths and failures.
-        folder: where the journal is written, and removed again.
-        warm: only the first few cases.
+    `engine` is open and idle; it is a `MeasuredVllm` for the ways only vLLM has.
 
     Raises:
         EngineError: a request got no answer.
@@ -172,11 +166,8 @@ def _parts(job: Job, way: Way, kept: Sequence[Attempt]) -> Iterable[tuple[Job, L
         yield replace(job, attempts=1), Ledger(set(), {})
         for attempts in range(2, job.attempts + 1):
             last = {(a.arm, a.concept_id, a.sample): a for a in kept}
-            begun = {
-                key: Begun(attempt.attempt, PROBLEM)
-                for key, attempt in last.items()
-                if attempt.status == "format_error"
-            }
+            failed = {key: a for key, a in last.items() if a.status == "format_error"}
+            begun = {key: Begun(attempt.attempt, PROBLEM) for key, attempt in failed.items()}
             if not begun:
                 return
             yield replace(job, attempts=attempts), Ledger(last.keys() - begun.keys(), begun)

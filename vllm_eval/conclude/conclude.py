@@ -107,16 +107,11 @@ def conclude(run: Evaluated) -> Finished:
         EvalError: the journal does not hold exactly one outcome per arm and case.
     """
     config, names, order = run.config, list(run.adapters), run.cases.order
-    reading = read_attempts(
-        read_journal(run.folder.journal),
-        names,
-        order,
-        config.samples_per_case,
-        run.task,
-        partial(read_row, run.cases, run.task.declaration),
-    )
+    samples, case = config.samples_per_case, partial(read_row, run.cases, run.task.declaration)
+    attempts = read_journal(run.folder.journal)
+    reading = read_attempts(attempts, names, order, samples, run.task, case)
     if reading.pending and not run.partial:
-        example = first_pending(reading, order, config.samples_per_case)
+        example = first_pending(reading, order, samples)
         raise EvalError(f"the journal lacks {reading.pending} outcomes, for example {example}")
     finished = _summarise(run, reading, free_arms(names))
     write_results(run, finished, reading)
@@ -155,19 +150,15 @@ def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finishe
     held = compare_constrained(config.constrain, outcomes, comparison, survey.arms, bootstrap)
     constrained = {arm: both.constrained.summary for arm, both in held.arms.items()}
     then = () if reading.pending else mended_verdicts
-    sessions = run.manifest.get("sessions", ())
+    failures = list(survey.failures.values())
+    failures.sort(key=lambda g: (-g.attempts, -g.outcomes, g.reason, g.tier or "", g.arm))
     return Finished(
         folder=run.folder.path,
         comparison=comparison,
         verdicts=verdicts,
-        failures=tuple(
-            sorted(
-                survey.failures.values(),
-                key=lambda g: (-g.attempts, -g.outcomes, g.reason, g.tier or "", g.arm),
-            )
-        ),
+        failures=tuple(failures),
         attempts={arm: take_attempts(tally) for arm, tally in survey.arms.items()},
-        timing=timing_to_json(take_timing(survey), sessions),
+        timing=timing_to_json(take_timing(survey), run.manifest.get("sessions", ())),
         pending=reading.pending,
         repair=repair_to_json(
             outcomes,

@@ -68,12 +68,7 @@ def compare_constrained(
 ) -> Constrained:
     """Hold every arm of `free` against its constrained variant, where the run has variants.
 
-    Args:
-        mode: as configured.
-        outcomes: of all arms.
-        free: of the arms themselves.
-        tallies: of all attempts, by arm.
-        bootstrap: of the intervals.
+    `outcomes` and the `tallies` of attempts are of all arms, `free` is of the free ones.
     """
     if mode != "beside":
         return Constrained(mode)

@@ -18,9 +18,7 @@ from vllm_eval.store.journal import key_of
 from vllm_eval.tasks import Task
 from vllm_eval.tasks.repair import mend
 
-
-def _integers() -> array[int]:
-    return array("q")
+_integers = partial(array, "q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +71,8 @@ def read_attempts(
 ) -> Reading:
     """Go through all attempts of a run, with one of them in memory at a time.
 
-    Args:
-        attempts: each with the byte at which it begins.
-        arms: of the run.
-        order: place of each case, by its id.
-        samples: of each case.
-        task: whose answers these are; where it grades, failed outcomes are repaired and graded.
-        case: reads a case, by its id.
+    `attempts` come with the byte at which each begins, `order` is the place of each case by its id.
+    If `task` grades, failed outcomes are repaired and graded again; `case` reads a case by its id.
 
     Raises:
         EvalError: an answer has two outcomes, or is of an arm, case or sample not in the run.
@@ -91,15 +84,16 @@ def read_attempts(
     for place, attempt in attempts:
         key = key_of(attempt)
         found, at = places.get(key[0]), order.get(key[1])
+        foreign = f"the journal holds an outcome twice, or one that is not part of the run: {key}"
         if found is None or at is None or not 0 <= key[2] < samples:
-            raise _foreign(key)
+            raise EvalError(foreign)
         answer = at * samples + key[2]
         found.answers.append(answer)
         found.bytes.append(place)
         repair = None
         if attempt.final:
             if found.ended[answer]:
-                raise _foreign(key)
+                raise EvalError(foreign)
             found.ended[answer] = True
             repair = _repair(task, case, attempt)
             outcomes.append(_outcome(key, attempt, repair))
@@ -118,12 +112,6 @@ def first_pending(reading: Reading, order: Mapping[str, int], samples: int) -> K
                     yield arm, names[answer // samples], answer % samples
 
     return min(missing())
-
-
-def _foreign(key: Key) -> EvalError:
-    return EvalError(
-        f"the journal holds an outcome twice, or one that is not part of the run: {key}"
-    )
 
 
 def _repair(task: Task, case: Callable[[str], Case], attempt: Attempt) -> Repair | None:

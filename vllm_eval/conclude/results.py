@@ -250,13 +250,8 @@ def repair_to_json(
 ) -> dict[str, Any]:
     """What `comparison.json` says of repairs, apart from single cases; no figure if unmeasured.
 
-    Args:
-        outcomes: with their repairs.
-        arms: summaries with the repaired outcomes counted as valid.
-        verdicts: of the gate on these.
-        asked: whether the configuration asks for repairs.
-        measured: whether repaired answers could be graded.
-        pending: outcomes an interrupted run has not reached; there is no verdict then.
+    `arms` and `verdicts` count repaired outcomes as valid; without `measured` they could not be
+    graded. `asked` is the configuration's, and while outcomes are `pending` there is no verdict.
     """
     told = {"asked": asked, "measured": measured}
     if not measured:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import statistics
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -63,13 +63,9 @@ class Distribution:
 def case_rows(
     outcomes: Sequence[Outcome], comparison: Comparison, order: Mapping[str, int], baseline: str
 ) -> list[CaseRow]:
-    """One row a case, in the data set's order.
+    """One row a case, by `order`; differences are from the scores of the `baseline`.
 
-    Args:
-        outcomes: those that `comparison` was made of.
-        comparison: gives the scores.
-        order: place of each case.
-        baseline: the arm that differences are taken from.
+    `comparison` is of these `outcomes`, and has the scores.
     """
     rows = []
     in_order = sorted(outcomes, key=lambda outcome: order[outcome.concept_id])
@@ -148,10 +144,11 @@ def _loss(row: CaseRow) -> float:
 
 
 def _cell(rows: Sequence[Outcome], score: float | None, base: float | None) -> CaseCell:
-    status, reason = _worst(rows)
+    badness: dict[Status, int] = {"error": 0, "format_error": 1, "success": 2}
+    worst = min(rows, key=lambda row: badness[row.status])
     return CaseCell(
-        status=status,
-        reason=reason,
+        status=worst.status,
+        reason=worst.reason,
         score=score,
         samples=len(rows),
         valid=sum(row.status == "success" for row in rows),
@@ -160,9 +157,3 @@ def _cell(rows: Sequence[Outcome], score: float | None, base: float | None) -> C
         difference=None if score is None or base is None else score - base,
         repairs=tuple(dict.fromkeys(n for row in rows if row.repair for n in row.repair.names)),
     )
-
-
-def _worst(rows: Iterable[Outcome]) -> tuple[Status, str | None]:
-    badness: dict[Status, int] = {"error": 0, "format_error": 1, "success": 2}
-    worst = min(rows, key=lambda row: badness[row.status])
-    return worst.status, worst.reason

@@ -174,10 +174,11 @@ def percentiles(seconds: Sequence[float]) -> Percentiles | None:
 
 
 def _sum_up(tallies: Sequence[ArmTally]) -> ArmTiming:
-    def over(name: str) -> Percentiles | None:
-        return percentiles([value for tally in tallies for value in getattr(tally, name)])
-
     every, again = ([tally.together(first) for tally in tallies] for first in (1, 2))
+    seconds = {
+        name: percentiles([value for tally in tallies for value in getattr(tally, name)])
+        for name in ("queued", "ttft", "itl", "e2e")
+    }
     return ArmTiming(
         attempts=sum(row.made for row in every),
         prompt_tokens=sum(tally.prompt_tokens for tally in tallies),
@@ -185,10 +186,7 @@ def _sum_up(tallies: Sequence[ArmTally]) -> ArmTiming:
         output_tokens=sum(row.output_tokens for row in every),
         retry_attempts=sum(row.made for row in again),
         retry_output_tokens=sum(row.output_tokens for row in again),
-        queued=over("queued"),
-        ttft=over("ttft"),
-        itl=over("itl"),
-        e2e=over("e2e"),
+        **seconds,
     )
 
 

@@ -33,6 +33,10 @@ class Kind:
 _DUMP = "Write the training targets with a YAML library, which quotes and indents as needed."
 _FENCES = "Show both blocks with their exact fences in prompt and training targets."
 _CHECK = "Check every training target against the contract; correct or remove those that break it."
+_SHORTER = "Where more tokens do not help, ask for shorter texts, and train on shorter ones."
+_MINIMUM = "State the minimum in the prompt, and add training targets that meet it."
+_LIMIT = "State the limit earlier in the prompt, and shorten the training targets."
+_IDS = "Add training targets that name the identifiers they were given."
 KINDS: Mapping[str, Kind] = {
     "unindented_continuation": Kind("a text goes on at the left margin", _DUMP),
     "unquoted_colon": Kind("a colon inside a text without quotes", _DUMP),
@@ -47,31 +51,16 @@ KINDS: Mapping[str, Kind] = {
     "missing_block": Kind("a block is left out", _FENCES),
     "prose": Kind("prose in place of the blocks", _FENCES),
     "empty": Kind("an empty answer or block", _FENCES),
-    "truncated": Kind(
-        "truncated at the token limit",
-        "Where more tokens do not help, ask for shorter texts, and train on shorter ones.",
-    ),
+    "truncated": Kind("truncated at the token limit", _SHORTER),
     "not_a_mapping": Kind("a list or a text in place of keys", _CHECK),
     "missing_key": Kind("a required key is missing or empty", _CHECK),
     "wrong_type": Kind("a value of another type", _CHECK),
     "wrong_choice": Kind("a value that is none of the choices", _CHECK),
-    "too_few": Kind(
-        "too few items in a list",
-        "State the minimum in the prompt, and add training targets that meet it.",
-    ),
-    "too_long": Kind(
-        "a text above its limit of words",
-        "State the limit earlier in the prompt, and shorten the training targets.",
-    ),
-    "no_ids": Kind(
-        "no identifier is named",
-        "Add training targets that name the identifiers they were given.",
-    ),
+    "too_few": Kind("too few items in a list", _MINIMUM),
+    "too_long": Kind("a text above its limit of words", _LIMIT),
+    "no_ids": Kind("no identifier is named", _IDS),
     "other_rule": Kind("a rule of the task's own", _CHECK),
-    "no_answer": Kind(
-        "no answer to grade",
-        "See `engine.log`; this is not the model's fault.",
-    ),
+    "no_answer": Kind("no answer to grade", "See `engine.log`; this is not the model's fault."),
 }
 """Every cluster there is."""
 
@@ -98,12 +87,9 @@ class Cause:
 
 
 def find_cause(attempt: Attempt, blocks: Blocks, declaration: Declaration) -> Cause:
-    """The cluster of one failed attempt; of any text, and without raising.
+    """The cluster of one failed attempt; never raises.
 
-    Args:
-        attempt: a failed one.
-        blocks: gives the text of each block of an answer, by its label in lower case.
-        declaration: of the task.
+    `blocks` gives the text of each block of an answer, by its label in lower case.
     """
     if attempt.status == "error":
         return Cause("no_answer")
@@ -115,8 +101,7 @@ def find_cause(attempt: Attempt, blocks: Blocks, declaration: Declaration) -> Ca
     if block is None or label not in declaration.blocks:
         return Cause("other_rule")
     if attempt.reason == f"invalid_{label.lower()}_yaml":
-        lines = split_lines(block)
-        return Cause(yaml_shape(lines, attempt.error or "", attempt.line, attempt.column), label)
+        return Cause(yaml_shape(split_lines(block), attempt), label)
     data = parse_block(block).data
     if not isinstance(data, dict):
         return Cause("not_a_mapping", label)

@@ -70,14 +70,10 @@ def diagnose(
     repaired: Sequence[Verdict] = (),
     constrained: Mapping[str, Summary] | None = None,
 ) -> Diagnosis:
-    """Put together what a survey has counted.
+    """Put together what a survey of all attempts has counted.
 
-    Args:
-        survey: that has seen every attempt.
-        arms: summaries of the outcomes, by arm.
-        config: of the run.
-        repaired: the gate's verdicts with repaired answers; none where the run has not finished.
-        constrained: by arm, its summary under the task's grammar, where the run has both.
+    `repaired` are the gate's verdicts with repaired answers; none if the run has not finished.
+    `constrained` has an arm's summary under the task's grammar, if the run has both.
     """
     groups = [
         replace(group, reasons=dict(sorted(group.reasons.items(), key=lambda item: -item[1])))
@@ -91,17 +87,9 @@ def diagnose(
     remedies: list[Remedy] = []
     for arm, summary in arms.items():
         if any(one.group.outcomes for found in by_arm[arm].values() for one in found):
-            patient = Patient(
-                arm,
-                summary,
-                survey.arms[arm],
-                by_arm[arm],
-                config,
-                passes.get(arm),
-                (constrained or {}).get(arm),
-                repairs=survey.repairs,
-            )
-            remedies += find_remedies(patient)
+            held, tally = (constrained or {}).get(arm), survey.arms[arm]
+            about = (arm, summary, tally, by_arm[arm], config, passes.get(arm), held)
+            remedies += find_remedies(Patient(*about, repairs=survey.repairs))
     patterns = [
         pattern
         for arm, clusters in by_arm.items()

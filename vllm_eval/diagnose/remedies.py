@@ -94,35 +94,23 @@ def _rated(patient: Patient, remedy: Remedy) -> Remedy:
 
 
 def _repair(patient: Patient) -> Iterator[Remedy]:
-    if not patient.repairs:
-        clusters = tuple(name for name in patient.clusters if name in MENDABLE)
-        if count := patient.outcomes(*clusters):
-            yield Remedy(
-                name="repair",
-                arm=patient.arm,
-                setting="--repair",
-                clusters=tuple(name for name in clusters if patient.outcomes(name)),
-                addressed=count,
-                kind="unknown",
-                basis=UNMEASURED,
-            )
-        return
-    by_cluster = {
-        name: sum(one.group.repaired or 0 for one in found)
-        for name, found in patient.clusters.items()
-    }
-    clusters = tuple(name for name, count in by_cluster.items() if count)
-    if clusters:
+    measured, basis = patient.repairs, UNMEASURED
+    counts = {name: patient.outcomes(name) for name in patient.clusters if name in MENDABLE}
+    if measured:
+        basis = "the repairs were applied to the stored answers and their results graded"
+        every = patient.clusters.items()
+        counts = {name: sum(one.group.repaired or 0 for one in found) for name, found in every}
+    if clusters := tuple(name for name, count in counts.items() if count):
         yield Remedy(
             name="repair",
             arm=patient.arm,
             setting="--repair",
             clusters=clusters,
             addressed=patient.outcomes(*clusters),
-            recovered=float(sum(by_cluster.values())),
-            kind="counted",
-            basis="the repairs were applied to the stored answers and their results graded",
-            passes=patient.passes,
+            recovered=float(sum(counts.values())) if measured else None,
+            kind="counted" if measured else "unknown",
+            basis=basis,
+            passes=patient.passes if measured else None,
         )
 
 

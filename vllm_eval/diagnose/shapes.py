@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from vllm_eval.records import Attempt
 
 LOOK_BACK = 12
 """Lines above the place in which a quote that swallowed it may have been opened."""
@@ -28,38 +27,24 @@ _RESERVED_WORDS = (
 _STRUCTURE_WORDS = ("expected ':'", "did not find expected", "not allowed")
 
 
-def yaml_shape(lines: Sequence[str], message: str, line: int | None, column: int | None) -> str:
-    """The cluster of a text that does not parse.
-
-    Args:
-        lines: of the block.
-        message: the parser's.
-        line: where it stopped, counted from 1; None where it does not say.
-        column: in that line, counted from 1.
-    """
-    if line is None or not lines:
+def yaml_shape(lines: Sequence[str], attempt: Attempt) -> str:
+    """The cluster of a block that does not parse, from its lines and the parser's error."""
+    if attempt.line is None or not lines:
         return "other_yaml"
-    place = min(max(line, 1), len(lines)) - 1
-    character = _character(lines, place, message)
-    if character is not None:
-        return character
-    if "mapping values" in message:
-        return _stray_colon(lines, place, (column or 1) - 1)
-    if any(words in message for words in _STRUCTURE_WORDS):
-        return "unindented_continuation" if _goes_on(lines, place) else "bad_indentation"
-    return "other_yaml"
-
-
-def _character(lines: Sequence[str], place: int, message: str) -> str | None:
-    """The cluster of a tab, a quote or a reserved character at the place; None without any."""
+    place, message = min(max(attempt.line, 1), len(lines)) - 1, attempt.error or ""
     near = lines[max(0, place - 1) : place + 1]
+    shape = "other_yaml"
     if any(_TAB.match(text) for text in near):
-        return "tab"
-    if any(words in message for words in _QUOTE_WORDS) or _broken_quote(lines, place):
-        return "broken_quotes"
-    if any(words in message for words in _RESERVED_WORDS) or _open_bracket(near):
-        return "reserved_character"
-    return None
+        shape = "tab"
+    elif any(words in message for words in _QUOTE_WORDS) or _broken_quote(lines, place):
+        shape = "broken_quotes"
+    elif any(words in message for words in _RESERVED_WORDS) or _open_bracket(near):
+        shape = "reserved_character"
+    elif "mapping values" in message:
+        shape = _stray_colon(lines, place, (attempt.column or 1) - 1)
+    elif any(words in message for words in _STRUCTURE_WORDS):
+        shape = "unindented_continuation" if _goes_on(lines, place) else "bad_indentation"
+    return shape
 
 
 def _stray_colon(lines: Sequence[str], place: int, column: int) -> str:
@@ -79,11 +64,9 @@ def _stray_colon(lines: Sequence[str], place: int, column: int) -> str:
 def _goes_on(lines: Sequence[str], place: int) -> bool:
     """Whether the place, or the line before it, is a text that goes on too far to the left."""
     for number in (place, place - 1):
-        if number < 1 or not lines[number].strip():
+        if number < 1 or not _is_bare(lines[number]):
             continue
-        if not _is_bare(lines[number]):
-            continue
-        above = _above(lines, number)
+        above = next((text for text in reversed(lines[:number]) if text.strip()), None)
         return above is not None and bool(_VALUE.sub("", above, count=1).strip())
     return False
 
@@ -120,8 +103,3 @@ def _is_bare(text: str) -> bool:
 
 def _indent(text: str) -> int:
     return len(text) - len(text.lstrip(" "))
-
-
-def _above(lines: Sequence[str], place: int) -> str | None:
-    """The nearest line above that is not blank."""
-    return next((text for text in reversed(lines[:place]) if text.strip()), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 from vllm_eval.diagnose.clusters import KINDS, Cause, find_cause
 from vllm_eval.diagnose.example import Blocks, Example, make_example
@@ -60,13 +60,7 @@ class ArmTally:
     def together(self, first: int = 1) -> Numbered:
         """The attempts from number `first` on."""
         rows = [row for number, row in self.numbers.items() if number >= first]
-        return Numbered(
-            made=sum(row.made for row in rows),
-            valid=sum(row.valid for row in rows),
-            score=sum(row.score for row in rows),
-            output_tokens=sum(row.output_tokens for row in rows),
-            seconds=sum(row.seconds for row in rows),
-        )
+        return Numbered(*map(sum, zip(*map(astuple, rows), strict=True)))
 
 
 @dataclass(slots=True)
@@ -154,11 +148,9 @@ class Survey:
     """Where failed attempts that a retry will follow are counted."""
 
     def take(self, attempt: Attempt, *, repaired: bool = False) -> None:
-        """Count one attempt.
+        """Count one attempt, in the order of the journal.
 
-        Args:
-            attempt: in the order of the journal.
-            repaired: whether a repair of its text makes it valid.
+        `repaired` tells whether a repair of its text makes it valid.
         """
         arm = self.arms.get(attempt.arm)
         if arm is None:
@@ -179,17 +171,22 @@ class Survey:
     def _take_failed(self, attempt: Attempt, *, repaired: bool) -> None:
         reason = attempt.reason or attempt.status
         key = (reason, attempt.tier, attempt.arm)
-        group = self.failures.setdefault(key, FailureGroup(*key))
-        group.attempts += 1
-        group.outcomes += attempt.final
-        group.truncated += attempt.truncated
-        if len(group.examples) < MAX_EXAMPLES and all(
-            example.concept_id != attempt.concept_id for example in group.examples
-        ):
-            group.examples.append(make_example(attempt, self.blocks))
-        cluster = self._cluster(attempt, find_cause(attempt, self.blocks, self.declaration))
+        failures = self.failures.setdefault(key, FailureGroup(*key))
+        cause = find_cause(attempt, self.blocks, self.declaration)
+        cluster = self._cluster(attempt, cause)
+        for group in (failures, cluster.group):
+            group.attempts += 1
+            group.outcomes += attempt.final
+            group.truncated += attempt.truncated
+        cases = {example.concept_id for example in failures.examples}
+        if len(failures.examples) < MAX_EXAMPLES and attempt.concept_id not in cases:
+            failures.examples.append(make_example(attempt, self.blocks))
+        cluster.group.reasons[reason] = cluster.group.reasons.get(reason, 0) + 1
+        if cause.place is not None:
+            cluster.places[cause.place] += 1
+        if cause.size is not None:
+            cluster.sizes[cause.size] += 1
         if attempt.final:
-            cluster.group.outcomes += 1
             cluster.final_reasons[reason] += 1
             cluster.looping += attempt.truncated and runs_in_circles(attempt.raw_response)
             if cluster.group.repaired is not None:
@@ -199,8 +196,7 @@ class Survey:
 
     def _cluster(self, attempt: Attempt, cause: Cause) -> Cluster:
         key = (cause.cluster, attempt.arm, attempt.tier)
-        cluster = self.clusters.get(key)
-        if cluster is None:
+        if key not in self.clusters:
             group = ClusterGroup(
                 cluster=cause.cluster,
                 what=KINDS[cause.cluster].what,
@@ -209,16 +205,8 @@ class Survey:
                 repaired=0 if self.repairs else None,
                 example=make_example(attempt, self.blocks),
             )
-            cluster = self.clusters[key] = Cluster(group)
-        group, reason = cluster.group, attempt.reason or attempt.status
-        group.attempts += 1
-        group.truncated += attempt.truncated
-        group.reasons[reason] = group.reasons.get(reason, 0) + 1
-        if cause.place is not None:
-            cluster.places[cause.place] += 1
-        if cause.size is not None:
-            cluster.sizes[cause.size] += 1
-        return cluster
+            self.clusters[key] = Cluster(group)
+        return self.clusters[key]
 
 
 def _count(arm: ArmTally, attempt: Attempt) -> None:

@@ -37,14 +37,8 @@ def export_run(folder: Path, path: Path, *, attempts: bool = False) -> int:
     """Write every outcome of a run to `path`, whole or not at all, in the journal's order.
 
     The columns are the keys of the journal's lines; `attempt` is the number of attempts that an
-    outcome took, `parts` the points of each part of the metric as JSON.
-
-    Args:
-        folder: of the run.
-        path: where the table is written; a file that is there is replaced.
-        attempts: every attempt instead of the last one of each outcome; `final` tells them apart.
-
-    Returns the number of rows.
+    outcome took, `parts` the points of each part of the metric as JSON. With `attempts` every
+    attempt is written; `final` marks the outcomes. Returns the number of rows.
 
     Raises:
         InputError: the folder holds no run, or pyarrow is not installed.
@@ -52,8 +46,7 @@ def export_run(folder: Path, path: Path, *, attempts: bool = False) -> int:
     pa = _import_pyarrow("export")
     manifest.read(folder)
     if path.resolve().parent == folder.resolve() and path.suffix != ".parquet":
-        msg = f"{path}: is a file of the run itself, perhaps; name one that ends in .parquet"
-        raise InputError(msg)
+        raise InputError(f"{path}: may be a file of the run; name one that ends in .parquet")
     schema = _schema(pa)
     rows, count = read_rows(folder, attempts=attempts), 0
     with (

@@ -122,13 +122,10 @@ def find_like(
     finished: bool = True,
     usable: Callable[[Path, Mapping[str, Any]], bool] = lambda _folder, _engine: True,
 ) -> Path | None:
-    """The newest run folder of the same identity.
+    """The newest run folder in `output_dir` with the same identity.
 
-    Args:
-        output_dir: where the run folders are.
-        identity: of the run that looks for them.
-        finished: whether it may be a finished one.
-        usable: given one that is not, and what its manifest says of its engine, whether it is.
+    It may be finished if `finished`; `usable` decides on one that is not, from its folder and what
+    its manifest says of the engine.
     """
     newest: tuple[float, Path] | None = None
     for journal in output_dir.glob(f"*/{JOURNAL}"):
@@ -202,13 +199,8 @@ def write_cases(folder: RunFolder, rows: Iterable[tuple[Case, str]]) -> Path:
     path = folder.path / CASES
     with written_whole(path) as out:
         for case, asked in rows:
-            row = {
-                "concept_id": case.id,
-                "tier": case.tier,
-                **case.inputs,
-                "prompt": case.prompt,
-                "asked": asked,
-            }
+            row = {"concept_id": case.id, "tier": case.tier, **case.inputs}
+            row |= {"prompt": case.prompt, "asked": asked}
             out.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
     return path
 
