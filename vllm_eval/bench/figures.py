@@ -141,19 +141,15 @@ def _cells(done: Benched, row: Timed) -> list[Text]:
     words = [
         plain(row.name),
         f"{row.seconds.median:.2f}",
-        _range(row.seconds, ".2f"),
+        f"{row.seconds.low:.2f}-{row.seconds.high:.2f}",
         f"{row.output_tokens_per_s.median:,.0f}",
         f"{row.ratio.median:.3f}",
-        _range(row.ratio, ".3f"),
+        f"{row.ratio.low:.3f}-{row.ratio.high:.3f}",
         f"{done.starts[row.name].median:.1f}",
         f"{row.grading_share:.2%}",
         "-" if limit is None else f"{limit.least_s / row.seconds.median:.1%}",
     ]
     return [Text(word) for word in words]
-
-
-def _range(value: Spread, form: str) -> str:
-    return f"{value.low:{form}}-{value.high:{form}}"
 
 
 def draw(done: Benched, path: Path) -> None:
@@ -174,20 +170,16 @@ def draw(done: Benched, path: Path) -> None:
         middle = [row.seconds.median for row in rows]
         least = [row.seconds.median - row.seconds.low for row in rows]
         most = [row.seconds.high - row.seconds.median for row in rows]
-        axes.barh(
-            places, middle, xerr=[least, most], color=BLUE, ecolor=GREY, capsize=4, height=0.6
-        )
+        bars: dict[str, Any] = {"color": BLUE, "ecolor": GREY, "capsize": 4, "height": 0.6}
+        axes.barh(places, middle, xerr=[least, most], **bars)
         for place, row in zip(places, rows, strict=True):
             text = f" {row.seconds.median:.2f} s, ratio {row.ratio.median:.2f}"
             axes.text(row.seconds.high, place, text, va="center", fontsize=9)
         axes.set_yticks(places, [row.name for row in rows])
         axes.set_xlim(0, 1.35 * max(row.seconds.high for row in rows))
         axes.set_xlabel("seconds per trial: median, minimum to maximum")
-        axes.set_title(
-            f"{done.size.requests} requests, {done.size.output_tokens:,} output tokens each trial",
-            fontsize=10,
-            loc="left",
-        )
+        size = f"{done.size.requests} requests, {done.size.output_tokens:,} output tokens"
+        axes.set_title(f"{size} each trial", fontsize=10, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
         figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": None})

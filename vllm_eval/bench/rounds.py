@@ -74,13 +74,17 @@ class Rounds:
                         for contestant in rotated(members, repeat):
                             trial = workers[name].trial(contestant.way, warm=False)
                             trials[contestant.name].append(trial)
-                            self._say(
-                                f"repeat {repeat + 1} of {self._options.repeats}: "
-                                f"{contestant.name} {_described(trial)}"
-                            )
+                            self._tell(repeat, contestant.name, trial)
                         if not keep:
                             del workers[name]
         return trials
+
+    def _tell(self, repeat: int, name: str, trial: Trial) -> None:
+        made, seconds = trial.output_tokens, trial.seconds
+        speed = f"{made:,} output tokens, {made / seconds:,.0f} a second"
+        self._say(
+            f"repeat {repeat + 1} of {self._options.repeats}: {name} {seconds:.2f} s, {speed}"
+        )
 
     def _open(self, members: Sequence[Contestant], stack: ExitStack) -> Worker:
         config = members[0].config
@@ -94,11 +98,6 @@ class Rounds:
             for _ in range(self._options.warmup):
                 worker.trial(contestant.way, warm=True)
         return worker
-
-
-def _described(trial: Trial) -> str:
-    speed = trial.output_tokens / trial.seconds
-    return f"{trial.seconds:.2f} s, {trial.output_tokens:,} output tokens, {speed:,.0f} a second"
 
 
 class Worker:

@@ -139,7 +139,8 @@ def _ours(
     plan: Plan, engine: Engine, way: Way, chosen: Sequence[Case], work: Work, journal: Journal
 ) -> tuple[list[tuple[Attempt | Completion, str | None]], float]:
     """The loop of a run, with grading and journal."""
-    task = force(plan.task)
+    known = {field.name: getattr(plan.task, field.name) for field in fields(plan.task)}
+    task = ForcedTask(**known)
     job = Job(task, plan.arms, lambda: chosen, 1, work.attempts, plan.config.seed)
     kept: list[Attempt] = []
 
@@ -151,10 +152,7 @@ def _ours(
     forced = cast("Engine", ForcedEngine(engine, work))
     for part in _parts(job, way, kept):
         evaluate(part[0], forced, part[1], record, progress, lambda _: None)
-    pairs: list[tuple[Attempt | Completion, str | None]] = [
-        (attempt, attempt.error if attempt.status == "error" else None) for attempt in kept
-    ]
-    return pairs, progress.grading_s
+    return [(one, one.error if one.status == "error" else None) for one in kept], progress.grading_s
 
 
 def _parts(job: Job, way: Way, kept: Sequence[Attempt]) -> Iterable[tuple[Job, Ledger]]:
@@ -234,11 +232,6 @@ class ForcedTask(Task):
         """Takes as long as in a run."""
         graded = Task.grade(self, case, text.removesuffix(FAILED))
         return replace(graded, problem=PROBLEM if text.endswith(FAILED) else None)
-
-
-def force(task: Task) -> ForcedTask:
-    """The same task with verdicts by the marks."""
-    return ForcedTask(**{field.name: getattr(task, field.name) for field in fields(task)})
 
 
 class MeasuredVllm(VllmEngine):

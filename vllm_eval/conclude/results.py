@@ -172,7 +172,7 @@ def _write_arm(
     head: Mapping[str, Any],
     summary: Summary,
     about: Callable[[Mapping[str, Any]], Mapping[str, Any]],
-) -> Path:
+) -> None:
     """One arm's result file, its cases in data set order, with all their attempts.
 
     The structure is the predecessor's (`design.md`, "The run folder") with more in it: what `about`
@@ -204,24 +204,20 @@ def _write_arm(
             out.write(orjson.dumps(_result(attempts, about)))
             before = b",\n"
         out.write(b"\n]}\n")
-    return path
 
 
 def _result(
     attempts: Sequence[dict[str, Any]], about: Callable[[Mapping[str, Any]], Mapping[str, Any]]
 ) -> dict[str, Any]:
     last = attempts[-1]
-    keys = ("concept_id", "tier", "sample", "status", "score", "parts", "reason", "error")
+    stated = ("concept_id", "tier", "sample", "status", "score", "parts", "reason", "error")
+    history = [{key: one[key] for key in one if key not in CASE_KEYS} for one in attempts]
     return {
-        **{key: last[key] for key in keys},
-        "truncated": last["truncated"],
+        **{key: last[key] for key in (*stated, "truncated")},
         "attempts": len(attempts),
         **about(last),
         "raw_response": last["raw_response"],
-        "history": [
-            {key: value for key, value in attempt.items() if key not in CASE_KEYS}
-            for attempt in attempts
-        ],
+        "history": history,
     }
 
 

@@ -75,14 +75,9 @@ class Patient:
 
 def find_remedies(patient: Patient) -> list[Remedy]:
     """Every remedy that addresses a failure of the arm, the one that recovers most first."""
-    found = [
-        *_repair(patient),
-        *_longer_answers(patient),
-        *_longer_prompts(patient),
-        *_retry(patient),
-        *_constrain(patient),
-    ]
-    return sorted((_rated(patient, one) for one in found), key=lambda one: -(one.recovered or 0.0))
+    makers = (_repair, _longer_answers, _longer_prompts, _retry, _constrain)
+    found = [_rated(patient, remedy) for make in makers for remedy in make(patient)]
+    return sorted(found, key=lambda remedy: -(remedy.recovered or 0.0))
 
 
 def _rated(patient: Patient, remedy: Remedy) -> Remedy:
@@ -129,9 +124,8 @@ def _longer_answers(patient: Patient) -> Iterator[Remedy]:
         share = tally.ended_valid / tally.ended
         ends = share_interval(tally.ended_valid, tally.ended)
         recovered, (low, high) = share * worth, (worth * end for end in ends)
-        parts.append(
-            f"{share:.0%} of the {tally.ended} attempts that ended by themselves are valid"
-        )
+        complete = f"the {tally.ended} attempts that ended by themselves"
+        parts.append(f"{share:.0%} of {complete} are valid")
     if tally.lengths:
         usual, most = _at_share(tally.lengths, 0.95), max(tally.lengths)
         parts.append(f"valid answers took {usual} tokens (95th percentile), {most} at most")

@@ -30,8 +30,6 @@ CONFIG = "config.yaml"
 JOURNAL = "attempts.jsonl"
 TIME_FORMAT = "%Y%m%d-%H%M%S"
 ENGINE_LOG = "engine.log"
-
-
 NOT_ARCHIVED = frozenset((ENGINE_LOG, LOCK))
 
 
@@ -161,7 +159,7 @@ def read_comparison(folder: Path) -> dict[str, Any] | None:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> Path:
     """Write a small JSON file, whole or not at all."""
-    return write_text(path, orjson.dumps(data, option=orjson.OPT_INDENT_2).decode() + "\n")
+    return write_bytes(path, orjson.dumps(data, option=orjson.OPT_INDENT_2) + b"\n")
 
 
 def add_to_json(path: Path, more: Mapping[str, Any]) -> Path:

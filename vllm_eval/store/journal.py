@@ -76,12 +76,9 @@ class Journal:
             _follow(self._ledger, attempts)
 
     def drop(self, unwanted: Callable[[Attempt], bool]) -> int:
-        """Write the journal again without the lines of attempts that no engine has seen.
+        """Rewrite the journal without the lines of attempts that no engine has seen.
 
-        It is whole at every moment; what an engine answered is never dropped.
-
-        Returns:
-            How many lines were dropped.
+        The journal is never incomplete. Returns how many lines were dropped.
 
         Raises:
             EvalError: the disk refuses; the journal is as it was.
@@ -149,11 +146,10 @@ def refuse_parts(path: Path) -> None:
     parts = sorted(path.parent.glob(f"{path.stem}.[0-9]*{path.suffix}"))
     if parts:
         names = " ".join(part.name for part in parts)
-        msg = (
+        raise InputError(
             f"{path.parent}: the journal is in several files ({path.name} {names}), as an earlier "
             f"version wrote it; append them to {path.name} in this order, then remove them"
         )
-        raise InputError(msg)
 
 
 def _follow(ledger: Ledger, attempts: Iterable[Attempt]) -> None:
@@ -226,8 +222,7 @@ def _write_without(path: Path, places: Collection[int]) -> None:
 
 
 def _full(path: Path, error: OSError) -> EvalError:
-    why = f"{path}: cannot write: {error.strerror}; make room, then --resume this run"
-    return EvalError(why)
+    return EvalError(f"{path}: cannot write: {error.strerror}; make room, then --resume this run")
 
 
 def _dump(attempt: Attempt) -> bytes:

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 FILE = "manifest.json"
-
-
 _SAMPLE_BYTES = 2**20
 
 
