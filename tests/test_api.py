@@ -45,7 +45,7 @@ def evaluate(options: dict[str, Any]) -> Evaluate:
     """`vllm_eval.evaluate` of `pupil`, with these options changed."""
 
     def call(**changes: Any) -> Result:
-        return vllm_eval.evaluate("pupil", **options | changes)
+        return vllm_eval.evaluate(**{"adapters": "pupil"} | options | changes)
 
     return call
 
@@ -185,6 +185,10 @@ def test_options_go_over_files_and_several_adapters_over_one(
         ({"dataset_path": "gone.jsonl"}, errors.DatasetError, "gone.jsonl: "),
         ({"engine": "transformers"}, errors.AdapterError, "adapter 'pupil': no such folder"),
         ({"resume": "gone"}, errors.InputError, "no run at gone"),
+        ({"config": 3}, errors.ConfigError, "options: config: input should be a name or several"),
+        ({"adapters": 3}, errors.ConfigError, "options: adapters: input should be a name or"),
+        ({"adapters": ["a", 3]}, errors.ConfigError, "or several, not ['a', 3]"),
+        ({"adapters": b"pupil"}, errors.ConfigError, "options: adapters: "),
     ],
 )
 def test_a_mistake_is_one_of_our_errors_with_the_command_lines_words(
@@ -193,6 +197,15 @@ def test_a_mistake_is_one_of_our_errors_with_the_command_lines_words(
     with pytest.raises(kind) as raised:
         evaluate(**changes)
     assert said in str(raised.value)
+
+
+def test_a_bad_line_of_the_script_is_the_whole_error(
+    evaluate: Evaluate, options: dict[str, Any]
+) -> None:
+    options["script"].write_text('{"concept_id": "*"}\n', "utf-8")
+    with pytest.raises(errors.DatasetError) as raised:
+        evaluate()
+    assert str(raised.value) == f"{options['script']}, line 1: needs a 'text' or an 'error'"
 
 
 def test_a_check_lists_its_findings(options: dict[str, Any]) -> None:

@@ -138,6 +138,12 @@ def test_errors_refuse_the_run_with_all_of_them() -> None:
     assert str(refused.value).splitlines()[1:] == ["error    a: b", "error    e: f"]
 
 
+def test_a_single_error_is_its_own_message_alone() -> None:
+    with pytest.raises(InputError) as refused:
+        refuse([Finding("error", "a", "b", "c"), Finding("warning", "d", "e", "f")])
+    assert str(refused.value) == "a: b; c"
+
+
 def test_warnings_do_not_refuse_a_run() -> None:
     refuse([Finding("warning", "a", "b", "c")])
 

@@ -388,7 +388,7 @@ def test_a_line_of_the_script_is_named(good: Bench) -> None:
     good.write(good.script, ['{"concept_id": "*", "text": "t"}', '{"concept_id": "*"}'])
     run = good.run()
     assert run.code == 2
-    assert f"{good.script}, line 2: " in run.err
+    assert run.err == f"error: {good.script}, line 2: needs a 'text' or an 'error'\n"
 
 
 def test_what_is_wrong_is_found_before_a_run_folder_is_made(good: Bench) -> None:

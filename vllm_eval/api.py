@@ -8,12 +8,14 @@ it is asked to; what happens is told to the logger `vllm_eval`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_eval.config.layers import Layers
+from vllm_eval.errors import ConfigError
 from vllm_eval.preflight.check import check_config
 from vllm_eval.records import Progress
 from vllm_eval.report.display import Result, show
@@ -122,7 +124,7 @@ def score(
         InputError: an option, a file, a line or a data set cannot be used.
     """
     settled = _layers(config, {"profile": "none"} | options).load()
-    paths = [Path(name) for name in _names(answers)]
+    paths = [Path(name) for name in _names("answers", answers)]
     if progress is not True:
         return score_files(paths, settled, _Quiet(progress or None))
     with closing(ScoreProgress(silent=False)) as bar:
@@ -144,10 +146,19 @@ class _Quiet:
 
 
 def _layers(config: Names, options: Mapping[str, object], adapters: Names = ()) -> Layers:
-    given = {"adapters": _names(adapters)} if adapters else {}
-    return Layers(_names(config), (), {**options, **given}, SOURCE)
+    given = {"adapters": _names("adapters", adapters)} if adapters else {}
+    return Layers(_names("config", config), (), {**options, **given}, SOURCE)
 
 
-def _names(given: Names) -> list[str]:
-    """One name or several, as strings."""
-    return [str(name) for name in ([given] if isinstance(given, str | Path) else given)]
+def _names(option: str, given: Names) -> list[str]:
+    """One name or several, as strings.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    names: list[object] = [given]
+    if isinstance(given, Iterable) and not isinstance(given, str | bytes):
+        names = list(given)
+    if not all(isinstance(name, str | Path) for name in names):
+        raise ConfigError(f"{SOURCE}: {option}: input should be a name or several, not {given!r}")
+    return [str(name) for name in names]

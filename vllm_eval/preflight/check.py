@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from vllm_eval.config import machine, profiles
 from vllm_eval.config.machine import Machine, Software
@@ -53,19 +53,19 @@ def check_plan(
     return Findings((*map(from_error, draft.problems), *_check(draft, here, there)))
 
 
-def refuse(findings: Iterable[Finding], problems: Sequence[InputError] = ()) -> None:
+def refuse(findings: Iterable[Finding]) -> None:
     """Do nothing if no finding is an error.
 
     Raises:
-        InputError: there are errors; the message lists them, one per line. If the only one is
-            among the `problems` of the draft that was checked, that problem is raised itself.
+        InputError: there are errors; the message lists them, one per line. A single error has its
+            own message alone, and is the exception that it was made from, if any.
     """
-    errors = [finding.line for finding in findings if finding.level == "error"]
-    if len(errors) == len(problems) == 1:
-        raise problems[0]
+    errors = [finding for finding in findings if finding.level == "error"]
+    if len(errors) == 1:
+        raise errors[0].cause or InputError(errors[0].message)
     if errors:
-        count = f"{len(errors)} finding{'s' if len(errors) > 1 else ''}"
-        raise InputError("\n".join([f"check: the run cannot start, {count}:", *errors]))
+        head = f"check: the run cannot start, {len(errors)} findings:"
+        raise InputError("\n".join([head, *(finding.line for finding in errors)]))
 
 
 def check_room(where: str, free: int, least: int, most: int) -> list[Finding]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from vllm_eval.errors import EvalError
@@ -21,13 +21,19 @@ class Finding:
     what: str
     todo: str = ""
     """What to do; empty if there is nothing to do."""
+    cause: EvalError | None = field(default=None, repr=False, compare=False)
+    """The exception that the finding was made from."""
 
     @property
     def line(self) -> str:
-        """The finding in one line, with unprintable characters escaped."""
+        """Level and message."""
+        return f"{self.level:<7}  {self.message}"
+
+    @property
+    def message(self) -> str:
+        """`where: what; todo` in one line, with unprintable characters escaped."""
         text = f"{self.where}: {self.what}" + (f"; {self.todo}" if self.todo else "")
-        shown = (c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
-        return f"{self.level:<7}  {''.join(shown)}"
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
 
 
 class Findings(tuple[Finding, ...]):
@@ -65,4 +71,6 @@ def from_error(failed: EvalError) -> Finding:
     if not colon:
         where, rest = "configuration", where
     what, semicolon, todo = rest.rpartition("; ")
-    return error(where, what, todo) if semicolon else error(where, rest, "")
+    if not semicolon:
+        what, todo = rest, ""
+    return Finding("error", where, what, todo, failed)

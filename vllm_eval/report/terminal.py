@@ -8,7 +8,6 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -156,7 +155,8 @@ def show_error(text: str) -> None:
 def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
     """What the preflight found: a line each, or one JSON array."""
     if as_json:
-        show_json([asdict(finding) for finding in findings])
+        keys = ("level", "where", "what", "todo")
+        show_json([{key: getattr(finding, key) for key in keys} for finding in findings])
         return
     console = UnbreakableConsole(highlight=False, emoji=False)
     styles = {"error": "red", "warning": "yellow", "ok": ""}

@@ -107,7 +107,7 @@ def _prepare(config: Config, watcher: Watcher) -> Plan:
     for finding in findings:
         if finding.level == "warning" or finding.where == "profile":
             watcher.stage(finding.line)
-    refuse(findings, draft.problems)
+    refuse(findings)
     return complete(draft)
 
 
