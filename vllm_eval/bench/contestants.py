@@ -22,7 +22,7 @@ Way = Literal["mixed", "arms", "barrier", "generate"]
 before its round is over. `generate`: bare `LLM.generate`, nothing graded or kept."""
 WAYS: tuple[Way, ...] = get_args(Way)
 TRANSFORMERS = {"transformers": 1, "transformers-batched": 8}
-"""Contestants on the transformers engine, and their batch size where none is configured."""
+"""Contestants on the transformers engine, and their batch size if none is configured."""
 REFERENCE: Way = "mixed"
 BENCH = "Benchmark"
 """Help panel of the options."""

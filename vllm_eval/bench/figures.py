@@ -18,7 +18,7 @@ from vllm_eval.text import plain
 
 _T = TypeVar("_T")
 BLUE, GREY = "#0072b2", "#595959"
-"""Okabe and Ito's blue, told apart by colour-blind eyes, and a grey dark enough to read."""
+"""Okabe and Ito's blue, which colour-blind readers can distinguish, and a dark grey."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def tabulate(trials: Mapping[str, Sequence[Trial]], reference: str) -> list[Time
 
 
 def unequal(trials: Mapping[str, Sequence[Trial]]) -> str | None:
-    """Which contestant did other work than the first; None where the times are comparable."""
+    """Which contestant did different work from the first; None if the times are comparable."""
     sizes = {
         name: {(t.requests, t.prompt_tokens, t.output_tokens) for t in done}
         for name, done in trials.items()

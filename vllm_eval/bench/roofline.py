@@ -83,7 +83,7 @@ def dtype_of(plan: Plan) -> str:
 
 
 def read_costs(plan: Plan) -> TokenCosts | None:
-    """The costs, from `config.json`; None where it describes no dense decoder."""
+    """The costs, from `config.json`; None if it does not describe a dense decoder."""
     if plan.base_model is None:
         return None
     base = read_base(plan.base_model, weights=False)

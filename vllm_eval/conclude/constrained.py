@@ -33,7 +33,7 @@ class Side:
     tokens_per_attempt: float | None
     """Mean; None without an attempt."""
     tokens_per_s: float | None
-    """Of one answer while it is written, median over the attempts; None where none was timed."""
+    """Decoding speed of one answer, median over the attempts; None if none was timed."""
 
 
 @dataclass(frozen=True, slots=True)

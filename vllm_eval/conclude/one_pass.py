@@ -29,7 +29,7 @@ class Evaluated:
     manifest: Mapping[str, Any]
     config: Config
     adapters: Mapping[str, str | None]
-    """Path of the adapter of each arm, the baseline first; None where it has none."""
+    """Path of the adapter of each arm, the baseline first; None if it has none."""
     cases: CaseRows
     """Those drawn."""
     task: Task

@@ -28,7 +28,7 @@ class CaseCell:
     reason: str | None
     """Of the first sample that has that status."""
     score: float | None
-    """Mean of the valid samples; None where there is none."""
+    """Mean of the valid samples; None if there is none."""
     samples: int
     valid: int
     first_valid: int

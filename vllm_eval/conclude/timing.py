@@ -38,7 +38,7 @@ class ArmTiming:
     retry_attempts: int
     retry_output_tokens: int
     queued: Percentiles | None
-    """Submission to first scheduling; None where nothing was timed, as are the others."""
+    """Submission to first scheduling; None if nothing was timed; so for the next three."""
     ttft: Percentiles | None
     """Submission to first token."""
     itl: Percentiles | None

@@ -36,7 +36,7 @@ class Remedy:
     addressed: int
     """Failures in them."""
     recovered: float | None = None
-    """How many of those would be valid; None where unknown."""
+    """How many of those would be valid; None if unknown."""
     low: float | None = None
     """Ends of its interval at 0.95, where it has one."""
     high: float | None = None
@@ -47,7 +47,7 @@ class Remedy:
     valid_rate: float | None = None
     """Of the arm with them."""
     passes: bool | None = None
-    """Whether the gate passes with them; None where unknown, because scores are."""
+    """Whether the gate passes with them; None if unknown, because scores are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def read_comparison(folder: Path) -> dict[str, Any] | None:
-    """What was concluded of a run; None where nothing was, or the journal has changed since."""
+    """The conclusion of a run; None without one, or if the journal has changed since."""
     try:
         comparison: dict[str, Any] = orjson.loads((folder / COMPARISON).read_bytes())
         counted = comparison.get("index", {}).get("journal_bytes")  # schema 4 had none

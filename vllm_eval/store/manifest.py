@@ -93,7 +93,7 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
 
 
 def _hash_grammar(plan: Plan) -> str | None:
-    """Of the grammar that constrains arms; None where all answer freely."""
+    """The hash of the grammar that constrains arms; None if all answer freely."""
     grammar = next((arm.grammar for arm in plan.arms if arm.grammar), None)
     return hashlib.sha256(grammar.encode()).hexdigest() if grammar else None
 
