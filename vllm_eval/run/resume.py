@@ -76,11 +76,7 @@ def other_engine(
 
 
 def refuse_other_engine(plan: Plan, folder: Path) -> None:
-    """Do nothing if `other_engine` finds no reason.
-
-    Raises:
-        InputError: it finds one.
-    """
+    """InputError if `other_engine` finds a reason."""
     if why := other_engine(plan, manifest.read(folder).get("engine", {})):
         raise InputError(f"{folder}: {why}; start a new run, without --resume")
 

@@ -28,22 +28,9 @@ from vllm_eval.report.write import write_reports
 from vllm_eval.run.loop import Job, evaluate
 from vllm_eval.run.peak_memory import watch_memory
 from vllm_eval.run.resume import AUTO, other_engine, refuse_other_engine, requeue_refused
+from vllm_eval.store import folder as store
 from vllm_eval.store import manifest
-from vllm_eval.store.folder import (
-    CASES,
-    CONFIG,
-    RunFolder,
-    add_to_json,
-    create_run,
-    find_like,
-    index_rows,
-    note_config,
-    timestamp_of,
-    write_cases,
-    write_json,
-    write_text,
-    write_zip,
-)
+from vllm_eval.store.folder import RunFolder
 from vllm_eval.store.journal import Journal
 from vllm_eval.tasks.declaration import TASK_FILE, dump_declaration
 
@@ -74,7 +61,7 @@ def run(
     config = plan.config
     folder = _open_folder(plan, resume, watcher)
     with closing(Journal(folder.journal)) as journal:
-        if changed := note_config(folder.path, dump_config(config)):
+        if changed := store.note_config(folder.path, dump_config(config)):
             watcher.stage(f"resumed with a different {', '.join(changed)}")
         if requeued := requeue_refused(plan, folder.path, journal):
             watcher.stage(f"asking {requeued} prompts again that were too long before")
@@ -92,7 +79,7 @@ def run(
                 "total_s": time.monotonic() - start,
             }
             sessions = [*manifest.read(folder.path).get("sessions", ()), session]
-            add_to_json(folder.path / manifest.FILE, {"sessions": sessions})
+            store.add_to_json(folder.path / manifest.FILE, {"sessions": sessions})
         watcher.stage("scoring and writing results")
         finished = conclude(_evaluated(plan, folder, partial=progress.stopping))
     _write_reports(config, folder, watcher)
@@ -134,13 +121,13 @@ def _write_reports(config: Config, folder: RunFolder, watcher: Watcher) -> None:
         again = f"python -m vllm_eval report {folder.path}"
         watcher.stage(f"the report was not written: {error}; try again with {again}")
     finally:
-        write_zip(folder)
+        store.write_zip(folder)
 
 
 def _evaluated(plan: Plan, folder: RunFolder, *, partial: bool) -> Evaluated:
     """Conclude the run; without a stop nothing may be pending, so lost answers are noticed."""
     paths = {arm.name: str(arm.adapter.path) if arm.adapter else None for arm in plan.arms}
-    recorded, rows = manifest.read(folder.path), index_rows(folder.path)
+    recorded, rows = manifest.read(folder.path), store.index_rows(folder.path)
     return Evaluated(folder, recorded, plan.config, paths, rows, plan.task, partial)
 
 
@@ -155,31 +142,31 @@ def _open_folder(plan: Plan, resume: Path | Literal["auto"] | None, watcher: Wat
         return why is None
 
     if resume == AUTO:
-        resume = find_like(output_dir, identity, usable=usable)
+        resume = store.find_like(output_dir, identity, usable=usable)
         watcher.stage(f"resume: {resume or 'no run like this one yet, so a new one starts'}")
     if resume is not None:
         recorded = manifest.read(resume)
         if changed := manifest.differences(recorded["identity"], identity):
             msg = f"{resume}: cannot be resumed, it is a different run: {'; '.join(changed)}"
             raise InputError(msg)
-        folder = RunFolder(resume, timestamp_of(resume, recorded))
-        if not (resume / CASES).is_file():
+        folder = RunFolder(resume, store.timestamp_of(resume, recorded))
+        if not (resume / store.CASES).is_file():
             _note_cases(plan, folder)
         return folder
-    if unfinished := find_like(output_dir, identity, finished=False):
+    if unfinished := store.find_like(output_dir, identity, finished=False):
         watcher.stage(f"an unfinished run like this one: continue it with --resume {unfinished}")
     now = datetime.now().astimezone()
-    folder = create_run(output_dir, plan.config.tag or plan.arms[1].name, now)
-    write_text(folder.path / CONFIG, dump_config(plan.config))
-    write_text(folder.path / TASK_FILE, dump_declaration(plan.task.declaration))
+    folder = store.create_run(output_dir, plan.config.tag or plan.arms[1].name, now)
+    store.write_text(folder.path / store.CONFIG, dump_config(plan.config))
+    store.write_text(folder.path / TASK_FILE, dump_declaration(plan.task.declaration))
     _note_cases(plan, folder)
-    write_json(folder.path / manifest.FILE, manifest.describe(plan, identity, now))
+    store.write_json(folder.path / manifest.FILE, manifest.describe(plan, identity, now))
     return folder
 
 
 def _note_cases(plan: Plan, folder: RunFolder) -> None:
     drawn = cases.read_cases(plan.dataset)
-    write_cases(folder, ((case, plan.task.prompt(case)) for case in drawn))
+    store.write_cases(folder, ((case, plan.task.prompt(case)) for case in drawn))
 
 
 def _generate(
@@ -228,7 +215,7 @@ def _note_engine(folder: RunFolder, about: Mapping[str, str | int]) -> None:
         if before and before.get(key) != about.get(key):
             msg = f"{folder.path}: begun with {key} {before.get(key)!r}, not {about.get(key)!r}"
             raise InputError(f"{msg}; start a new run, without --resume")
-    add_to_json(folder.path / manifest.FILE, {"engine": dict(about)})
+    store.add_to_json(folder.path / manifest.FILE, {"engine": dict(about)})
 
 
 @contextmanager

@@ -70,11 +70,7 @@ async def prepare(client: AsyncOpenAI, config: Config, arms: Sequence[Arm]) -> S
 
 
 def hold_to(begun: Served, served: Served, url: str) -> None:
-    """Check that a server may join a run that another one, or itself before, has started.
-
-    Raises:
-        EngineError: it serves other models or is of another release.
-    """
+    """EngineError if a server has other models or another release than the run was begun with."""
     if (served.vllm, served.models) != (begun.vllm, begun.models):
         msg = (
             f"{url}: serves {dict(served.models)} with vLLM {served.vllm}, the run was begun with "

@@ -14,21 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_eval.config.settings import Config
+from vllm_eval.engines.openai import server as state
 from vllm_eval.engines.openai import wire
-from vllm_eval.engines.openai.server import (
-    FIRST_LIMIT,
-    Call,
-    Counts,
-    Done,
-    Server,
-    blame,
-    choose,
-    complete,
-    count_failure,
-    cut,
-    grow,
-    pause,
-)
+from vllm_eval.engines.openai.server import Call, Counts, Done, Server
 from vllm_eval.engines.openai.start import HINTS, HOPELESS, Served, hold_to, prepare
 from vllm_eval.engines.openai.wire import FaultError, fields, held_to
 from vllm_eval.errors import EngineDiedError, EngineError
@@ -81,7 +69,7 @@ class Traffic:
             if time.monotonic() > end:
                 named = "; ".join(f"{s.url}: {e}" for s, e in zip(self.servers, tried, strict=True))
                 raise EngineError(f"no server has answered for {self._patience}: {named}")
-            await asyncio.sleep(pause(tries))
+            await asyncio.sleep(state.pause(tries))
         for server in self.servers:
             if server.served is None:
                 self._spawn(self._revive(server))
@@ -111,7 +99,7 @@ class Traffic:
         """Give waiting requests to the servers with room, the least loaded first."""
         now = time.monotonic()
         while self.waiting and not self.dead:
-            server = choose(self.servers, now)
+            server = state.choose(self.servers, now)
             if server is None or server.served is None:
                 return
             server.in_flight += 1
@@ -126,8 +114,8 @@ class Traffic:
         try:
             answer = await wire.ask(server.client, self.config, body, heard)
             server.failures, server.answered_at, self.silent_since = 0, time.monotonic(), None
-            grow(server, self.config.max_concurrency)
-            self.done(complete(call, began, answer, self.config))
+            state.grow(server, self.config.max_concurrency)
+            self.done(state.complete(call, began, answer, self.config))
         except FaultError as fault:
             self._failed(call, server, fault, began)
         finally:
@@ -149,17 +137,17 @@ class Traffic:
         setattr(self.counts, fault.kind, getattr(self.counts, fault.kind) + 1)
         call.tries += 1
         now, patience = time.monotonic(), self.config.server_patience_s
-        if why := blame(call, server, fault, now, patience):
+        if why := state.blame(call, server, fault, now, patience):
             self.note(f"{server.url}: {call.request.id}: {why}: {fault.words}")
             self._give_up(call, f"{why}: {fault.words}")
             return
         # A server that answers stays in service and only gets fewer requests.
         silent = server.limit < 2 or server.answered_at < server.cut_at
         before = server.limit
-        if fault.kind in ("busy", "timeout") and cut(server, began, now):
+        if fault.kind in ("busy", "timeout") and state.cut(server, began, now):
             self.note(f"{server.url}: {fault.words}; limit {before:.0f} -> {server.limit:.0f}")
         if fault.kind != "busy" or silent:
-            self._leave_alone(server, now, count_failure(server, began, now))
+            self._leave_alone(server, now, state.count_failure(server, began, now))
         if fault.kind in ("unreachable", "missing") and server.served is not None:
             self.note(f"{server.url}: out of service: {fault.words}")
             server.served = None
@@ -176,12 +164,12 @@ class Traffic:
         """Put a request back; at once if it only needs another server or a pause."""
         if fault.wait_s is not None:
             # Some send 0, which would make us ask as fast as they can answer.
-            rest = min(max(fault.wait_s, pause(1)), self.config.server_patience_s)
+            rest = min(max(fault.wait_s, state.pause(1)), self.config.server_patience_s)
             self._leave_alone(server, now, rest)
         if fault.wait_s is not None or server.served is None:
             self._rejoin(call)
         else:
-            asyncio.get_running_loop().call_later(pause(call.tries), self._rejoin, call)
+            asyncio.get_running_loop().call_later(state.pause(call.tries), self._rejoin, call)
 
     def _rejoin(self, call: Call) -> None:
         self.waiting.appendleft(call)  # it is the oldest
@@ -198,7 +186,7 @@ class Traffic:
         tries = 0
         while not self.dead:
             tries += 1
-            await asyncio.sleep(pause(tries))
+            await asyncio.sleep(state.pause(tries))
             try:
                 await self._prove(server)
             except FaultError as fault:
@@ -240,7 +228,7 @@ class Traffic:
     async def _prove(self, server: Server) -> None:
         """Run the canary on a server and take it into service with a small limit."""
         served = await self._asked_for_proof(server)
-        server.limit = min(float(FIRST_LIMIT), float(self.config.max_concurrency))
+        server.limit = min(float(state.FIRST_LIMIT), float(self.config.max_concurrency))
         server.climbing, server.failures, server.served = True, 0, served
         named = ", ".join(f"{arm}: {model}" for arm, model in served.models.items())
         self.note(f"{server.url}: in service, vLLM {served.vllm}, {named}; by {served.canary}")

@@ -1,8 +1,7 @@
 """The options that the vLLM engine starts with, and which to change when it fails.
 
-They are derived from the adapters and overridden by the configuration.
-Sources of vLLM's messages, from vLLM 0.10
-to 0.33: vllm/v1/worker/utils.py, v1/core/kv_cache_utils.py, v1/worker/gpu_model_runner.py,
+They are derived from the adapters and overridden by the configuration. Sources of vLLM's messages,
+0.10 to 0.33: vllm/v1/worker/utils.py, v1/core/kv_cache_utils.py, v1/worker/gpu_model_runner.py,
 v1/worker/cpu_worker.py, lora/peft_helper.py.
 """
 
@@ -43,57 +42,32 @@ ADVICE = (
         "the weights leave nothing for the cache: raise --gpu-memory-utilization to 0.95, or "
         + _LESS_MEMORY,
     ),
-    (
-        "To serve at least one request with the model",
-        "one full-length request does not fit: lower --max-model-len to the estimate named above",
-    ),
+    ("To serve at least one request", "lower --max-model-len to the estimate named above"),
     ("Cannot auto-fit max_model_len", _LESS_MEMORY),
     ("Failed to load model - not enough GPU memory", _LESS_MEMORY),
-    (
-        "CUDA out of memory occurred when warming up sampler",
-        "lower --max-num-seqs to 16, or --gpu-memory-utilization to 0.80",
-    ),
+    ("when warming up sampler", "lower --max-num-seqs to 16, or --gpu-memory-utilization to 0.80"),
     ("out of memory", _LESS_MEMORY),
     ("OutOfMemoryError", _LESS_MEMORY),
     (
         "Available memory on node",
         "the cache does not fit into RAM: lower it with -c engine_args.kv_cache_memory_bytes=N",
     ),
-    (
-        "is greater than the derived max_model_len",
-        "the model was made for shorter texts: lower --max-model-len to the length named above",
-    ),
-    (
-        "Bfloat16 is only supported on GPUs with compute capability",
-        "this GPU has no bfloat16: give --dtype half",
-    ),
+    ("greater than the derived max_model_len", "lower --max-model-len to the length named above"),
+    ("Bfloat16 is only supported on GPUs", "this GPU has no bfloat16: give --dtype half"),
     ("libcudart.so.13", "this vLLM needs a CUDA 13 driver (580 or newer): install vllm==0.19.1"),
     (
         "CPU Generator does not use offset",
         "the CPU engine cannot split a seeded prompt: -c engine_args.enable_chunked_prefill=false",
     ),
-    (
-        "is greater than max_lora_rank",
-        "raise it with -c engine_args.max_lora_rank=N, or leave it out: it is derived",
-    ),
-    (
-        "does not yet support DoRA",
-        "train without DoRA, or merge the adapter into a copy of the base",
-    ),
-    (
-        "Unknown quantization method: bitsandbytes",
-        "since vLLM 0.28 --load-4bit needs the package vllm-bnb-plugin",
-    ),
+    ("is greater than max_lora_rank", "leave out engine_args.max_lora_rank: it is derived"),
+    ("does not yet support DoRA", "train without DoRA, or merge it into a copy of the base"),
+    ("Unknown quantization method: bitsandbytes", "vLLM 0.28 and later need vllm-bnb-plugin"),
 )
 """Part of a message, and what to do. The first match counts, so specific ones come first."""
 
 
 def refuse_ours(config: Config) -> None:
-    """Refuse the options that are the evaluation's to set.
-
-    Raises:
-        ConfigError: `engine_args` holds one.
-    """
+    """ConfigError if `engine_args` holds an option that is the evaluation's to set."""
     if ours := sorted(OURS & config.engine_args.keys()):
         raise ConfigError(f"engine_args: {ours[0]!r} is set by the evaluation itself; remove it")
 
@@ -127,9 +101,8 @@ def engine_options(config: Config, arms: Sequence[Arm]) -> dict[str, Any]:
         **(CONSTRAINING if any(arm.grammar for arm in arms) else {}),
     }
     if adapters:
-        rank = max(adapter.rank for adapter in adapters)
         options["max_loras"] = len(adapters) + spare
-        options["max_lora_rank"] = slot_rank(rank)
+        options["max_lora_rank"] = slot_rank(max(adapter.rank for adapter in adapters))
     if config.load_4bit:
         options["quantization"] = "bitsandbytes"
     options |= config.engine_args
@@ -150,11 +123,8 @@ def advise(message: str, output: OutputToFile) -> str | None:
 
     With worker processes the message only says that one failed; the log says why.
     """
-    for text in (message, _tail(output)):
-        for cause, remedy in ADVICE:
-            if cause in text:
-                return remedy
-    return None
+    texts = (message, _tail(output))
+    return next((todo for text in texts for cause, todo in ADVICE if cause in text), None)
 
 
 def _tail(output: OutputToFile) -> str:
