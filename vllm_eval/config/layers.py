@@ -125,11 +125,7 @@ def _profile_dir() -> Path:
 
 
 def setting_layer(setting: str) -> dict[str, Any]:
-    """The layer that one `-c KEY.PATH=VALUE` is.
-
-    Raises:
-        ConfigError: it is not KEY.PATH=VALUE.
-    """
+    """The layer of one `-c KEY.PATH=VALUE`; ConfigError if it is anything else."""
     path, equals, text = setting.partition("=")
     if not equals or not path.strip("."):
         raise ConfigError(f"-c {setting}: must be KEY.PATH=VALUE, for example gate.min_ratio=0.85")

@@ -230,11 +230,7 @@ CAPACITY_ARGS = frozenset(
 
 
 def resolve_path(text: str) -> Path:
-    """A configured path: `package:` is the installed package, `~` the home folder.
-
-    Raises:
-        ConfigError: no file system can hold such a path.
-    """
+    """A configured path: `package:` is the installed package, `~` the home folder."""
     if "\0" in text:
         raise ConfigError(f"{text!r}: a path cannot hold a NUL character")
     if text.startswith(PACKAGE):

@@ -130,11 +130,7 @@ def read_cases(dataset: Dataset) -> Iterator[Case]:
 def read_case(
     lines: Lines, file: BinaryIO, declaration: Declaration, number: int, offset: int
 ) -> Case:
-    """Read and check record `number` of `lines`, open as `file`, at byte `offset`.
-
-    Raises:
-        DatasetError: the record cannot be used.
-    """
+    """Read and check record `number` of `lines`, open as `file`, at byte `offset`."""
     file.seek(offset)
     return _checked_case(lines, declaration, number, file.readline())
 

@@ -76,7 +76,11 @@ def _check(draft: Draft, hardware: Machine, software: Software) -> list[Finding]
         of = f"{draft.dataset.total} records, {len(draft.dataset.drawn)} drawn"
         findings.append(ok(str(draft.dataset.path), of))
     findings += _check_output(draft) + needs.check_servers(config, draft.arms)
-    findings += needs.check_ray(config) + _check_options(config)
+    findings += needs.check_ray(config)
+    try:
+        check_options(config)
+    except InputError as failed:
+        findings.append(from_error(failed))
     if config.answering in NO_MODEL_HERE:
         return findings
     findings += _check_profile(config, hardware, software)
@@ -94,14 +98,6 @@ def _check(draft: Draft, hardware: Machine, software: Software) -> list[Finding]
             findings += check_adapter(arm.adapter, base, release, most)
     findings += _check_memory(draft, base, hardware, software)
     return findings + _check_prompts(draft, base)
-
-
-def _check_options(config: Config) -> list[Finding]:
-    try:
-        check_options(config)
-    except InputError as failed:
-        return [from_error(failed)]
-    return []
 
 
 def _check_software(config: Config, hardware: Machine, software: Software) -> list[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -137,22 +138,17 @@ def derive_seed(seed: int, case_id: str, sample: int, attempt: int) -> int:
 
 
 def _pending(job: Job, ledger: Ledger) -> Iterator[tuple[Case, Request]]:
-    return ((case, request) for case in job.cases() for request in _first(job, case, ledger))
-
-
-def _first(job: Job, case: Case, ledger: Ledger) -> Iterator[Request]:
-    """A case's next attempts, with the arms side by side so that they share a batch."""
-    prompt = job.task.prompt(case)
-    for sample in range(job.samples):
-        for arm in job.arms:
+    """Each case's next attempts, with the arms side by side so that they share a batch."""
+    for case in job.cases():
+        first = job.task.prompt(case)
+        for sample, arm in itertools.product(range(job.samples), job.arms):
             key = (arm.name, case.id, sample)
             if key in ledger.done:
                 continue
-            if (begun := ledger.begun.get(key)) is None:
-                yield _request(job, case, arm.name, sample, 1, prompt)
-            else:
-                again = job.task.prompt(case, begun.problem)
-                yield _request(job, case, arm.name, sample, begun.attempts + 1, again)
+            begun = ledger.begun.get(key)
+            prompt = job.task.prompt(case, begun.problem) if begun else first
+            attempt = begun.attempts + 1 if begun else 1
+            yield case, _request(job, case, arm.name, sample, attempt, prompt)
 
 
 def _request(job: Job, case: Case, arm: str, sample: int, attempt: int, prompt: str) -> Request:

@@ -177,10 +177,7 @@ def _generate(
     watcher: Watcher,
     stops: _Stops,
 ) -> float:
-    """Answer everything pending; an engine that dies is restarted with what is left.
-
-    Returns the seconds that the first engine took to start.
-    """
+    """Answer what is pending, restarting a dead engine; returns the seconds of the first start."""
     config, life, load_s = plan.config, 0, 0.0
     samples, attempts = config.samples_per_case, 1 + config.retries
     read = partial(cases.read_cases, plan.dataset)

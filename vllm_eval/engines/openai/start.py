@@ -85,11 +85,7 @@ async def _list_models(client: AsyncOpenAI) -> dict[str, Listed]:
 
 
 def read_models(page: object) -> dict[str, Listed]:
-    """A server's list of models, as parsed JSON or from the client.
-
-    Raises:
-        FaultError: it is not a list of models.
-    """
+    """A server's models, from parsed JSON or the client; FaultError if it is no such list."""
     given = page.to_dict(mode="python", warnings=False) if hasattr(page, "to_dict") else page
     data = given.get("data") if isinstance(given, dict) else None
     if not isinstance(data, list):

@@ -264,10 +264,7 @@ def _whole(value: object) -> int:
 
 @functools.cache
 def _transport_errors() -> tuple[type[Exception], ...]:
-    """Errors of the HTTP library below the client, which a stream raises unchanged.
-
-    Which library that is depends on the client's release.
-    """
+    """Errors of the HTTP library below this release of the client; a stream raises them as is."""
     found: list[type[Exception]] = []
     for name in ("httpx", "httpx2"):
         with contextlib.suppress(ImportError):

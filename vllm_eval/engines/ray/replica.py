@@ -49,11 +49,7 @@ class Replica:
         self._engine: Engine | None = None
 
     def open(self, order: Order) -> Started:
-        """Open the engine with its canary; closes one that is already open.
-
-        Raises:
-            EvalError: as `open_engine` raises it.
-        """
+        """Open the engine with its canary, as `open_engine`; closes one that is already open."""
         self.close()
         config = order.config.model_copy(update={"engine": order.config.answering})
         log = order.log
@@ -121,10 +117,7 @@ class Seat:
 
 
 def share_out(queue: deque[Request], seats: Sequence[Seat]) -> None:
-    """Give each request to the replica with the largest free share of its room.
-
-    A slow replica gets less, because it empties more slowly.
-    """
+    """Give each request to the replica with the largest free share: a slow one empties slowly."""
     while queue:
         seat = min(seats, key=lambda seat: seat.load)
         if seat.load >= 1.0:
@@ -148,12 +141,9 @@ def room(nodes: Iterable[Mapping[str, Any]], gpus: int) -> tuple[int, int]:
 
 
 def unlike(first: Started, other: Started) -> str | None:
-    """How the engine of another replica differs from the first one's, or None.
-
-    The number of requests it runs at once may differ: that does not change answers.
-    """
+    """How the engine of another replica differs from the first one's, or None."""
     for key in first.about:
         here, there = first.about[key], other.about.get(key)
-        if key != "max_num_seqs" and here != there:
+        if key != "max_num_seqs" and here != there:  # which does not change answers
             return f"{key} is {there!r} on {other.host} and {here!r} on {first.host}"
     return None

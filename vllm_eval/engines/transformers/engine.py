@@ -8,7 +8,6 @@ longest answer is done. One thread generates, so that a poll can return when its
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import os
 import threading
@@ -16,21 +15,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import lru_cache, partial
 from pathlib import Path
 
 from vllm_eval.config.settings import Config
 from vllm_eval.engines import canary
 from vllm_eval.engines.log import DIED, OutputToFile, translated
 from vllm_eval.engines.tokens import encode, too_long
+from vllm_eval.engines.transformers import model
 from vllm_eval.engines.transformers.batch import Queued, Watch, answer
-from vllm_eval.engines.transformers.model import (
-    Loaded,
-    Options,
-    add_adapters,
-    likeliest_tokens,
-    load_base,
-    read_options,
-)
+from vllm_eval.engines.transformers.model import Loaded, Options
 from vllm_eval.errors import EngineError, one_line
 from vllm_eval.records import Arm, Completion, Request
 
@@ -62,7 +56,7 @@ class TransformersEngine:
         self._stop = threading.Event()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transformers")
         # All arms ask the same prompt, and its length is checked before it is submitted.
-        self._token_ids: Callable[[str], tuple[int, ...]] = functools.lru_cache(maxsize=512)(
+        self._token_ids: Callable[[str], tuple[int, ...]] = lru_cache(maxsize=512)(
             lambda prompt: tuple(encode(loaded.tokenizer, prompt, config.prompt_format))
         )
 
@@ -76,20 +70,20 @@ class TransformersEngine:
             EngineError: a library is missing, or refuses the model or an adapter.
             ConfigError: an engine option needs vLLM.
         """
-        options = read_options(config)
+        options = model.read_options(config)
         for name, value in config.engine_env.items():
             os.environ.setdefault(name, value)
         with contextlib.ExitStack() as undo:
             output = OutputToFile(log)
             undo.callback(output.restore)
             with _or_say("the engine did not start", output):
-                loaded = load_base(options, config, base_model)
+                loaded = model.load_base(options, config, base_model)
             texts = [tuple(loaded.tokenizer.encode(text)) for text in canary.TEXTS]
             with _or_say("the canary could not be asked", output):
                 # Before there is any adapter: the base must keep answering like this.
-                alone = likeliest_tokens(loaded, "", texts, canary.TOP_TOKENS)
+                alone = model.likeliest_tokens(loaded, "", texts, canary.TOP_TOKENS)
             with _or_say("an adapter cannot be served", output):
-                loaded = add_adapters(loaded, arms)
+                loaded = model.add_adapters(loaded, arms)
             engine = cls(loaded, options, config, output)
             undo.callback(engine.close)
             if config.prompt_format == "chat":
@@ -112,14 +106,14 @@ class TransformersEngine:
         import torch
         import transformers
 
-        model = self._model.model
+        loaded = self._model.model
         return {
             "engine": "transformers",
             "transformers": transformers.__version__,
             "torch": torch.__version__,
             "peft": peft.__version__,
-            "device": str(model.device),
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": str(loaded.device),
+            "dtype": str(loaded.dtype).removeprefix("torch."),
             "quantization": self._model.quantization,
             "max_model_len": self._model.max_len,
             "batch_size": self._config.batch_size,
@@ -208,7 +202,8 @@ def _prove_arms(
     """Ask every arm the canary's texts, the base after the adapters; EngineError as `prove`."""
     if len(loaded.adapters) > 1:
         arms = sorted(loaded.adapters, key=lambda arm: loaded.adapters[arm] is None)
-        tokens = {arm: likeliest_tokens(loaded, arm, texts, canary.TOP_TOKENS) for arm in arms}
+        ask = partial(model.likeliest_tokens, loaded, rows=texts, count=canary.TOP_TOKENS)
+        tokens = {arm: ask(arm) for arm in arms}
         canary.prove(alone, tokens)
 
 

@@ -187,11 +187,7 @@ class VllmEngine:
         canary.prove(alone[arms[0]], mixed)
 
     def _prove_grammar(self) -> None:
-        """Start an answer under the grammar, which is then compiled here and not by some request.
-
-        Raises:
-            EngineError: it is refused, or the answer does not begin as it must.
-        """
+        """Start an answer under the grammar; it is then compiled here, not by some request."""
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
 
