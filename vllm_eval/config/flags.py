@@ -45,21 +45,10 @@ def option(
     )
 
 
-FILES = option(
-    "YAML file or shipped profile; repeat for more, the last one wins.",
-    "none",
-    "--config",
-    panel=None,
-    metavar="FILE",
-    complete=profile_names,
-)
-SETTINGS = option(
-    "Set one key of the configuration, for example gate.min_ratio=0.95; repeat for more.",
-    "none",
-    "-c",
-    panel=None,
-    metavar="KEY=VALUE",
-)
+_FILES = "YAML file or shipped profile; repeat for more, the last one wins."
+_KEYS = "Set one key of the configuration, for example gate.min_ratio=0.95; repeat for more."
+FILES = option(_FILES, "none", "--config", panel=None, metavar="FILE", complete=profile_names)
+SETTINGS = option(_KEYS, "none", "-c", panel=None, metavar="KEY=VALUE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +69,17 @@ class KeyOption:
             kind, default = bool, False
         name = f"--{key.replace('_', '-')}"
         switch = f"{name}/--no-{name[2:]}" if flag.on is None else name
-        return inspect.Parameter(
-            key,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=list(default) if isinstance(default, tuple) else default,
-            annotation=Annotated[
-                kind,
-                option(
-                    " ".join((self.field.description or "").replace("`", "").split()),
-                    self.shown_default,
-                    *(flag.names or (switch if kind is bool else name,)),
-                    panel=flag.panel,
-                    metavar=flag.metavar,
-                    complete=(lambda: list(choices)) if choices else None,
-                ),
-            ],
+        shown = option(
+            " ".join((self.field.description or "").replace("`", "").split()),
+            self.shown_default,
+            *(flag.names or (switch if kind is bool else name,)),
+            panel=flag.panel,
+            metavar=flag.metavar,
+            complete=(lambda: list(choices)) if choices else None,
         )
+        given = list(default) if isinstance(default, tuple) else default
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Parameter(key, keyword, default=given, annotation=Annotated[kind, shown])
 
     @property
     def shown_default(self) -> str:
@@ -147,12 +131,11 @@ def config_options(
 
         own = list(inspect.signature(command, eval_str=True).parameters.values())
         kind = inspect.Parameter.KEYWORD_ONLY
+        several = functools.partial(inspect.Parameter, kind=kind, default=[])
         parameters = [
             inspect.Parameter("context", kind, annotation=typer.Context),
-            inspect.Parameter("files", kind, default=[], annotation=Annotated[list[str], FILES]),
-            inspect.Parameter(
-                "settings", kind, default=[], annotation=Annotated[list[str], SETTINGS]
-            ),
+            several("files", annotation=Annotated[list[str], FILES]),
+            several("settings", annotation=Annotated[list[str], SETTINGS]),
             *(option.parameter for option in (*options, *extra)),
             *(parameter.replace(kind=kind) for parameter in own[2 if more else 1 :]),
         ]

@@ -104,10 +104,7 @@ class Software:
 
     @property
     def cuda(self) -> int:
-        """CUDA major version of the wheel: its local tag (`+cu129`), or PyPI's for that release.
-
-        0 if neither is known.
-        """
+        """CUDA major version of the wheel: by its local tag (`+cu129`) or release; 0 if unknown."""
         if tag := re.search(r"\+(?:.*\.)?cu(\d\d)\d", self.vllm or ""):
             return int(tag[1])
         return 13 if self.release >= (0, 20) else 12 if self.release > (0, 0) else 0

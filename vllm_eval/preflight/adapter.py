@@ -207,11 +207,12 @@ def _fault(
 
 def _check_reach(where: str, modules: Modules, base: Base) -> list[Finding]:
     """An adapter without some layers may be intended, or come from a smaller base."""
-    layers = base.architecture.layers if base.architecture else 0
-    touched = {int(found[1]) for name in modules if (found := _LAYER.search(f".{name}"))}
-    if not layers or not touched or max(touched) >= layers - 1:
+    last = base.architecture.layers - 1 if base.architecture else 0
+    found = (_LAYER.search(f".{name}") for name in modules)
+    highest = max((int(layer[1]) for layer in found if layer), default=last)
+    if highest >= last:
         return []
-    what = f"changes layers up to {max(touched)}, but the base has layers up to {layers - 1}"
+    what = f"changes layers up to {highest}, but the base has layers up to {last}"
     return [warning(where, what, "make sure that it was trained on this base")]
 
 

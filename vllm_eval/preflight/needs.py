@@ -62,10 +62,9 @@ def check_versions(machine: Machine, software: Software, needs: Needs) -> list[F
         what = f"version {machine.python}, but vllm_eval needs 3.11 or newer"
         findings.append(error("Python", what, "create the environment with a newer Python"))
     if software.vllm is None:
-        extra = "pip install 'vllm_eval[vllm]'"
-        if not machine.gpus:
-            extra += ", which needs a GPU; without one, run scripts/environment in a clone"
-        return [*findings, error("vLLM", "is not installed", extra)]
+        gpu = ", which needs a GPU; without one, run scripts/environment in a clone"
+        todo = "pip install 'vllm_eval[vllm]'" + ("" if machine.gpus else gpu)
+        return [*findings, error("vLLM", "is not installed", todo)]
     if software.too_old:
         what = f"version {software.vllm}, but vllm_eval needs 0.19.1 or newer"
         findings.append(error("vLLM", what, "pip install --upgrade 'vllm_eval[vllm]'"))
@@ -80,10 +79,8 @@ def check_versions(machine: Machine, software: Software, needs: Needs) -> list[F
         findings.append(warning("vLLM", what, todo))
     else:
         findings += _check_gpus(machine, software, needs)
-    if not findings:
-        device = machine.gpus[0].name if machine.gpus else f"{machine.cpus} CPUs"
-        findings.append(ok("versions", f"Python {machine.python}, vLLM {software.vllm}, {device}"))
-    return findings
+    named = f"Python {machine.python}, vLLM {software.vllm}, {_device(machine)}"
+    return findings or [ok("versions", named)]
 
 
 def _check_quantization(software: Software, needs: Needs) -> list[Finding]:
@@ -141,9 +138,12 @@ def check_libraries(hardware: Machine, software: Software, *, four_bit: bool) ->
         what = f"needs {', '.join(lacking)}, which is not installed"
         return [error("transformers engine", what, "pip install 'vllm_eval[transformers]'")]
     versions = dict(software.packages)
-    named = ", ".join(f"{name} {versions[name]}" for name in ("transformers", "peft"))
-    device = hardware.gpus[0].name if hardware.gpus else f"{hardware.cpus} CPUs"
-    return [ok("versions", f"Python {hardware.python}, {named}, {device}")]
+    named = f"transformers {versions['transformers']}, peft {versions['peft']}"
+    return [ok("versions", f"Python {hardware.python}, {named}, {_device(hardware)}")]
+
+
+def _device(machine: Machine) -> str:
+    return machine.gpus[0].name if machine.gpus else f"{machine.cpus} CPUs"
 
 
 def check_ray(config: Config) -> list[Finding]:

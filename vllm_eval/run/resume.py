@@ -90,8 +90,7 @@ def requeue_refused(plan: Plan, folder: Path, journal: Journal) -> int:
     before = manifest.read(folder).get("engine", {}).get("max_model_len")
     if plan.config.engine == "openai" or not isinstance(before, int):
         return 0  # a server has its own limit
-    base = plan.base
-    longest = base.architecture.max_len if base and base.architecture else None
+    longest = plan.base.architecture.max_len if plan.base and plan.base.architecture else None
     if whole(plan.config.engine_args.get("max_model_len"), longest or 0) <= before:
         return 0
     dropped = journal.drop(lambda a: a.status == "error" and a.reason == TOO_LONG)

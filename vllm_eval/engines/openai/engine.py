@@ -118,10 +118,9 @@ class OpenAIEngine:
         refused = self._refused.get(hash(prompt), {})
         if refused.keys() == self._arms:
             return next(iter(refused.values()))
-        answer = self._config.max_new_tokens
+        answer, size = self._config.max_new_tokens, len(prompt.encode("utf-8", "replace"))
         served = next((s.served for s in self._traffic.servers if s.served), None)
         limit = served.max_model_len if served and served.vllm else None
-        size = len(prompt.encode("utf-8", "replace"))
         if limit is None or size / BYTES_PER_TOKEN < limit - answer:
             return None
         try:

@@ -72,11 +72,9 @@ async def prepare(client: AsyncOpenAI, config: Config, arms: Sequence[Arm]) -> S
 def hold_to(begun: Served, served: Served, url: str) -> None:
     """EngineError if a server has other models or another release than the run was begun with."""
     if (served.vllm, served.models) != (begun.vllm, begun.models):
-        msg = (
-            f"{url}: serves {dict(served.models)} with vLLM {served.vllm}, the run was begun with "
-            f"{dict(begun.models)} and {begun.vllm}; serve one, or start a new run"
-        )
-        raise EngineError(msg)
+        now = f"{url}: serves {dict(served.models)} with vLLM {served.vllm}"
+        before = f"the run was begun with {dict(begun.models)} and {begun.vllm}"
+        raise EngineError(f"{now}, {before}; serve one, or start a new run")
 
 
 async def _list_models(client: AsyncOpenAI) -> dict[str, Listed]:
