@@ -117,7 +117,7 @@ class Seat:
 
 
 def share_out(queue: deque[Request], seats: Sequence[Seat]) -> None:
-    """Give each request to the replica with the largest free share: a slow one empties slowly."""
+    """Give each request to the replica with the largest free share, so a slow one gets less."""
     while queue:
         seat = min(seats, key=lambda seat: seat.load)
         if seat.load >= 1.0:

@@ -60,7 +60,7 @@ ADVICE = (
         "the CPU engine cannot split a seeded prompt: -c engine_args.enable_chunked_prefill=false",
     ),
     ("is greater than max_lora_rank", "leave out engine_args.max_lora_rank: it is derived"),
-    ("does not yet support DoRA", "train without DoRA, or merge it into a copy of the base"),
+    ("does not yet support DoRA", "train without DoRA, or merge the adapter into its base"),
     ("Unknown quantization method: bitsandbytes", "vLLM 0.28 and later need vllm-bnb-plugin"),
 )
 """Part of a message, and what to do. The first match counts, so specific ones come first."""
