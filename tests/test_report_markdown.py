@@ -25,6 +25,7 @@ from tests.report_runs import (
     make_run,
     open_run,
 )
+from vllm_eval.report.junit import write_junit
 from vllm_eval.report.markdown import MOST_CASES, failed_cases, render_summary, write_markdown
 from vllm_eval.report.next_steps import next_steps
 from vllm_eval.report.stored_run import StoredRun
@@ -107,6 +108,24 @@ def test_a_failed_case_is_shown_with_a_failure_of_the_same_reason(tmp_path: Path
     assert "narrative" in lines[0].partition("`: ")[2]
     assert "is missing, empty or not closed" in lines[1]
     assert [line.split("`")[3] for line in lines] == ["first", "second"]
+
+
+def test_each_of_the_first_failed_cases_is_shown_with_its_own_last_answer(tmp_path: Path) -> None:
+    """More cases fail for one reason than `comparison.json` has examples of."""
+    script: list[dict[str, object]] = [{"text": Answers().text()}]
+    script += [
+        {"concept_id": f"K{n}", "arm": "pupil", "attempt": attempt, "text": f"{word} of K{n}"}
+        for n in range(1, 13)
+        for attempt, word in ((1, "first"), (2, "last"))
+    ]
+    run = open_run(make_run(tmp_path, script, 12))
+    text = write_markdown(run, tmp_path / "report.md").read_text("utf-8")
+    failed = text.partition("## Failed cases")[2].partition("## Failed attempts")[0]
+    last = [f"last of {row['concept_id']}" for row in run.comparison["cases"]]
+    assert re.findall(r"```text\n +1 \| (.*)\n```", failed) == last[:10]
+    assert len(last) == 12
+    junit = write_junit(run, tmp_path / "junit.xml").read_text("utf-8")
+    assert re.findall(r"\d \| (.*)</failure>", junit) == last
 
 
 def test_every_rule_of_the_gate_stands_with_value_bound_and_margin(failing: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from vllm_eval.report.stored_run import StoredRun
+from vllm_eval.diagnose.example import Example
+from vllm_eval.report.stored_run import StoredRun, read_failures
 from vllm_eval.store.folder import index_rows, write_text
 from vllm_eval.text import plain
 
@@ -58,10 +59,16 @@ def _arms(run: StoredRun) -> Iterator[ET.Element]:
     cases = {row["concept_id"]: row["arms"] for row in comparison["cases"]}
     sampled, samples = comparison["cases_sampled"], run.environment["identity"]["samples_per_case"]
     drawn = list(cases) if sampled else list(index_rows(run.folder).order)
+    failed = {
+        (case, arm)
+        for case, cells in cases.items()
+        for arm, cell in cells.items()
+        if cell["status"] != "success" and cell["samples"] == samples
+    }
+    examples = read_failures(run, failed)
     for arm in run.arms:
-        examples = examples_of(comparison, arm)
         cells = ((case, cases.get(case, {}).get(arm)) for case in drawn)
-        tests = [_case(arm, case, cell, examples, samples) for case, cell in cells]
+        tests = [_case(arm, case, cell, examples.get((case, arm)), samples) for case, cell in cells]
         made = comparison["attempts"].get(arm)
         yield _suite(f"cases of {arm}", tests, made["all"]["seconds"] if made else 0.0)
 
@@ -70,7 +77,7 @@ def _case(
     arm: str,
     case: str,
     cell: Mapping[str, Any] | None,
-    examples: Mapping[tuple[str, str], Mapping[str, Any]],
+    example: Example | None,
     samples: int,
 ) -> ET.Element:
     """The status of a case with fewer answers than `samples` is not known yet."""
@@ -82,21 +89,12 @@ def _case(
     if cell["status"] == "success":
         return _test(name, case)
     kind = "error" if cell["status"] == "error" else "failure"
-    example = examples.get((case, cell["reason"] or cell["status"]), {})
     message = f"{cell['valid']} of {cell['samples']} answers valid in {cell['attempts']} attempts"
-    if example.get("message"):
-        message += f"; {example['message']}"
+    if example and example.message:
+        message += f"; {example.message}"
     if cell["repairs"]:
         message += f"; a repair would make it valid: {', '.join(cell['repairs'])}"
-    return _test(name, case, kind, cell["reason"], message, example.get("excerpt", ()))
-
-
-def examples_of(
-    comparison: Mapping[str, Any], arm: str
-) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """Examples by case and reason, because the attempts of a case may fail differently."""
-    groups = (group for group in comparison["failures"] if group["arm"] == arm)
-    return {(e["concept_id"], group["reason"]): e for group in groups for e in group["examples"]}
+    return _test(name, case, kind, cell["reason"], message, example.excerpt if example else ())
 
 
 def _suite(name: str, tests: Sequence[ET.Element], seconds: float = 0.0) -> ET.Element:

@@ -12,9 +12,8 @@ from typing import Any
 import jinja2
 
 from vllm_eval.diagnose.diagnosis import pattern_line, recovered, retried
-from vllm_eval.report.junit import examples_of
 from vllm_eval.report.next_steps import next_steps
-from vllm_eval.report.stored_run import StoredRun
+from vllm_eval.report.stored_run import StoredRun, read_failures
 from vllm_eval.report.words import (
     NUMBERS,
     Md,
@@ -56,12 +55,14 @@ class FailedCase:
 def write_markdown(run: StoredRun, path: Path) -> Path:
     """The report: verdict and next step first, then the evidence."""
     failed = failed_cases(run.comparison)
+    first = {(case.concept_id, case.arm): case for case in failed[:MOST_EXCERPTS]}
+    examples = read_failures(run, first)
     page = _render(
         "report.md.j2",
         run,
         failed=failed[:MOST_CASES],
         more_failed=max(0, len(failed) - MOST_CASES),
-        shown=_with_examples(run.comparison, failed)[:MOST_EXCERPTS],
+        shown=[(case, examples[key]) for key, case in first.items() if key in examples],
         tiers=tiers_of(run.comparison),
         environment=_environment_facts(run.environment),
         files=list(_files(run.folder)),
@@ -135,18 +136,6 @@ def _interval(interval: Mapping[str, Any], form: str = "score") -> str:
     ends = f"[{show(interval['low'])}, {show(interval['high'])}]"
     level = percent(interval["confidence"])
     return f"{show(interval['value'])} {ends} at {level} ({interval['method']})"
-
-
-def _with_examples(
-    comparison: Mapping[str, Any], failed: list[FailedCase]
-) -> list[tuple[FailedCase, Mapping[str, Any]]]:
-    """The failed cases of whose reason `comparison.json` has an example, with it."""
-    examples = {arm: examples_of(comparison, arm) for arm in comparison["arms"]}
-    found = (
-        (case, examples[case.arm].get((case.concept_id, case.reason or case.status)))
-        for case in failed
-    )
-    return [(case, example) for case, example in found if example is not None]
 
 
 def _environment_facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:

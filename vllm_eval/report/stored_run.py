@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vllm_eval.compare.gate import NOT_FINISHED
+from vllm_eval.diagnose.example import Example, make_example
 from vllm_eval.errors import EvalError, InputError
 from vllm_eval.records import Attempt
 from vllm_eval.store.folder import CASES, COMPARISON, JOURNAL, read_comparison, row_at
@@ -73,10 +74,10 @@ def load_run(folder: Path) -> StoredRun:
     return StoredRun(folder, comparison)
 
 
-def read_details(run: StoredRun) -> Iterator[CaseDetail]:
+def read_details(run: StoredRun, only: Collection[str] | None = None) -> Iterator[CaseDetail]:
     """The texts of every case with an attempt, in the data set's order, one case at a time.
 
-    Leaves out constrained variants, which are not arms of the comparison.
+    Leaves out constrained variants, which are not arms of the comparison, and cases not in `only`.
 
     If `comparison.json` holds a sample of the cases, only those.
 
@@ -87,6 +88,8 @@ def read_details(run: StoredRun) -> Iterator[CaseDetail]:
     try:
         with cases.open("rb") as case_file, journal.open("rb") as journal_file:
             for concept_id, places in run.comparison["index"]["cases"].items():
+                if only is not None and concept_id not in only:
+                    continue
                 row = row_at(cases, case_file, places["row"])
                 made: dict[str, list[Attempt]] = {arm: [] for arm in run.arms}
                 for place in places["attempts"]:
@@ -102,3 +105,29 @@ def read_details(run: StoredRun) -> Iterator[CaseDetail]:
     except (KeyError, EvalError) as error:
         msg = f"{run.folder}: cases or journal have changed: {error}; restore them"
         raise InputError(msg) from error
+
+
+def read_failures(
+    run: StoredRun, failed: Collection[tuple[str, str]]
+) -> dict[tuple[str, str], Example]:
+    """The outcome that each failed case stands for, read from the journal by its place.
+
+    Args:
+        run: with the status and reason of each case.
+        failed: cases and arms, the keys of what is returned.
+
+    Raises:
+        InputError: as for `read_details`.
+    """
+    cells = {row["concept_id"]: row["arms"] for row in run.comparison["cases"]}
+    blocks, found = run.task.blocks, {}
+    for detail in read_details(run, {case for case, _ in failed}):
+        for arm, attempts in detail.attempts.items():
+            if (key := (detail.concept_id, arm)) in failed:
+                told = cells[detail.concept_id][arm]
+                for attempt in attempts:
+                    same = (attempt.status, attempt.reason) == (told["status"], told["reason"])
+                    if attempt.final and same:
+                        found[key] = make_example(attempt, blocks)
+                        break
+    return found
