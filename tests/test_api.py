@@ -243,7 +243,7 @@ def test_the_outcomes_are_there_as_records_and_as_tables(evaluate: Evaluate) -> 
     assert (failed.concept_id, failed.attempt, failed.raw_response) == ("K2", 2, "no")
     frame, table = result.to_pandas(), result.to_arrow()
     assert list(frame.columns) == [field.name for field in fields(Attempt)]
-    assert set(table.column_names) == set(frame.columns)
+    assert table.column_names == list(frame.columns)
     assert len(frame) == table.num_rows == 8
     assert len(result.to_pandas(attempts=True)) == result.to_arrow(attempts=True).num_rows == 9
     assert frame.groupby("arm")["score"].count().to_dict() == {"baseline": 4, "pupil": 3}

@@ -20,7 +20,7 @@ from vllm_eval.report.markdown import render_summary
 from vllm_eval.report.plots import TITLES, slide_svgs
 from vllm_eval.report.stored_run import HTML, StoredRun
 from vllm_eval.report.words import score, signed
-from vllm_eval.store.export import read_rows, read_table
+from vllm_eval.store.export import COLUMNS, read_rows, read_table
 from vllm_eval.store.folder import JOURNAL, find_run
 from vllm_eval.store.journal import read_journal
 
@@ -89,7 +89,8 @@ class Result:
         except ImportError as error:
             msg = "to_pandas: pandas is not installed; run: pip install 'vllm_eval[pandas]'"
             raise InputError(msg) from error
-        return pd.DataFrame.from_records(list(read_rows(self.folder, attempts=attempts)))
+        rows = list(read_rows(self.folder, attempts=attempts))
+        return pd.DataFrame.from_records(rows, columns=list(COLUMNS))
 
     def __repr__(self) -> str:
         comparison = self.run.comparison

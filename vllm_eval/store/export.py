@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from vllm_eval.errors import InputError
+from vllm_eval.records import Attempt
 from vllm_eval.store import manifest
 from vllm_eval.store.folder import JOURNAL, written_whole
 from vllm_eval.store.journal import read_journal
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+COLUMNS = tuple(field.name for field in fields(Attempt))
+"""The columns of every table of outcomes, in their order."""
 GROUP_ROWS = 4_096
 """Rows in memory at a time: one row group of the file."""
 TEXT = (
@@ -86,5 +89,6 @@ def _import_pyarrow(wanted_by: str) -> Any:  # noqa: ANN401  a module
 
 
 def _schema(pa: Any) -> pa.Schema:  # noqa: ANN401  a module
-    kinds = ((TEXT, pa.string()), (WHOLE, pa.int64()), (REAL, pa.float64()), (YES_NO, pa.bool_()))
-    return pa.schema([(name, kind) for names, kind in kinds for name in names])
+    groups = ((TEXT, pa.string()), (WHOLE, pa.int64()), (REAL, pa.float64()), (YES_NO, pa.bool_()))
+    kinds = {name: kind for names, kind in groups for name in names}
+    return pa.schema([(name, kinds[name]) for name in COLUMNS])
