@@ -237,9 +237,9 @@ class Progress:
     done: int = 0
     valid: int = 0
     failed: int = 0
-    in_flight: int = 0
-    retrying: int = 0
-    """Of those in flight, how many are not a first attempt."""
+    running: int = 0
+    retries: int = 0
+    """Of the running ones, how many are not a first attempt."""
     attempts: int = 0
     """Over all sessions of the run, like the tokens and seconds."""
     output_tokens: int = 0

@@ -186,7 +186,7 @@ def _detail(progress: Progress) -> str:
     parts = [
         f"{progress.valid} valid",
         f"{progress.failed} failed",
-        f"{progress.in_flight} running, {progress.retrying} of them retries",
+        f"{progress.running} running, {progress.retries} of them retries",
         f"{speed:.0f} tokens/s",
     ]
     if 0 < progress.done < progress.total:

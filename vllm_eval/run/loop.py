@@ -101,8 +101,8 @@ def evaluate(
         progress.grading_s += time.monotonic() - start - progress.seconds
         record(attempts)
         _count(progress, attempts)
-        progress.in_flight = len(in_flight) + len(retries)
-        progress.retrying = len(retries) + sum(r.attempt > 1 for _, r in in_flight.values())
+        progress.running = len(in_flight) + len(retries)
+        progress.retries = len(retries) + sum(r.attempt > 1 for _, r in in_flight.values())
         on_progress(progress)
 
 
