@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vllm_eval.engines.log import OutputToFile
+from vllm_eval.engines.engine_log import OutputToFile
 from vllm_eval.engines.vllm.options import ADVICE, advise
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vllm_eval.compare.summary import compare_arms
-from vllm_eval.conclude.rows import BINS, CaseRow, case_rows, distribute
+from vllm_eval.conclude.case_rows import BINS, CaseRow, case_rows, distribute
 from vllm_eval.records import Outcome, Status
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from tests.model_folders import write_safetensors as write_weights
 from vllm_eval.errors import InputError
 from vllm_eval.inputs.adapters import read_adapter
 from vllm_eval.inputs.base_model import Base, linear_modules, read_base
-from vllm_eval.inputs.headers import Tensor, read_header
+from vllm_eval.inputs.safetensors_headers import Tensor, read_header
 from vllm_eval.preflight.adapter import check_adapter
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ from pyarrow import parquet
 
 from tests.conftest import Answers
 from tests.report_runs import FAILING, make_run
-from vllm_eval.conclude.conclude import conclude, reopen
-from vllm_eval.conclude.rows import (
+from vllm_eval.conclude.case_rows import (
     MOST_FAILED,
     MOST_LOSSES,
     MOST_ROWS,
@@ -24,6 +23,7 @@ from vllm_eval.conclude.rows import (
     CaseRow,
     sample_rows,
 )
+from vllm_eval.conclude.conclude import conclude, reopen
 from vllm_eval.report.stored_run import load_run, read_details
 from vllm_eval.store.journal import Journal, read_journal
 

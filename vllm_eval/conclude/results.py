@@ -19,9 +19,9 @@ import orjson
 from vllm_eval.compare import gate
 from vllm_eval.compare.gate import Verdict
 from vllm_eval.compare.summary import Comparison, Summary, comparison_to_json
+from vllm_eval.conclude.case_rows import CaseRow, case_rows, distributions, sample_rows
 from vllm_eval.conclude.constrained import Constrained
 from vllm_eval.conclude.one_pass import Evaluated, Places, Reading
-from vllm_eval.conclude.rows import CaseRow, case_rows, distributions, sample_rows
 from vllm_eval.conclude.timing import ArmAttempts
 from vllm_eval.diagnose.diagnosis import Diagnosis
 from vllm_eval.diagnose.survey import FailureGroup

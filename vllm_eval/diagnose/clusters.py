@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vllm_eval.diagnose.example import Blocks, split_lines
-from vllm_eval.diagnose.shapes import yaml_shape
+from vllm_eval.diagnose.yaml_shapes import yaml_shape
 from vllm_eval.records import Attempt
 from vllm_eval.tasks.check import CLUSTERS, find_fault
 from vllm_eval.tasks.declaration import Declaration, Value

@@ -12,7 +12,7 @@ from typing import Any
 
 from vllm_eval.config.settings import PACKAGE, Config, file_name, resolve_path
 from vllm_eval.errors import AdapterError, ConfigError, InputError
-from vllm_eval.inputs.headers import read_json
+from vllm_eval.inputs.safetensors_headers import read_json
 from vllm_eval.records import BASELINE, CONSTRAINED, Adapter, Arm
 
 CONFIG_FILE = "adapter_config.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_eval.errors import InputError
-from vllm_eval.inputs.headers import Tensor, read_header, read_json
+from vllm_eval.inputs.safetensors_headers import Tensor, read_header, read_json
 
 LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types whose layers have the seven linear modules of `linear_modules`, by these names."""

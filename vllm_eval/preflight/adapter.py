@@ -14,7 +14,7 @@ from typing import Any
 from vllm_eval.errors import InputError
 from vllm_eval.inputs.adapters import CONFIG_FILE, WEIGHTS_FILE, read_settings
 from vllm_eval.inputs.base_model import NO_VOCABULARY_LORA, Base, is_vocabulary, linear_modules
-from vllm_eval.inputs.headers import FLOATS, Tensor, read_header
+from vllm_eval.inputs.safetensors_headers import FLOATS, Tensor, read_header
 from vllm_eval.preflight.finding import Finding, error, from_error, ok, warning
 from vllm_eval.records import Adapter
 

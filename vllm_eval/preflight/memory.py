@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from vllm_eval.config.machine import Machine
 from vllm_eval.inputs.base_model import NO_VOCABULARY_LORA, Architecture, Base, is_vocabulary
-from vllm_eval.inputs.headers import FLOATS
+from vllm_eval.inputs.safetensors_headers import FLOATS
 from vllm_eval.preflight.demand import Demand
 from vllm_eval.preflight.finding import Finding, error, ok, warning
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from vllm_eval.errors import InputError
 from vllm_eval.records import BASELINE
-from vllm_eval.report.figures import Series
+from vllm_eval.report.charts import Series
 from vllm_eval.report.html import render_page
 from vllm_eval.report.plots import history_svg
 from vllm_eval.report.stored_run import HTML, StoredRun

@@ -19,9 +19,9 @@ from xml.sax.saxutils import quoteattr
 
 import orjson
 
-from vllm_eval.report import figures
-from vllm_eval.report.figure_parts import Colours, Figure
-from vllm_eval.report.figures import Painter
+from vllm_eval.report import charts
+from vllm_eval.report.chart_parts import Colours, Figure
+from vllm_eval.report.charts import Painter
 from vllm_eval.store.folder import write_bytes, write_text
 
 _TAG = re.compile(r"<[^>]*>")
@@ -109,7 +109,7 @@ def write_plots(comparison: Mapping[str, Any], folder: Path) -> list[Path]:
     place = folder / FOLDER
     place.mkdir(exist_ok=True)
     svgs, files = slide_svgs(comparison), []
-    for name, paint in figures.painters(comparison).items():
+    for name, paint in charts.painters(comparison).items():
         files.append(write_text(place / f"{name}.svg", svgs[name]))
         with _drawn(paint) as figure:
             files.append(write_bytes(place / f"{name}.png", _save(figure, "png")))
@@ -119,13 +119,13 @@ def write_plots(comparison: Mapping[str, Any], folder: Path) -> list[Path]:
 @lru_cache(maxsize=1)
 def _svgs(comparison: bytes) -> Mapping[str, str]:
     """Drawn once for page and files, because drawing takes most of a report's time."""
-    painters = figures.painters(orjson.loads(comparison))
+    painters = charts.painters(orjson.loads(comparison))
     return {name: _svg(name, paint) for name, paint in painters.items()}
 
 
-def history_svg(lines: Sequence[figures.Series]) -> str:
+def history_svg(lines: Sequence[charts.Series]) -> str:
     """Score and validity over time as an `<svg>` element like those of `inline_svgs`."""
-    svg = _svg("history", lambda figure, colours: figures.history(figure, colours, lines))
+    svg = _svg("history", lambda figure, colours: charts.history(figure, colours, lines))
     return as_element(svg, TITLES["history"], _BY_NAME)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from vllm_eval.config.machine import installed
 from vllm_eval.config.settings import Config
-from vllm_eval.engines.log import OutputToFile
+from vllm_eval.engines.engine_log import OutputToFile
 from vllm_eval.errors import ConfigError
 from vllm_eval.inputs.adapters import loaded_adapters, slot_rank
 from vllm_eval.records import Arm

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from vllm_eval.compare.summary import NO_TIER
-from vllm_eval.report.figure_parts import (
+from vllm_eval.report.chart_parts import (
     LABEL,
     MARKERS,
     Axes,
