@@ -69,13 +69,13 @@ def open_run(folder: Path) -> StoredRun:
 def without(run: Path, pending: Callable[[Mapping[str, Any]], bool]) -> Path:
     """A copy of a run that has not come to the attempts that `pending` picks."""
     lines = (run / "attempts.jsonl").read_bytes().splitlines(keepends=True)
-    folder = cut_off(run, 0)
+    folder = interrupt(run, 0)
     kept = b"".join(line for line in lines if not pending(json.loads(line)))
     (folder / "attempts.jsonl").write_bytes(kept)
     return folder
 
 
-def cut_off(run: Path, lines: int) -> Path:
+def interrupt(run: Path, lines: int) -> Path:
     """A copy of a run as a kill after so many attempts would have left it."""
     folder = run.with_name(f"{run.name}-cut")
     folder.mkdir()

@@ -135,7 +135,7 @@ def test_help_groups_the_options_and_shows_three_examples(bench: Bench, command:
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_at_80_columns_no_name_and_no_default_is_cut_off(
+def test_at_80_columns_no_name_and_no_default_is_shortened(
     bench: Bench, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")

@@ -120,14 +120,14 @@ def test_an_answer_of_the_repairs_corpus_has_its_cluster(
 
 
 @pytest.mark.parametrize("text", ["```yaml VISION\nproduct_name: x", "Let me think."])
-def test_an_answer_without_all_blocks_that_the_limit_ended_is_cut(
+def test_an_answer_without_all_blocks_that_the_limit_ended_is_truncated(
     task: Task, case: Case, text: str
 ) -> None:
     one = graded(task, case, text, truncated=True)
     assert find_cause(one, task.blocks, task.declaration).cluster == "truncated"
 
 
-def test_an_answer_that_is_whole_before_the_limit_is_not_called_cut(
+def test_an_answer_that_is_whole_before_the_limit_is_not_called_truncated(
     task: Task, case: Case, answers: Answers
 ) -> None:
     one = graded(task, case, answers.bad() + "and on and on", truncated=True)

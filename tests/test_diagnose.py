@@ -107,7 +107,7 @@ def test_missing_answers_are_not_asked_again_for_their_form(task: Task) -> None:
     assert survey(task, rows).remedies == ()
 
 
-def test_more_tokens_recover_as_many_as_are_valid_of_those_not_cut(task: Task) -> None:
+def test_more_tokens_recover_as_many_as_are_valid_of_those_not_truncated(task: Task) -> None:
     """Three of four uncut attempts are valid; of three truncated answers one runs in circles."""
     rows = [attempt(f"K{n}", output_tokens=600 + n) for n in range(3)]
     rows.append(prose("K3"))
@@ -145,7 +145,7 @@ def test_a_text_runs_in_circles_where_its_end_repeats(text: str, circles: bool) 
     assert runs_in_circles(text) == circles
 
 
-def test_a_grammar_excludes_every_form_but_not_a_cut(task: Task) -> None:
+def test_a_grammar_excludes_every_form_but_not_truncation(task: Task) -> None:
     rows = [prose("K1"), prose("K2"), prose("K3", truncated=True), attempt("K4")]
     found = remedy(survey(task, rows), "constrain")
     assert (found.kind, found.addressed, found.recovered) == ("at most", 2, 2)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.malformed import GOOD
-from tests.report_runs import FAILING, cut_off, make_run
+from tests.report_runs import FAILING, interrupt, make_run
 from vllm_eval.report.stored_run import load_run
 from vllm_eval.report.words import sentence
 from vllm_eval.report.write import write_reports
@@ -76,8 +76,8 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("run"), FAILING)
 
 
-def test_a_run_that_was_cut_off_is_diagnosed_from_what_it_has(failing: Path, bench: Bench) -> None:
-    cut = cut_off(failing, 10)
+def test_an_interrupted_run_is_diagnosed_from_what_it_has(failing: Path, bench: Bench) -> None:
+    cut = interrupt(failing, 10)
     found = bench.call("diagnose", str(cut), "--json")
     assert found.code == 0
     whole = load_run(failing).comparison["diagnosis"]["attempts"]

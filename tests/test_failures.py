@@ -53,7 +53,7 @@ def test_failures_are_grouped_by_reason_tier_and_arm() -> None:
     }
 
 
-def test_attempts_outcomes_and_cut_answers_are_counted_apart() -> None:
+def test_attempts_outcomes_and_truncated_answers_are_counted_apart() -> None:
     rows = [failed(final=False, truncated=True), failed(number=2, truncated=True), failed("K2")]
     (group,) = failures(rows)
     assert (group.attempts, group.outcomes, group.truncated) == (3, 2, 2)

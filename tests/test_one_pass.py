@@ -54,7 +54,7 @@ def run(tmp_path: Path) -> Path:
     return make_run(tmp_path / "run", FAILING)
 
 
-def test_a_run_that_was_cut_off_is_parsed_once_to_conclude_it(run: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_is_parsed_once_to_conclude_it(run: Path, tmp_path: Path) -> None:
     (run / "comparison.json").unlink()
     assert opens(tmp_path, "diagnose", str(run)) == {
         WHOLE: 1,

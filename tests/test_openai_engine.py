@@ -384,7 +384,7 @@ def test_chat_prompts_go_to_the_chat_route(desk: Desk) -> None:
     assert (len(done.text.split()), done.output_tokens, done.finish_reason) == (2, 2, "stop")
 
 
-def test_an_answer_the_server_cut_short_is_not_the_models_failure(desk: Desk) -> None:
+def test_an_answer_the_server_truncated_is_not_the_models_failure(desk: Desk) -> None:
     """vLLM gives what room is left, in silence. Another arm's model may have more room."""
     server = desk.server(answer=lambda body: "word " * 500, version=None)
     engine = desk.engine(server, max_new_tokens=400)

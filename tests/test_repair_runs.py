@@ -112,7 +112,7 @@ def test_a_case_shows_what_would_mend_it(careless: Bench) -> None:
     assert cases["K3"]["baseline"]["repairs"] == cases["K1"]["pupil"]["repairs"] == []
 
 
-def test_an_answer_that_was_cut_is_not_closed(careless: Bench) -> None:
+def test_a_truncated_answer_is_not_closed(careless: Bench) -> None:
     run = careless.run("--repair")
     journal = run.folder / "attempts.jsonl"
     lines = journal.read_text("utf-8").splitlines()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.report_runs import FAILING, WEAK, cut_off, make_run
+from tests.report_runs import FAILING, WEAK, interrupt, make_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,10 +61,10 @@ def test_a_second_report_changes_no_result(bench: Bench, failing: Path) -> None:
 
 
 @pytest.mark.parametrize("lines", [0, 1, 7])
-def test_a_run_cut_off_is_reported_with_what_it_lacks(
+def test_an_interrupted_run_is_reported_with_what_it_lacks(
     bench: Bench, failing: Path, tmp_path: Path, lines: int
 ) -> None:
-    folder = cut_off(failing, lines).rename(tmp_path / "cut")
+    folder = interrupt(failing, lines).rename(tmp_path / "cut")
     done = bench.call("report", str(folder))
     assert done.code == 0, done.err
     pending = json.loads((folder / "comparison.json").read_text("utf-8"))["pending"]
@@ -88,7 +88,7 @@ def test_a_folder_that_is_no_run_is_bad_input(bench: Bench, name: str) -> None:
 def test_a_damaged_run_is_bad_input_that_names_the_file(
     bench: Bench, failing: Path, tmp_path: Path
 ) -> None:
-    folder = cut_off(failing, 3).rename(tmp_path / "cut")
+    folder = interrupt(failing, 3).rename(tmp_path / "cut")
     (folder / "cases.jsonl").unlink()
     done = bench.call("report", str(folder))
     assert done.code == 2
@@ -149,7 +149,7 @@ def test_damage_is_bad_input_that_names_the_file(
 def test_a_damaged_manifest_is_bad_input_that_names_it(
     bench: Bench, failing: Path, tmp_path: Path
 ) -> None:
-    folder = cut_off(failing, 3).rename(tmp_path / "cut")
+    folder = interrupt(failing, 3).rename(tmp_path / "cut")
     _drop_adapters(folder)
     done = bench.call("report", str(folder))
     assert done.code == 2
@@ -186,7 +186,7 @@ def test_a_run_that_another_process_works_on_is_left_alone(
     bench: Bench, failing: Path, tmp_path: Path
 ) -> None:
     """The other process is a real one, and holds the lock as a run does."""
-    folder = cut_off(failing, 5).rename(tmp_path / "live")
+    folder = interrupt(failing, 5).rename(tmp_path / "live")
     command = [sys.executable, "-c", HOLD_LOCK, str(folder / "attempts.jsonl")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None

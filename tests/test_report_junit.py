@@ -12,7 +12,7 @@ from tests.report_runs import (
     HOSTILE_ID,
     HOSTILE_TEXT,
     WEAK,
-    cut_off,
+    interrupt,
     make_run,
     open_run,
     without,
@@ -69,8 +69,8 @@ def test_rules_and_cases_are_tests_and_their_verdicts_results(failing: Path) -> 
     assert len(tests["K3"]) == 0
 
 
-def test_what_a_partial_run_still_owes_is_skipped_not_passed(failing: Path) -> None:
-    folder = cut_off(failing, 5)
+def test_what_is_pending_in_a_partial_run_is_skipped_not_passed(failing: Path) -> None:
+    folder = interrupt(failing, 5)
     root = _root(folder)
     assert root.get("skipped") == str(6 + open_run(folder).comparison["pending"])
     assert len(list(root.iter("testcase"))) == 6 + 2 * 8

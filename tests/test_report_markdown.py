@@ -21,7 +21,7 @@ from tests.report_runs import (
     HOSTILE_TEXT,
     HOSTILE_TIER,
     WEAK,
-    cut_off,
+    interrupt,
     make_run,
     open_run,
 )
@@ -209,17 +209,17 @@ def test_a_rule_without_a_number_is_told_where_nothing_else_is(failing: Path) ->
     assert "is unknown: `there is no such number`" in steps
 
 
-@pytest.mark.parametrize(("cut", "told"), [((9, 1), False), ((9, 90), True)])
-def test_answers_are_called_cut_where_most_of_all_tiers_were(
-    failing: Path, cut: tuple[int, int], told: bool
+@pytest.mark.parametrize(("truncated", "told"), [((9, 1), False), ((9, 90), True)])
+def test_answers_are_called_truncated_where_most_of_all_tiers_were(
+    failing: Path, truncated: tuple[int, int], told: bool
 ) -> None:
-    """Fifty answers lack a key, and of each tier some were cut."""
+    """Fifty answers lack a key, and of each tier some were truncated."""
     comparison = open_run(failing).comparison
     diagnosis = comparison["diagnosis"]
     group = next(g for g in diagnosis["clusters"] if g["cluster"] == "missing_key")
     groups = [group | {"outcomes": 50}] + [
         group | {"cluster": "truncated", "tier": tier, "outcomes": times}
-        for tier, times in zip(("simple", "hard"), cut, strict=True)
+        for tier, times in zip(("simple", "hard"), truncated, strict=True)
     ]
     steps = _steps({**comparison, "diagnosis": {**diagnosis, "clusters": groups}}, failing)
     assert ("truncated at the token limit" in steps) == told
@@ -235,7 +235,7 @@ def test_doubt_that_is_not_known_is_not_told(failing: Path) -> None:
 
 
 def test_a_partial_run_says_what_is_pending_and_how_to_go_on(failing: Path) -> None:
-    folder = cut_off(failing, 5)
+    folder = interrupt(failing, 5)
     run = open_run(folder)
     assert run.comparison["pending"] > 0
     text = _report(folder)

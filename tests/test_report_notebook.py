@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import vllm_eval
-from tests.report_runs import FAILING, HOSTILE_ID, HOSTILE_TIER, WEAK, cut_off, make_run
+from tests.report_runs import FAILING, HOSTILE_ID, HOSTILE_TIER, WEAK, interrupt, make_run
 from vllm_eval.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def test_a_run_is_shown_by_its_name_too(failing: Path) -> None:
 
 
 def test_a_partial_run_is_shown_as_such(failing: Path) -> None:
-    shown = vllm_eval.show(cut_off(failing, 5))
+    shown = vllm_eval.show(interrupt(failing, 5))
     assert "partial" in repr(shown)
     assert "Partial run" in shown._repr_html_()
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 import orjson
 import pytest
 
-from tests.report_runs import FAILING, HOSTILE_ID, HOSTILE_TIER, WEAK, cut_off, make_run, open_run
+from tests.report_runs import FAILING, HOSTILE_ID, HOSTILE_TIER, WEAK, interrupt, make_run, open_run
 from vllm_eval.report.html import NOTES
 from vllm_eval.report.plots import ARM_COLOURS, inline_svgs, write_plots
 
@@ -134,8 +134,8 @@ def test_two_thousand_cases_are_drawn_in_seconds_and_small(run: Path) -> None:
     assert sum(map(len, drawn.values())) < 300_000
 
 
-def test_a_run_cut_off_before_its_first_answer_has_no_figure(run: Path) -> None:
-    assert inline_svgs(open_run(cut_off(run, 0)).comparison) == {}
+def test_a_run_interrupted_before_its_first_answer_has_no_figure(run: Path) -> None:
+    assert inline_svgs(open_run(interrupt(run, 0)).comparison) == {}
 
 
 def test_a_notebook_s_own_style_does_not_reach_the_figures(svgs: dict[str, str], run: Path) -> None:

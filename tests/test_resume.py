@@ -197,7 +197,7 @@ def test_an_interrupted_run_can_be_resumed_to_a_whole_one(bench: Bench, answers:
     assert len(outcomes(run)) == 6
 
 
-def test_an_engine_that_dies_is_started_again_with_what_it_owed(
+def test_an_engine_that_dies_is_started_again_with_what_is_pending(
     bench: Bench, answers: Answers
 ) -> None:
     bench.dataset(3)

@@ -35,7 +35,7 @@ def auto(bench: Bench, answers: Answers) -> Bench:
     return bench
 
 
-def cut_off(folder: Path) -> None:
+def interrupt(folder: Path) -> None:
     """Leave of a run what a killed process leaves."""
     journal = folder / "attempts.jsonl"
     first = journal.read_bytes().splitlines(keepends=True)[0]
@@ -51,10 +51,10 @@ def test_a_first_run_is_a_new_one(auto: Bench) -> None:
     assert "resume: no run like this one yet, so a new one starts" in run.out
 
 
-def test_a_run_that_was_cut_off_goes_on(auto: Bench) -> None:
+def test_an_interrupted_run_goes_on(auto: Bench) -> None:
     folder = auto.run("--resume", "auto").folder
     begun = (folder / "attempts.jsonl").read_bytes().splitlines()[0]
-    cut_off(folder)
+    interrupt(folder)
     run = auto.run("--resume", "auto")
     assert (run.code, run.folder) == (0, folder)
     assert f"resume: {folder}" in run.out
@@ -71,7 +71,7 @@ def test_a_finished_run_is_not_done_again(auto: Bench) -> None:
 
 
 def test_another_run_is_never_taken_for_this_one(auto: Bench) -> None:
-    cut_off(auto.run("--resume", "auto").folder)
+    interrupt(auto.run("--resume", "auto").folder)
     run = auto.run("--resume", "auto", "--seed", "7")
     assert run.code == 0
     assert len(list(auto.output_dir.iterdir())) == 2

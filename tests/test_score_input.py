@@ -89,7 +89,7 @@ def test_a_broken_file_is_refused_at_its_place(tmp_path: Path, text: str) -> Non
     assert BROKEN[text] in message
 
 
-def test_a_result_file_cut_off_at_its_end_is_refused(bench: Bench) -> None:
+def test_a_result_file_without_its_end_is_refused(bench: Bench) -> None:
     bench.dataset(1)
     scored = score(bench, write(bench.folder, SHAPES["indented"][:-30]))
     assert scored.code == 2

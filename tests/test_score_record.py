@@ -122,7 +122,7 @@ def test_attempts_given_as_a_list_count_by_its_length(bench: Bench, answers: Ans
     assert (arm["attempts"], arm["first_valid"]) == (3, 1)
 
 
-def test_a_last_line_that_was_cut_off_is_noted(bench: Bench, answers: Answers) -> None:
+def test_an_incomplete_last_line_is_noted(bench: Bench, answers: Answers) -> None:
     path = write(bench, row(answers))
     path.write_text(path.read_text("utf-8") + '{"concept_id": "K2", "ra', "utf-8")
     scored = score(bench, path)

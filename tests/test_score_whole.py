@@ -96,9 +96,7 @@ def test_only_the_cases_that_were_drawn_are_pending(bench: Bench, answers: Answe
     assert bench.call("score", str(run.folder)).code == 0
 
 
-def test_a_journal_without_its_manifest_owes_what_its_configuration_says(
-    good: Run, bench: Bench
-) -> None:
+def test_without_a_manifest_the_configuration_says_what_is_pending(good: Run, bench: Bench) -> None:
     kill(good, lambda row: row["concept_id"] != "K3")
     (good.folder / "manifest.json").unlink()
     scored = bench.call("score", str(good.folder))

@@ -143,13 +143,13 @@ def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finishe
 
     comparison = compare_arms(outcomes, free, bootstrap=bootstrap)
     verdicts = grade(comparison)
-    mended, mended_verdicts = comparison, verdicts
+    repaired, repaired_verdicts = comparison, verdicts
     if any(outcome.repair for outcome in outcomes):
-        mended = compare_arms([as_repaired(o) for o in outcomes], free, bootstrap=bootstrap)
-        mended_verdicts = grade(mended)
-    held = compare_constrained(config.constrain, outcomes, comparison, survey.arms, bootstrap)
-    constrained = {arm: both.constrained.summary for arm, both in held.arms.items()}
-    then = () if reading.pending else mended_verdicts
+        repaired = compare_arms([as_repaired(o) for o in outcomes], free, bootstrap=bootstrap)
+        repaired_verdicts = grade(repaired)
+    variants = compare_constrained(config.constrain, outcomes, comparison, survey.arms, bootstrap)
+    constrained = {arm: both.constrained.summary for arm, both in variants.arms.items()}
+    then = () if reading.pending else repaired_verdicts
     failures = list(survey.failures.values())
     failures.sort(key=lambda g: (-g.attempts, -g.outcomes, g.reason, g.tier or "", g.arm))
     return Finished(
@@ -162,13 +162,13 @@ def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finishe
         pending=reading.pending,
         repair=repair_to_json(
             outcomes,
-            mended.arms,
-            mended_verdicts,
+            repaired.arms,
+            repaired_verdicts,
             asked=config.repair,
             measured=run.task.grades,
             pending=reading.pending,
         ),
         diagnosis=diagnose(survey, comparison.arms, config, then, constrained),
-        constrained=held,
+        constrained=variants,
         quantization=run.manifest.get("engine", {}).get("quantization", "none"),
     )

@@ -14,8 +14,9 @@ from vllm_eval.diagnose.survey import ArmTally
 from vllm_eval.records import BASELINE, CONSTRAINED, Outcome
 
 NOTE = (
-    "free and constrained answers share each step of the engine, so that the masks' cost slows "
-    "both: for the cost hold a run with `constrain: only` against one with `constrain: none`"
+    "free and constrained answers share each step of the engine, so the masks slow "
+    "both: to measure their cost, compare a run with `constrain: only` with one with "
+    "`constrain: none`"
 )
 
 
@@ -66,25 +67,29 @@ def compare_constrained(
     tallies: Mapping[str, ArmTally],
     bootstrap: Bootstrap,
 ) -> Constrained:
-    """Hold every arm of `free` against its constrained variant, where the run has variants.
+    """Compare every arm of `free` with its constrained variant, where the run has variants.
 
     `outcomes` and the `tallies` of attempts are of all arms, `free` is of the free ones.
     """
     if mode != "beside":
         return Constrained(mode)
     names = [arm + CONSTRAINED for arm in free.arms]
-    held = compare_arms(outcomes, names, BASELINE + CONSTRAINED, bootstrap)
+    constrained = compare_arms(outcomes, names, BASELINE + CONSTRAINED, bootstrap)
     return Constrained(
         mode,
         arms={
             arm: Variant(
                 _side(arm, free, tallies),
-                _side(arm + CONSTRAINED, held, tallies),
-                compare_cases(held.cases[arm + CONSTRAINED], free.cases[arm], arm, bootstrap),
+                _side(arm + CONSTRAINED, constrained, tallies),
+                compare_cases(
+                    constrained.cases[arm + CONSTRAINED], free.cases[arm], arm, bootstrap
+                ),
             )
             for arm in free.arms
         },
-        students={name.removesuffix(CONSTRAINED): pair for name, pair in held.students.items()},
+        students={
+            name.removesuffix(CONSTRAINED): pair for name, pair in constrained.students.items()
+        },
     )
 
 

@@ -1,6 +1,6 @@
 """The files of a concluded run: `comparison.json`, and one result file an arm.
 
-A result file has the predecessor's keys. What repairs would recover is told beside the strict
+A result file has the predecessor's keys. What repairs would recover stands beside the strict
 figures, which alone decide: nothing here changes what an answer was graded to be.
 """
 
@@ -81,16 +81,16 @@ def _stem(arm: str, arms: int) -> str:
 def write_results(run: Evaluated, finished: Finished, reading: Reading) -> None:
     """One file an arm, with the attempts of each case fetched from the journal by their places."""
     folder, task, arms = run.folder, run.task, finished.comparison.arms
-    mended: set[Key] = set()
+    repaired: set[Key] = set()
     if run.config.repair:
-        mended = {(o.arm, o.concept_id, o.sample) for o in reading.outcomes if o.repair}
+        repaired = {(o.arm, o.concept_id, o.sample) for o in reading.outcomes if o.repair}
 
     def about(last: Mapping[str, Any]) -> dict[str, Any]:
-        told = {"blocks": task.blocks(last["raw_response"])}
-        if (last["arm"], last["concept_id"], last["sample"]) in mended:
+        found = {"blocks": task.blocks(last["raw_response"])}
+        if (last["arm"], last["concept_id"], last["sample"]) in repaired:
             case = partial(read_row, run.cases, task.declaration, last["concept_id"])
-            return told | _repaired(task, case, last)
-        return told
+            return found | _repaired(task, case, last)
+        return found
 
     for name, adapter in run.adapters.items():
         head: dict[str, Any] = {
@@ -102,11 +102,11 @@ def write_results(run: Evaluated, finished: Finished, reading: Reading) -> None:
             "timing": dict(finished.timing),
         }
         if run.config.repair:
-            head["repaired_samples"] = sum(arm == name for arm, _, _ in mended)
+            head["repaired_samples"] = sum(arm == name for arm, _, _ in repaired)
         path = folder.path / f"{_stem(name, len(arms))}_{folder.timestamp}.json"
         free = name.removesuffix(CONSTRAINED)
-        held = finished.constrained.arms[free].constrained.summary if free != name else None
-        summary = held or arms[name]
+        constrained = finished.constrained.arms[free].constrained.summary if free != name else None
+        summary = constrained or arms[name]
         _write_arm(path, folder.journal, reading.places[name], head, summary, about)
 
 
@@ -249,11 +249,11 @@ def repair_to_json(
     `arms` and `verdicts` count repaired outcomes as valid; without `measured` they could not be
     graded. `asked` is the configuration's, and while outcomes are `pending` there is no verdict.
     """
-    told = {"asked": asked, "measured": measured}
+    stated = {"asked": asked, "measured": measured}
     if not measured:
-        return told | {"passed": None, "arms": {}, "verdicts": []}
+        return stated | {"passed": None, "arms": {}, "verdicts": []}
     repaired = [outcome for outcome in outcomes if outcome.repair]
-    return told | {
+    return stated | {
         "passed": pending == 0 and all(verdict.passed for verdict in verdicts),
         "arms": {
             arm: _count([o for o in repaired if o.arm == arm]) | {"summary": asdict(summary)}

@@ -1,4 +1,4 @@
-"""Whether vLLM can serve an adapter on its base, judging by its configuration and headers alone.
+"""Whether vLLM can serve an adapter on its base, read from its configuration and headers alone.
 
 What vLLM refuses is in `vllm/lora/peft_helper.py` and `vllm/lora/lora_model.py`. What it accepts
 without a word and computes wrongly (an extra layer, another module's rank) is refused here too.

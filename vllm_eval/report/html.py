@@ -130,8 +130,8 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     own = (words.visible, words.ticked, words.facts, words.tone, words.span)
-    told = (recovered, retried, pattern_line)
-    environment.filters |= words.NUMBERS | {make.__name__: make for make in (*own, *told)}
+    shared = (recovered, retried, pattern_line)
+    environment.filters |= words.NUMBERS | {make.__name__: make for make in (*own, *shared)}
     return environment
 
 

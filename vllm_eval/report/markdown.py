@@ -117,8 +117,8 @@ def _templates() -> jinja2.Environment:
     own: dict[str, Callable[..., str]] = {"interval": _interval, "md": str}
     own |= NUMBERS | {"recovered": recovered, "retried": retried}
     environment.filters |= {name: _trusted(make) for name, make in own.items()}
-    told = (code, fence, words, sentence, pattern_line)
-    environment.filters |= {make.__name__: make for make in told}
+    shared = (code, fence, words, sentence, pattern_line)
+    environment.filters |= {make.__name__: make for make in shared}
     return environment
 
 

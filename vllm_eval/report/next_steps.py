@@ -67,10 +67,10 @@ def _repair(comparison: Mapping[str, Any], verdict: Mapping[str, Any]) -> Iterat
     yield Md(f"Do not integrate {code(arm)}.")
     failed = [rule for rule in verdict["rules"] if not rule["passed"]]
     # A number that does not exist follows from something else, such as answers that all failed.
-    told = [rule for rule in failed if rule["value"] is not None]
-    for rule in told:
+    known = [rule for rule in failed if rule["value"] is not None]
+    for rule in known:
         yield from _remedy(comparison, verdict, rule)
-    if not told:
+    if not known:
         for rule in failed:
             yield Md(f"{words(rule['name'])} is unknown: {code(rule['reason'])}")
     if verdict["pass_chance"] is not None and verdict["pass_chance"] > 1 - SURE:

@@ -97,8 +97,8 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
             return
         for verdict in finished.verdicts:
             style = "bold green" if verdict.passed else "bold red"
-            held = "  (every answer constrained to the task's grammar)"
-            only = held if finished.constrained.mode == "only" else ""
+            note = "  (every answer constrained to the task's grammar)"
+            only = note if finished.constrained.mode == "only" else ""
             text = f"{verdict.word}  {plain(verdict.arm)}{_base(finished.quantization)}{only}"
             self.console.print(Text(text, style=style))
         if not finished.passed and finished.diagnosis.attempts:

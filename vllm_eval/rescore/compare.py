@@ -124,8 +124,8 @@ def to_json(compared: Compared) -> dict[str, Any]:
 def _open_side(path: Path) -> RecordedRun:
     outcomes: dict[str, list[Outcome]] = {}
     files = [stored.open_file(found) for found in find_files([path])]
-    cut = (path / manifest.FILE).is_file() and not is_finished(path)
-    partial = cut or any(file.partial for file in files)
+    unfinished = (path / manifest.FILE).is_file() and not is_finished(path)
+    partial = unfinished or any(file.partial for file in files)
     flags = [f"{path} holds a run that did not finish"] if partial else []
     for file in files:
         flags += [*file.notes(), *_read_outcomes(file, outcomes)]

@@ -38,7 +38,7 @@ class Server:
     in_flight: int = 0
     climbing: bool = True
     """Until the first sign of overload, the limit grows by one with every answer."""
-    cut_at: float = 0.0
+    halved_at: float = 0.0
     """When the limit was last halved."""
     free_at: float = 0.0
     """It is left alone until then."""
@@ -97,8 +97,8 @@ class Counts:
 def complete(call: Call, began: float, answer: Answer, config: Config) -> Done:
     """An answer as a completion; times are from submission."""
     prompt, output = answer.tokens("prompt"), answer.tokens("completion")
-    error, cut = None, answer.finish_reason == "length" and 0 < output < config.max_new_tokens
-    if cut:
+    error, truncated = None, answer.finish_reason == "length" and 0 < output < config.max_new_tokens
+    if truncated:
         error = (
             f"the prompt's {prompt} tokens leave room for {output} of {config.max_new_tokens} for "
             "the answer; raise the server's --max-model-len or lower --max-new-tokens"
@@ -117,7 +117,7 @@ def complete(call: Call, began: float, answer: Answer, config: Config) -> Done:
         ttft_s=answer.first_at - call.queued_at,
         total_s=answer.last_at - call.queued_at,
     )
-    return Done(completion, call.request.arm, too_long=cut)
+    return Done(completion, call.request.arm, too_long=truncated)
 
 
 def pause(tries: int) -> float:
@@ -139,12 +139,12 @@ def grow(server: Server, most: int) -> None:
     server.limit = min(server.limit + step, float(most))
 
 
-def cut(server: Server, began: float, now: float) -> bool:
+def halve(server: Server, began: float, now: float) -> bool:
     """Halve the limit, once for all requests in flight together; returns whether it did."""
-    if began < server.cut_at:
+    if began < server.halved_at:
         return False
     server.limit = max(1.0, server.limit / 2)
-    server.climbing, server.cut_at = False, now
+    server.climbing, server.halved_at = False, now
     return True
 
 

@@ -142,9 +142,9 @@ class Traffic:
             self._give_up(call, f"{why}: {fault.words}")
             return
         # A server that answers stays in service and only gets fewer requests.
-        silent = server.limit < 2 or server.answered_at < server.cut_at
+        silent = server.limit < 2 or server.answered_at < server.halved_at
         before = server.limit
-        if fault.kind in ("busy", "timeout") and state.cut(server, began, now):
+        if fault.kind in ("busy", "timeout") and state.halve(server, began, now):
             self.note(f"{server.url}: {fault.words}; limit {before:.0f} -> {server.limit:.0f}")
         if fault.kind != "busy" or silent:
             self._leave_alone(server, now, state.count_failure(server, began, now))

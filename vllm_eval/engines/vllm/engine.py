@@ -167,7 +167,7 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
 
         return SamplingParams(
-            structured_outputs=self._held_to(request.arm),
+            structured_outputs=self._structure(request.arm),
             temperature=self._config.temperature,
             top_p=self._config.top_p,
             max_tokens=self._config.max_new_tokens,
@@ -193,8 +193,10 @@ class VllmEngine:
 
         if (arm := next(iter(self._grammars), None)) is None:
             return
-        held = self._held_to(arm)
-        sampling = SamplingParams(temperature=0.0, max_tokens=len(FENCE), structured_outputs=held)
+        structure = self._structure(arm)
+        sampling = SamplingParams(
+            temperature=0.0, max_tokens=len(FENCE), structured_outputs=structure
+        )
         ids = tokens_input(list(self._tokenizer.encode(canary.TEXTS[-1])))
         self._engine.add_request("grammar", ids, sampling)
         text = ""
@@ -203,7 +205,7 @@ class VllmEngine:
         if not text.startswith(FENCE):
             raise EngineError(f"constrain: under the task's grammar, the model begins {text!r}")
 
-    def _held_to(self, arm: str) -> StructuredOutputsParams | None:
+    def _structure(self, arm: str) -> StructuredOutputsParams | None:
         from vllm.sampling_params import StructuredOutputsParams
 
         grammar = self._grammars.get(arm)

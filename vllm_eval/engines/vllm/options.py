@@ -119,7 +119,7 @@ def engine_options(config: Config, arms: Sequence[Arm]) -> dict[str, Any]:
 
 
 def advise(message: str, output: OutputToFile) -> str | None:
-    """What to change, judging by the error's message or the end of the engine's log.
+    """What to change, according to the error's message or the end of the engine's log.
 
     With worker processes the message only says that one failed; the log says why.
     """
