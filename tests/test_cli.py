@@ -174,6 +174,23 @@ def test_an_option_has_the_default_and_the_help_of_its_key(option: KeyOption) ->
         assert default == str(key)
 
 
+@pytest.mark.parametrize("command", ["run", "bench"])
+def test_an_option_of_fixed_values_names_each_of_them_in_the_help(command: str) -> None:
+    program = get_command(app)
+    assert isinstance(program, TyperGroup)
+    params = {param.name: param for param in program.commands[command].params}
+    shown = {}
+    for option in key_options():
+        if literal := re.search(r"Literal\[(.*?)\]", str(option.field.annotation)):
+            param = params[option.path[-1]]
+            assert isinstance(param, TyperOption)
+            shown[option.path[-1]] = f"{param.metavar} {param.help}"
+            assert set(re.findall(r"\w+", literal[1])) <= set(
+                re.findall(r"\w+", shown[option.path[-1]])
+            )
+    assert set(shown) == {"prompt_format", "constrain", "engine", "bnb_compute_dtype"}
+
+
 def test_every_option_shows_a_default_and_no_text_is_taken_for_markup() -> None:
     command = get_command(app)
     assert isinstance(command, TyperGroup)

@@ -74,7 +74,7 @@ class KeyOption:
             self.shown_default,
             *(flag.names or (switch if kind is bool else name,)),
             panel=flag.panel,
-            metavar=flag.metavar,
+            metavar=flag.metavar or "|".join(choices) or None,
             complete=(lambda: list(choices)) if choices else None,
         )
         given = list(default) if isinstance(default, tuple) else default

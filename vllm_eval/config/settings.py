@@ -122,7 +122,7 @@ class Config(Record):
     prompt_template: Annotated[str | None, Flag(HOW, "the task's", metavar="FILE")] = None
     """Jinja2 template that replaces the task's prompt."""
     prompt_format: Annotated[Literal["raw", "chat"], Flag(HOW)] = "raw"
-    """Send the prompt as it is, or through the tokenizer's chat template."""
+    """Send the prompt as it is (raw), or through the tokenizer's chat template (chat)."""
     temperature: Annotated[_NotNegative, Flag(HOW)] = 0.2
     """Sampling temperature."""
     top_p: Annotated[float, Field(gt=0, le=1), Flag(HOW)] = 0.9
