@@ -20,18 +20,9 @@ NO_NUMBER = "there is no such number in this run"
 NOT_FINISHED = "NOT FINISHED"
 """Instead of a verdict while outcomes are pending: a partial run neither passes nor fails."""
 
-Kind = Literal[
-    "answered",
-    "valid_rate",
-    "baseline_mean",
-    "ratio",
-    "ratio_low",
-    "student_mean",
-    "student_std",
-    "lowest_case",
-    "distance",
-    "whole_files",
-]
+_Basic = Literal["answered", "valid_rate", "baseline_mean", "ratio", "ratio_low"]
+_Extra = Literal["student_mean", "student_std", "lowest_case", "distance", "whole_files"]
+Kind = Literal[_Basic, _Extra]
 AT_MOST = ("student_std", "distance")
 """Rules whose threshold is an upper bound."""
 
@@ -106,10 +97,7 @@ def decide_student(
 
 def to_json(verdicts: Iterable[Verdict], pending: int) -> list[dict[str, Any]]:
     """Verdicts as JSON values; without the word PASS or FAIL while outcomes are `pending`."""
-    return [
-        asdict(verdict) | {"verdict": NOT_FINISHED if pending else verdict.word}
-        for verdict in verdicts
-    ]
+    return [asdict(v) | {"verdict": NOT_FINISHED if pending else v.word} for v in verdicts]
 
 
 def from_json(rows: Iterable[Mapping[str, Any]]) -> tuple[Verdict, ...]:
@@ -155,12 +143,7 @@ def _rules(
     extra: tuple[tuple[Kind, str, float | None, float | None], ...] = (
         ("student_mean", f"mean of {arm}", mean, gate.min_student_mean),
         ("student_std", f"std of {arm}", std, gate.max_student_std),
-        (
-            "lowest_case",
-            f"lowest valid case of {arm}",
-            lowest,
-            gate.min_case_score,
-        ),
+        ("lowest_case", f"lowest valid case of {arm}", lowest, gate.min_case_score),
         ("distance", f"mean of {arm} apart from {baseline}", apart, gate.max_abs_difference),
     )
     for kind, name, value, bound in extra:

@@ -119,11 +119,8 @@ def summarise(
 ) -> Summary:
     """Counts and score statistics of outcomes of one arm; defined even for no outcomes.
 
+    `by_case` holds the same outcomes by case, where that is known already.
     Source: `product_owner.md`, "Aggregates and gate".
-
-    Args:
-        outcomes: of the arm.
-        by_case: the same outcomes by case, where that is known already.
     """
     by_case = _by_case(outcomes) if by_case is None else by_case
     cases = list(by_case.values())
@@ -161,21 +158,10 @@ def as_repaired(outcome: Outcome) -> Outcome:
 
 def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
     """The comparison as JSON values, without the cases."""
-    return {
-        "arms": {arm: asdict(summary) for arm, summary in comparison.arms.items()},
-        "tiers": {
-            arm: {tier: asdict(part) for tier, part in tiers.items()}
-            for arm, tiers in comparison.tiers.items()
-        },
-        "reasons": {arm: dict(counts) for arm, counts in comparison.reasons.items()},
-        "students": {arm: asdict(paired) for arm, paired in comparison.students.items()},
-        "ranking": {
-            "by": "mean",
-            "correction": CORRECTION,
-            "students": [asdict(ranked) for ranked in comparison.ranking],
-        },
-        "bootstrap": asdict(comparison.bootstrap),
-    }
+    data = asdict(replace(comparison, cases={}))
+    del data["cases"]
+    students = list(data["ranking"])
+    return data | {"ranking": {"by": "mean", "correction": CORRECTION, "students": students}}
 
 
 def comparison_from_json(data: Mapping[str, Any]) -> Comparison:

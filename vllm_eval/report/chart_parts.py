@@ -88,16 +88,14 @@ def with_gaps(values: Sequence[float | None]) -> list[float]:
 def as_percent(axes: Axes, *, across: bool = False) -> None:
     """Percentages at the ticks of the vertical or horizontal axis; none above 100 %."""
 
-    def percent(value: float, place: float) -> str:
-        del place
+    def percent(value: float, _place: float) -> str:
         return f"{value:.0%}" if value < 1.001 else ""
 
     (axes.xaxis if across else axes.yaxis).set_major_formatter(percent)
 
 
-def short_number(value: float, place: float) -> str:
+def short_number(value: float, _place: float) -> str:
     """A tick's label: 20k for 20,000."""
-    del place
     return f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}"
 
 

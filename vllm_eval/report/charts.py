@@ -8,22 +8,8 @@ from functools import partial
 from typing import Any
 
 from vllm_eval.compare.summary import NO_TIER
-from vllm_eval.report.chart_parts import (
-    LABEL,
-    MARKERS,
-    Axes,
-    Colours,
-    Figure,
-    add_legend,
-    as_percent,
-    labels_width,
-    left_out,
-    line_style,
-    make_axes,
-    short_number,
-    shorten,
-    with_gaps,
-)
+from vllm_eval.report import chart_parts as parts
+from vllm_eval.report.chart_parts import LABEL, MARKERS, Axes, Colours, Figure, shorten
 
 Painter = Callable[[Figure, Colours], None]
 
@@ -67,17 +53,17 @@ def painters(comparison: Mapping[str, Any]) -> dict[str, Painter]:
 def history(figure: Figure, colours: Colours, lines: Sequence[Series]) -> None:
     """Score above, validity below; the first line is the baseline's."""
     names = [line.name for line in lines[:MOST_ARMS]]
-    above, below = make_axes(figure, len(names), rows=2)
+    above, below = parts.make_axes(figure, len(names), rows=2)
     figure.subplots_adjust(bottom=0.22)
     for number, line in enumerate(lines[:MOST_ARMS]):
-        style = line_style(colours, number)
-        above.plot(line.dates, with_gaps(line.means), **style)
-        below.plot(line.dates, with_gaps(line.valid_rates), **style)
+        style = parts.line_style(colours, number)
+        above.plot(line.dates, parts.with_gaps(line.means), **style)
+        below.plot(line.dates, parts.with_gaps(line.valid_rates), **style)
     above.set_ylabel("mean score")
     below.set_ylabel("valid")
-    as_percent(below)
+    parts.as_percent(below)
     below.tick_params(axis="x", rotation=30)
-    add_legend(figure, above.get_lines(), names)
+    parts.add_legend(figure, above.get_lines(), names)
 
 
 def _paired(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:
@@ -91,7 +77,7 @@ def _draw_lines(
     figure: Figure, colours: Colours, comparison: Mapping[str, Any], students: Sequence[str]
 ) -> None:
     """Each case is a line from the baseline's score to the student's."""
-    (axes,) = make_axes(figure, 0)
+    (axes,) = parts.make_axes(figure, 0)
     ticks: list[str] = []
     for number, student in enumerate(students):
         left = 3 * number
@@ -114,7 +100,7 @@ def _draw_scatter(
     figure: Figure, colours: Colours, comparison: Mapping[str, Any], students: Sequence[str]
 ) -> None:
     """Each case is a point, above the solid line if the student is better."""
-    (axes,) = make_axes(figure, len(students) + 2)
+    (axes,) = parts.make_axes(figure, len(students) + 2)
     shown, least = [], 1.0
     for number, student in enumerate(students, start=1):
         pairs = _pairs(comparison, student)
@@ -132,7 +118,7 @@ def _draw_scatter(
     axes.set_ylim(low, 1.01)
     axes.set_xlabel(f"baseline score ({_counted(comparison, students)})")
     axes.set_ylabel("student score")
-    add_legend(figure, [*shown, *same], names)
+    parts.add_legend(figure, [*shown, *same], names)
 
 
 def _counted(comparison: Mapping[str, Any], students: Sequence[str]) -> str:
@@ -164,7 +150,7 @@ def _points(axes: Axes, pairs: Sequence[tuple[float, float]], number: int, colou
 def _distribution(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:
     """Counts by score, one row per arm; the line below spans the quartiles."""
     spread = list(comparison["distributions"].items())
-    rows = make_axes(figure, 1, rows=min(len(spread), MOST_ARMS))
+    rows = parts.make_axes(figure, 1, rows=min(len(spread), MOST_ARMS))
     most = max(count for _, one in spread for count in one["counts"])
     first = 1.0
     for number, (arm, one) in enumerate(spread[:MOST_ARMS]):
@@ -181,7 +167,9 @@ def _distribution(figure: Figure, colours: Colours, comparison: Mapping[str, Any
             axes.plot((low, high), (0, 0), color=colours.text, linewidth=3, **base)
             axes.plot((middle,), (0,), "o", color=colours.text, markersize=6, **base)
     rows[0].set_xlim(max(0.0, first - 0.05), 1.0)
-    rows[-1].set_xlabel(f"score (line: quartiles, point: median){left_out(spread, MOST_ARMS)}")
+    rows[-1].set_xlabel(
+        f"score (line: quartiles, point: median){parts.left_out(spread, MOST_ARMS)}"
+    )
 
 
 def _tiers(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:
@@ -190,34 +178,38 @@ def _tiers(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> N
     tiers = sorted({tier for arm in arms for tier in comparison["tiers"][arm]} - {NO_TIER})
     rows = ["all", *tiers[:MOST_TIERS]]
     labels = [shorten(row, LABEL * 2 // 3) for row in rows]
-    left, right = make_axes(figure, len(arms), columns=2, left=labels_width(labels))
+    left, right = parts.make_axes(figure, len(arms), columns=2, left=parts.labels_width(labels))
     for number, arm in enumerate(arms):
         found = comparison["tiers"][arm]
-        parts = [comparison["arms"][arm], *(found.get(tier) for tier in rows[1:])]
+        summaries = [comparison["arms"][arm], *(found.get(tier) for tier in rows[1:])]
         step = 0.5 / max(1, len(arms) - 1)
         heights = [row + number * step - 0.25 for row in range(len(rows))]
-        style = line_style(colours, number) | {"linestyle": "none"}
+        style = parts.line_style(colours, number) | {"linestyle": "none"}
         for axes, key in ((left, "mean"), (right, "valid_rate")):
-            axes.plot(with_gaps([part[key] if part else None for part in parts]), heights, **style)
+            axes.plot(
+                parts.with_gaps([part[key] if part else None for part in summaries]),
+                heights,
+                **style,
+            )
     left.set_yticks(range(len(rows)), labels)
     left.invert_yaxis()
     for axes in (left, right):
         axes.locator_params(axis="x", nbins=4)
         axes.set_xlim(right=min(1.02, axes.get_xlim()[1]))
-    left.set_xlabel(f"mean score{left_out(tiers, MOST_TIERS)}")
+    left.set_xlabel(f"mean score{parts.left_out(tiers, MOST_TIERS)}")
     right.set_xlabel("valid")
-    as_percent(right, across=True)
-    add_legend(figure, left.get_lines(), arms)
+    parts.as_percent(right, across=True)
+    parts.add_legend(figure, left.get_lines(), arms)
 
 
 def _attempts(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:
     arms = [arm for arm in comparison["arms"] if arm in comparison["attempts"]][:MOST_ARMS]
-    (axes,) = make_axes(figure, len(arms) + 1)
+    (axes,) = parts.make_axes(figure, len(arms) + 1)
     for number, arm in enumerate(arms):
         steps = comparison["attempts"][arm]["by_attempt"]
         numbers = [step["attempt"] for step in steps]
         shares = [step["valid_by_then"] for step in steps]
-        axes.plot(numbers, shares, **line_style(colours, number))
+        axes.plot(numbers, shares, **parts.line_style(colours, number))
     shown, names = list(axes.get_lines()), list(arms)
     least = _threshold(comparison, "valid_rate")
     if least is not None:
@@ -229,8 +221,8 @@ def _attempts(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -
     axes.set_xlabel("attempts")
     axes.set_ylabel("valid answers")
     axes.set_ylim(0, 1.03)
-    as_percent(axes)
-    add_legend(figure, shown, names)
+    parts.as_percent(axes)
+    parts.add_legend(figure, shown, names)
 
 
 def _failures(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:
@@ -240,7 +232,7 @@ def _failures(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -
     arms = [arm for arm in comparison["arms"] if arm in failed][:MOST_ARMS]
     reasons = list(dict.fromkeys(group["reason"] for group in groups))
     labels = [shorten(reason, LABEL + 8) for reason in reasons[:MOST_REASONS]]
-    (axes,) = make_axes(figure, len(arms), left=labels_width(labels))
+    (axes,) = parts.make_axes(figure, len(arms), left=parts.labels_width(labels))
     rows = {reason: row for row, reason in enumerate(reasons[:MOST_REASONS])}
     height = 0.8 / len(arms)
     shown: dict[str, object] = {}
@@ -260,9 +252,9 @@ def _failures(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.locator_params(axis="x", integer=True)
-    more = left_out(reasons, MOST_REASONS)
+    more = parts.left_out(reasons, MOST_REASONS)
     axes.set_xlabel(f"attempts (solid: last attempt){more}", loc="right")
-    add_legend(figure, list(shown.values()), list(shown))
+    parts.add_legend(figure, list(shown.values()), list(shown))
 
 
 def _of_arms(comparison: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -271,7 +263,7 @@ def _of_arms(comparison: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _throughput(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:
-    above, below = make_axes(figure, 2, rows=2)
+    above, below = parts.make_axes(figure, 2, rows=2)
     made = comparison["timing"]["over_time"]
     width = made["width_s"]
     edges = [width * number for number in range(len(made["output_tokens_per_s"]) + 1)]
@@ -283,10 +275,10 @@ def _throughput(figure: Figure, colours: Colours, comparison: Mapping[str, Any])
     below.set_xlabel("seconds since the first request")
     for axes in (above, below):
         axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(short_number)
+        axes.yaxis.set_major_formatter(parts.short_number)
         axes.locator_params(axis="y", nbins=4)
     figure.align_ylabels((above, below))
-    add_legend(figure, [every, again], ["all attempts", "of these retries"])
+    parts.add_legend(figure, [every, again], ["all attempts", "of these retries"])
 
 
 def _pairs(comparison: Mapping[str, Any], student: str) -> list[tuple[float, float]]:

@@ -67,8 +67,7 @@ class Result:
     def to_arrow(self, *, attempts: bool = False) -> pa.Table:
         """The outcomes as a table, in the columns of `vllm_eval export`.
 
-        Args:
-            attempts: every attempt instead of the last one of each outcome.
+        `attempts` gives every attempt instead of the last one of each outcome.
 
         Raises:
             InputError: pyarrow is not installed.
@@ -78,8 +77,7 @@ class Result:
     def to_pandas(self, *, attempts: bool = False) -> pd.DataFrame:
         """The outcomes as a data frame, in the columns of `vllm_eval export`.
 
-        Args:
-            attempts: every attempt instead of the last one of each outcome.
+        `attempts` gives every attempt instead of the last one of each outcome.
 
         Raises:
             InputError: pandas is not installed.
@@ -99,10 +97,8 @@ class Result:
             failed = [rule["name"] for rule in verdict["rules"] if not rule["passed"]]
             lines.append(f"{verdict['verdict']}  {verdict['arm']}  {'; '.join(failed)}".rstrip())
         for arm, summary in self.comparison.arms.items():
-            lines.append(
-                f"{arm}: {summary.valid} of {summary.total} valid, "
-                f"mean {score(summary.mean)}, std {score(summary.std)}"
-            )
+            scores = f"mean {score(summary.mean)}, std {score(summary.std)}"
+            lines.append(f"{arm}: {summary.valid} of {summary.total} valid, {scores}")
         for arm, paired in self.comparison.students.items():
             lines.append(f"{arm} less the baseline: {signed(paired.difference.value)}")
         return "\n".join(lines)
@@ -111,21 +107,15 @@ class Result:
         return render_summary(self.run)
 
     def _repr_html_(self) -> str:
-        return render_page(
-            "show.html.j2",
-            name=self.folder.name,
-            c=self.run.comparison,
-            plots=_images(self.run.comparison),
-            page=self.folder / HTML,
-        )
+        folder, c = self.folder, self.run.comparison
+        plots, page = _images(c), folder / HTML
+        return render_page("show.html.j2", name=folder.name, c=c, plots=plots, page=page)
 
 
 def show(run: str | Path, output_dir: str | Path = "results") -> Result:
     """A stored run: its verdicts and figures; notebooks render it with tables and plots.
 
-    Args:
-        run: its folder, or its name in `output_dir`. An interrupted run is concluded first.
-        output_dir: where runs lie.
+    `run` is its folder, or its name in `output_dir`. An interrupted run is concluded first.
 
     Raises:
         InputError: there is no such run, or a damaged one.

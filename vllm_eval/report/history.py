@@ -48,9 +48,8 @@ def write_history(runs: Sequence[StoredRun], path: Path) -> Path:
     Raises:
         InputError: the page cannot be written there.
     """
-    rows = sorted(
-        (row for run in runs for row in _rows(run, path.parent)), key=lambda row: row.begun
-    )
+    every = (row for run in runs for row in _rows(run, path.parent))
+    rows = sorted(every, key=lambda row: row.begun)
     lines = dict.fromkeys((row.arm != BASELINE, row.line) for row in rows)
     ordered = sorted(lines, key=lambda line: line[0])  # the baselines first
     page = render_page(

@@ -40,16 +40,13 @@ def write_junit(run: StoredRun, path: Path) -> Path:
 
 def _gates(comparison: Mapping[str, Any]) -> Iterator[ET.Element]:
     for verdict in comparison["verdicts"]:
-        name = f"gate.{verdict['arm']}"
+        name, rules = f"gate.{verdict['arm']}", verdict["rules"]
         if comparison["partial"]:
             why = f"{verdict['verdict']}: answers are still pending"
-            tests = [_test(name, rule["name"], "skipped", None, why) for rule in verdict["rules"]]
+            tests = [_test(name, rule["name"], "skipped", None, why) for rule in rules]
         else:
             kinds = {True: None, False: "failure"}
-            tests = [
-                _test(name, rule["name"], kinds[rule["passed"]], "rule", rule["reason"])
-                for rule in verdict["rules"]
-            ]
+            tests = [_test(name, r["name"], kinds[r["passed"]], "rule", r["reason"]) for r in rules]
         how = ", constrained answers" if comparison["constrained"]["mode"] == "only" else ""
         yield _suite(f"gate of {verdict['arm']}{how}", tests)
 
@@ -74,11 +71,7 @@ def _arms(run: StoredRun) -> Iterator[ET.Element]:
 
 
 def _case(
-    arm: str,
-    case: str,
-    cell: Mapping[str, Any] | None,
-    example: Example | None,
-    samples: int,
+    arm: str, case: str, cell: Mapping[str, Any] | None, example: Example | None, samples: int
 ) -> ET.Element:
     """The status of a case with fewer answers than `samples` is not known yet."""
     name = f"cases.{arm}"
@@ -99,10 +92,8 @@ def _case(
 
 def _suite(name: str, tests: Sequence[ET.Element], seconds: float = 0.0) -> ET.Element:
     suite = ET.Element("testsuite", name=_text(name), tests=str(len(tests)))
-    failures, errors, skipped = (
-        str(sum(test.find(kind) is not None for test in tests)) for kind in KINDS
-    )
-    suite.attrib |= {"failures": failures, "errors": errors, "skipped": skipped}
+    counts = (str(sum(test.find(kind) is not None for test in tests)) for kind in KINDS)
+    suite.attrib |= dict(zip(("failures", "errors", "skipped"), counts, strict=True))
     suite.set("time", f"{seconds:.3f}")
     suite.extend(tests)
     return suite

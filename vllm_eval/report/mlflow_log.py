@@ -22,7 +22,6 @@ LONGEST = 500
 """Characters of a value."""
 _NO_NAME = re.compile(r"[^\w.\-/ ]")
 TIMES = ("generation_s", "total_s", "engine_load_s", "output_tokens_per_s", "requests_per_s")
-DOUBT = ("difference", "ratio")
 
 
 def log_run(run: StoredRun, uri: str, files: Sequence[Path]) -> str:
@@ -82,7 +81,7 @@ def _metrics(comparison: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for arm, summary in comparison["arms"].items():
         yield from _numbers(f"{arm}/", summary, summary)
     for arm, paired in comparison["students"].items():
-        for key in DOUBT:
+        for key in ("difference", "ratio"):
             yield from _numbers(f"{arm}/{key}_", paired[key], ("value", "low", "high"))
     for verdict in comparison["verdicts"]:
         yield from _numbers(f"{verdict['arm']}/", verdict, ("pass_chance",))

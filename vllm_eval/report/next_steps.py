@@ -56,9 +56,8 @@ def _doubt(verdict: Mapping[str, Any]) -> str:
         share = percent(verdict["pass_chance"])
         parts.append(f"the rules hold on {share} of resamples of the cases.")
     if verdict["cases_to_settle"] is not None:
-        parts.append(
-            f"About {count(verdict['cases_to_settle'])} such cases would settle the ratio."
-        )
+        cases = count(verdict["cases_to_settle"])
+        parts.append(f"About {cases} such cases would settle the ratio.")
     return " ".join(parts)
 
 

@@ -88,10 +88,8 @@ def inline_svgs(comparison: Mapping[str, Any]) -> dict[str, str]:
     `ARM_COLOURS`), grid in `var(--grid)`. Width and height are the page's; ids are unique among
     the figures. The same comparison gives the same text.
     """
-    return {
-        name: as_element(svg, TITLES[name], _BY_NAME)
-        for name, svg in _svgs(orjson.dumps(comparison)).items()
-    }
+    svgs = _svgs(orjson.dumps(comparison))
+    return {name: as_element(svg, TITLES[name], _BY_NAME) for name, svg in svgs.items()}
 
 
 def slide_svgs(comparison: Mapping[str, Any]) -> dict[str, str]:

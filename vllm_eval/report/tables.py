@@ -49,10 +49,8 @@ def run_tables(finished: Finished) -> Iterator[Table | Text]:
         yield constrained_table(finished.constrained)
         for arm, paired in finished.constrained.students.items():
             words = f"constrained {arm} against the constrained baseline: "
-            difference = interval_words(paired.difference, "+.3f")
-            yield Text(
-                f"{plain(words)}ratio {interval_words(paired.ratio)}, difference {difference}"
-            )
+            apart = interval_words(paired.difference, "+.3f")
+            yield Text(f"{plain(words)}ratio {interval_words(paired.ratio)}, difference {apart}")
     if finished.repair["asked"]:
         yield repair_table(finished.repair) if finished.repair["measured"] else Text(UNMEASURED)
 
@@ -125,12 +123,8 @@ def repair_table(repair: Mapping[str, Any]) -> Table:
 def constrained_table(constrained: Constrained) -> Table:
     """Each arm's free and constrained answers."""
     columns = ["valid", "first try", "mean", "mean (failures = 0)", "truncated", "tokens"]
-    table = new_table(
-        "With constrained decoding (outside the verdict)",
-        "arm",
-        "answers",
-        right=[*columns, "difference"],
-    )
+    title = "With constrained decoding (outside the verdict)"
+    table = new_table(title, "arm", "answers", right=[*columns, "difference"])
     for arm, variant in constrained.arms.items():
         apart = variant.paired.difference.value
         for way, side in (("free", variant.free), ("constrained", variant.constrained)):

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 import orjson
@@ -26,7 +25,6 @@ from vllm_eval.text import plain
 
 PLAIN_INTERVAL_S = 10.0
 """Seconds between progress lines if the output is not a terminal."""
-
 PLAIN_WIDTH = 120
 """Columns of a table if the output is not a terminal."""
 
@@ -50,12 +48,7 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
         self._bar: Bar | None = None
         self._last_line = 0.0
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Remove the live display."""
         self._stop()
         if self._out is not sys.stdout:
@@ -69,12 +62,10 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
 
     def progress(self, progress: Progress) -> None:
         """Show progress."""
+        late = time.monotonic() - self._last_line >= PLAIN_INTERVAL_S
         if self._out.isatty():  # in Jupyter, rich takes a pipe for a terminal
             self._show_bar(progress)
-        elif (
-            time.monotonic() - self._last_line >= PLAIN_INTERVAL_S
-            or progress.done == progress.total
-        ):
+        elif late or progress.done == progress.total:
             self._last_line = time.monotonic()
             line = f"  {progress.done}/{progress.total} done, {_detail(progress)}"
             self.console.print(Text(line), soft_wrap=True)

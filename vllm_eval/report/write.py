@@ -14,9 +14,7 @@ from vllm_eval.store.folder import RunFolder, find_run, timestamp_of, write_text
 
 
 def write_reports(run: StoredRun) -> list[Path]:
-    """Render a run: report.html, report.md, plots and files for other tools.
-
-    Returns the files written.
+    """Render a run: report.html, report.md, plots and files for other tools; returns their paths.
 
     Raises:
         InputError: the folder holds a damaged run.
@@ -47,12 +45,8 @@ def render(
 
     A run that was interrupted is concluded first, from what it has.
 
-    Args:
-        names: folders of runs, or their names in `output_dir`.
-        watcher: is told what was written, and what a partial run lacks.
-        output_dir: where runs lie.
-        output: the page over time; by default `history.html` in `output_dir`.
-        mlflow: address of an MLflow store that gets the runs too.
+    `names` are folders of runs, or their names in `output_dir`; `output` is the page over time, by
+    default `history.html` in `output_dir`; `mlflow` is a store's address that gets the runs too.
 
     Raises:
         InputError: runs are missing, damaged or cannot be written to, which is said once all others

@@ -20,10 +20,7 @@ Check = Callable[[Mapping[object, object]], Problem | None]
 
 MISSING_BLOCKS = "missing_yaml_blocks"
 CLUSTERS = {
-    "not_text": "wrong_type",
-    "not_date": "wrong_type",
-    "not_list": "wrong_type",
-    "not_dict": "wrong_type",
+    **dict.fromkeys(("not_text", "not_date", "not_list", "not_dict"), "wrong_type"),
     "not_choice": "wrong_choice",
     "too_few": "too_few",
     "too_long": "too_long",
@@ -228,22 +225,16 @@ def _ids(place: _Place, value: Value, ids: Ids, reasons: dict[str, str]) -> Chec
         if found is None:
             return None
         every = [found.get(sub) for sub in lists] if isinstance(found, dict) else [found]
-        named = any(
-            pattern.search(str(item)) for one in every if isinstance(one, list) for item in one
-        )
-        return None if named else problem
+        items = (item for one in every if isinstance(one, list) for item in one)
+        return None if any(pattern.search(str(item)) for item in items) else problem
 
     return check
 
 
 def _possible(value: Value) -> tuple[str, ...]:
     """The faults that a value of this declaration can have."""
-    absent = set()
-    if not value.min_items:
-        absent.add("too_few")
-    if value.max_words is None:
-        absent.add("too_long")
-    return tuple(fault for fault in FAULTS[value.type] if fault not in absent)
+    impossible = {"too_few": not value.min_items, "too_long": value.max_words is None}
+    return tuple(fault for fault in FAULTS[value.type] if not impossible.get(fault))
 
 
 def _expected(value: Value) -> str:

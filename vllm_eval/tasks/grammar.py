@@ -15,17 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_eval.errors import ConfigError
+from vllm_eval.tasks import grammar_text as texts
 from vllm_eval.tasks.declaration import Declaration, Ids, Value
-from vllm_eval.tasks.grammar_text import (
-    Rules,
-    add_counted,
-    add_date,
-    add_entry,
-    add_naming,
-    add_text,
-    literal,
-    spelled,
-)
+from vllm_eval.tasks.grammar_text import Rules, literal, spelled
 from vllm_eval.tasks.parse import parse_yaml
 
 _STEP = 2
@@ -76,7 +68,7 @@ def _key(rules: Rules, path: str, name: str, indent: int, value: Value) -> str:
     elif value.type == "choice":
         body = f'" " ({_choice(value.of)}) "\\n"'
     elif value.type == "date":
-        body = f'" " {add_date(rules)} "\\n"'
+        body = f'" " {texts.add_date(rules)} "\\n"'
     else:
         body = _text(rules, value, indent + _STEP)
     return rules.add(path, f"{head} {body}")
@@ -101,9 +93,9 @@ def _is_plain(text: str) -> bool:
 
 def _text(rules: Rules, value: Value, indent: int) -> str:
     if value.max_words is None:
-        text = add_text(rules, indent, block=True)
+        text = texts.add_text(rules, indent, block=True)
     else:
-        text = add_counted(rules, value.max_words, indent)
+        text = texts.add_counted(rules, value.max_words, indent)
     return f'" " ({text} | "\\"\\"\\n")' if value.required == "no" else f'" " {text}'
 
 
@@ -140,12 +132,12 @@ def _list(rules: Rules, value: Value, indent: int, ids: Ids | None, *, named: bo
     ways = []
     for begin in (indent, indent + _STEP):
         dash, inside = spelled(" " * begin + "- "), begin + _STEP
-        forms = [add_text(rules, inside)]
+        forms = [texts.add_text(rules, inside)]
         if ids:  # `- FR001: what it says` is how models write such items
-            forms += [add_entry(rules, inside), add_entry(rules, inside, ids)]
+            forms += [texts.add_entry(rules, inside), texts.add_entry(rules, inside, ids)]
         line = rules.add(f"item-{forms[-1]}", f"{dash} ({' | '.join(forms)})")
         if ids and named:
-            name = add_naming(rules, ids, inside)
+            name = texts.add_naming(rules, ids, inside)
             one = rules.add(f"item-{name}", f"{dash} ({name} | {forms[-1]})")
             before, after = f"{line}{{0,{most - 1}}}", f"{line}{{{max(least - 1, 0)},{most - 1}}}"
             ways.append(f"{before} {one} {after}" if most > 1 else one)

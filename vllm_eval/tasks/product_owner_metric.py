@@ -42,9 +42,8 @@ class Requirement:
     """Of its description."""
 
 
-def schema(blocks: Blocks, case: Case) -> float:
+def schema(blocks: Blocks, _case: Case) -> float:
     """How complete the requested shape is."""
-    del case
     vision, review = blocks["VISION"], blocks["REVIEW"]
     alignment = review.get("requirements_alignment")
     buckets = {} if alignment is None else alignment
@@ -64,9 +63,8 @@ def schema(blocks: Blocks, case: Case) -> float:
     return PART_POINTS * sum(passed) / len(passed)
 
 
-def vision_completeness(blocks: Blocks, case: Case) -> float:
+def vision_completeness(blocks: Blocks, _case: Case) -> float:
     """How much content the vision has."""
-    del case
     vision = blocks["VISION"]
     points = sum(_steps(_count(vision.get(key)), (2, 6), (1, 3)) for key in VISION_LISTS)
     return points + _steps(_length(vision.get("product_summary")), (120, 6), (60, 3))
@@ -77,9 +75,8 @@ def requirements_alignment(blocks: Blocks, case: Case) -> float:
     return _alignment(blocks["REVIEW"], read_requirements(case.inputs["requirements_yaml"]))
 
 
-def review_specificity(blocks: Blocks, case: Case) -> float:
+def review_specificity(blocks: Blocks, _case: Case) -> float:
     """How much content the review has."""
-    del case
     review = blocks["REVIEW"]
     alignment = review.get("requirements_alignment")
     buckets = alignment if isinstance(alignment, dict) else {}

@@ -28,8 +28,7 @@ def _shape(part: Part, declaration: Declaration) -> Measure:
     """
     tests = [(label, test) for label, block in declaration.blocks.items() for test in _tests(block)]
 
-    def shape(blocks: Blocks, case: Case) -> float:
-        del case
+    def shape(blocks: Blocks, _case: Case) -> float:
         return part.points * sum(test(blocks[label]) for label, test in tests) / len(tests)
 
     return shape

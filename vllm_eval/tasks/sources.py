@@ -86,9 +86,8 @@ def find_source(name: str) -> Source:
 
 
 def _installed(name: str, load: Callable[[], Any]) -> Path:
-    with foreign(
-        lambda error: ConfigError(f"task: the installed task {name!r} cannot be loaded: {error!r}")
-    ):
+    failed = f"task: the installed task {name!r} cannot be loaded"
+    with foreign(lambda error: ConfigError(f"{failed}: {error!r}")):
         found = load()
     if not isinstance(found, str | Path):
         msg = f"task: the entry point {name!r} of {GROUP} must name a path, not {found!r}"
@@ -152,9 +151,8 @@ def _run(path: Path, code: bytes) -> ModuleType:
     module = ModuleType(f"vllm_eval_task_{hashlib.sha256(code).hexdigest()[:16]}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses look up their module there
-    with foreign(
-        lambda error: ConfigError(f"{path}: cannot be run as the task's module: {error!r}")
-    ):
+    failed = f"{path}: cannot be run as the task's module"
+    with foreign(lambda error: ConfigError(f"{failed}: {error!r}")):
         exec(compile(code, path, "exec"), module.__dict__)  # noqa: S102  the user named it
     return module
 

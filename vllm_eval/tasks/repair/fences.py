@@ -96,10 +96,9 @@ def _is_headed(text: str, fence: _Fence, label: str) -> bool:
     """Whether the label is the whole line above a fence, or a comment right below it."""
     if fence.info.strip().casefold() not in ("", *_LANGUAGES):
         return False
-    above = text[max(0, fence.line.start() - 200) : fence.line.start()].rstrip().rpartition("\n")[2]
-    below = (
-        text[fence.line.end() : fence.line.end() + 200].lstrip("\r\n").partition("\n")[0].strip()
-    )
+    start, end = fence.line.span()
+    above = text[max(0, start - 200) : start].rstrip().rpartition("\n")[2]
+    below = text[end : end + 200].lstrip("\r\n").partition("\n")[0].strip()
     lines = [above, *([below] if below.startswith("#") else [])]
     names = (line.strip(_AROUND_HEADING).casefold().removesuffix(" block") for line in lines)
     return any(name.strip(_AROUND_HEADING) == label.casefold() for name in names)
