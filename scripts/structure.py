@@ -1,4 +1,4 @@
-"""Figures of the package's structure, and the limits it is held to.
+"""Figures of the package's structure, and their limits.
 
 usage: scripts/structure.py [PACKAGE_FOLDER]    exits with 1 where a limit is exceeded
 
