@@ -350,4 +350,5 @@ def test_the_run_starts_where_the_check_finds_no_error(
 ) -> None:
     config = Config(**shelf | changes)
     assert check_config(config).passed
-    assert run(config, Silent()).pending == 0
+    finished, _ = run(config, Silent())
+    assert finished.pending == 0

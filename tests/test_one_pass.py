@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -92,6 +93,32 @@ def test_an_evaluation_parses_its_journal_at_its_start_and_at_its_end(
     found = opens(tmp_path, *bench.arguments(), "--report")
     assert (found[WHOLE], found["_write_arm"], found["read_details"]) == (2, 2, 3)
     assert found["write_zip"] == 1
+
+
+def test_an_evaluation_reads_its_figures_once(
+    bench: Bench, answers: Answers, tmp_path: Path
+) -> None:
+    bench.dataset(3)
+    bench.answers({"text": answers.text()})
+    found = opens(tmp_path, *bench.arguments("--report"), name="comparison.json")
+    assert found == {"read_comparison": 1, "write_zip": 1}
+
+
+def test_an_evaluation_reads_its_manifest_when_resumed_and_writes_what_changes(
+    bench: Bench, answers: Answers, tmp_path: Path
+) -> None:
+    bench.dataset(3)
+    bench.answers({"text": answers.text()})
+    arguments = bench.arguments()
+    assert opens(tmp_path, *arguments, name="manifest.json.part") == {
+        "written_whole": 3,  # with the plan, then its engine, then its session
+    }
+    (run,) = bench.output_dir.glob("pupil_*")
+    resume = [*arguments, "--resume", str(run)]
+    assert opens(tmp_path, *resume, name="manifest.json") == {"read": 1, "write_zip": 1}
+    assert opens(tmp_path, *resume, name="manifest.json.part") == {}
+    shutil.rmtree(run)
+    assert opens(tmp_path, *arguments, name="manifest.json") == {"write_zip": 1}
 
 
 def test_a_report_of_answers_that_were_changed_says_so(bench: Bench, run: Path) -> None:

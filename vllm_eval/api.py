@@ -18,7 +18,7 @@ from vllm_eval.config.layers import Layers
 from vllm_eval.errors import ConfigError
 from vllm_eval.preflight.check import check_config
 from vllm_eval.records import Progress
-from vllm_eval.report.display import Result, show
+from vllm_eval.report.display import Result, result_of, show
 from vllm_eval.report.terminal import Terminal
 from vllm_eval.rescore.compare import compare_runs
 from vllm_eval.rescore.score import Scored
@@ -91,11 +91,12 @@ def evaluate_layers(
     config, folder = load_resumed(layers, resume)
     if progress is not True:
         watcher = _Quiet(progress or None)
-        return show(run(config, watcher, folder, stop_on_signals=stop_on_signals).folder)
+        _, stored = run(config, watcher, folder, stop_on_signals=stop_on_signals)
+        return result_of(stored)
     with Terminal() as terminal:
-        finished = run(config, terminal, folder, stop_on_signals=stop_on_signals)
+        finished, stored = run(config, terminal, folder, stop_on_signals=stop_on_signals)
         terminal.finished(finished)
-    return show(finished.folder)
+    return result_of(stored)
 
 
 def check(adapters: Names = (), *, config: Names = (), **options: object) -> Findings:

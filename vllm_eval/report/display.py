@@ -121,7 +121,11 @@ def show(run: str | Path, output_dir: str | Path = "results") -> Result:
         InputError: there is no such run, or a damaged one.
     """
     folder = find_run(str(resolve_path(str(run))), str(output_dir))
-    stored = StoredRun(folder, concluded(folder))
+    return result_of(StoredRun(folder, concluded(folder)))
+
+
+def result_of(stored: StoredRun) -> Result:
+    """A run that has been read."""
     verdicts = gate.from_json(stored.comparison["verdicts"])
     return Result(stored, verdicts, comparison_from_json(stored.comparison))
 

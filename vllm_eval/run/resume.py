@@ -14,7 +14,6 @@ from vllm_eval.config.settings import Config, whole
 from vllm_eval.errors import InputError
 from vllm_eval.inputs.plan import Plan
 from vllm_eval.records import TOO_LONG
-from vllm_eval.store import manifest
 from vllm_eval.store.folder import COMPARISON, CONFIG, find_run
 from vllm_eval.store.journal import Journal
 from vllm_eval.tasks import refuse_file
@@ -75,19 +74,19 @@ def other_engine(
     return None
 
 
-def refuse_other_engine(plan: Plan, folder: Path) -> None:
+def refuse_other_engine(plan: Plan, folder: Path, recorded: Mapping[str, Any]) -> None:
     """InputError if `other_engine` finds a reason."""
-    if why := other_engine(plan, manifest.read(folder).get("engine", {})):
+    if why := other_engine(plan, recorded.get("engine", {})):
         raise InputError(f"{folder}: {why}; start a new run, without --resume")
 
 
-def requeue_refused(plan: Plan, folder: Path, journal: Journal) -> int:
+def requeue_refused(plan: Plan, folder: Path, recorded: Mapping[str, Any], journal: Journal) -> int:
     """Make prompts refused as too long pending again if the run is resumed with a longer limit.
 
     No engine has seen them, and raising the limit is our own advice. The files of a finished run
     count them as errors, so they are no longer valid. Returns how many are pending again.
     """
-    before = manifest.read(folder).get("engine", {}).get("max_model_len")
+    before = recorded.get("engine", {}).get("max_model_len")
     if plan.config.engine == "openai" or not isinstance(before, int):
         return 0  # a server has its own limit
     longest = plan.base.architecture.max_len if plan.base and plan.base.architecture else None

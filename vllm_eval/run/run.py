@@ -18,12 +18,13 @@ from vllm_eval.conclude.results import Finished
 from vllm_eval.config.layers import dump_config
 from vllm_eval.config.settings import Config, resolve_path
 from vllm_eval.engines import open_engine
+from vllm_eval.engines.protocol import Engine
 from vllm_eval.errors import EngineDiedError, EngineError, EvalError, InputError
 from vllm_eval.inputs import cases
 from vllm_eval.inputs.plan import Plan, complete, read_plan
 from vllm_eval.preflight.check import check_plan, refuse
 from vllm_eval.records import Ledger, Progress, Watcher
-from vllm_eval.report.stored_run import load_run
+from vllm_eval.report.stored_run import StoredRun, load_run
 from vllm_eval.report.write import write_reports
 from vllm_eval.run.loop import Job, evaluate
 from vllm_eval.run.peak_memory import watch_memory
@@ -43,7 +44,7 @@ def run(
     resume: Path | Literal["auto"] | None = None,
     *,
     stop_on_signals: bool = False,
-) -> Finished:
+) -> tuple[Finished, StoredRun]:
     """Evaluate base and students over the cases and decide whether the students pass.
 
     `resume` is the folder of a run to be continued, or `AUTO`; None for a new one. With
@@ -59,18 +60,19 @@ def run(
     start = time.monotonic()
     plan = _prepare(config, watcher)
     config = plan.config
-    folder = _open_folder(plan, resume, watcher)
+    folder, recorded = _open_folder(plan, resume, watcher)
     with closing(Journal(folder.journal)) as journal:
         if changed := store.note_config(folder.path, dump_config(config)):
             watcher.stage(f"resumed with a different {', '.join(changed)}")
-        if requeued := requeue_refused(plan, folder.path, journal):
+        if requeued := requeue_refused(plan, folder.path, recorded, journal):
             watcher.stage(f"asking {requeued} prompts again that were too long before")
         progress = _progress(plan, journal.ledger)
         if progress.done < progress.total:
-            refuse_other_engine(plan, folder.path)
+            refuse_other_engine(plan, folder.path, recorded)
             stops: _Stops = _stop_on_signals if stop_on_signals else nullcontext
             with watch_memory() as memory, _naming_folder(folder):
-                engine_load_s = _generate(plan, folder, journal, progress, watcher, stops)
+                answer = partial(_answer, plan, journal, progress, watcher, stops)
+                engine_load_s = _generate(plan, folder, recorded, progress, watcher, answer)
             session = {
                 "engine_load_s": engine_load_s,
                 "grading_s": progress.grading_s,
@@ -78,13 +80,13 @@ def run(
                 "peak_device_mib": memory.device_mib,
                 "total_s": time.monotonic() - start,
             }
-            sessions = [*manifest.read(folder.path).get("sessions", ()), session]
-            store.add_to_json(folder.path / manifest.FILE, {"sessions": sessions})
+            _note(folder, recorded, "sessions", [*recorded.get("sessions", ()), session])
         watcher.stage("scoring and writing results")
-        finished = conclude(_evaluated(plan, folder, partial=progress.stopping))
-    _write_reports(config, folder, watcher)
+        finished = conclude(_evaluated(plan, folder, recorded, partial=progress.stopping))
+    stored = load_run(folder.path)
+    _write_reports(config, folder, stored, watcher)
     refuse_unanswered(finished)
-    return finished
+    return finished, stored
 
 
 def _prepare(config: Config, watcher: Watcher) -> Plan:
@@ -111,12 +113,12 @@ def _progress(plan: Plan, ledger: Ledger) -> Progress:
     )
 
 
-def _write_reports(config: Config, folder: RunFolder, watcher: Watcher) -> None:
+def _write_reports(config: Config, folder: RunFolder, stored: StoredRun, watcher: Watcher) -> None:
     """Write the report and then the ZIP, even if the report fails."""
     try:
         if config.report:
             watcher.stage("writing the report")
-            write_reports(load_run(folder.path))
+            write_reports(stored)
     except (EvalError, OSError) as error:  # the verdict does not depend on it
         again = f"python -m vllm_eval report {folder.path}"
         watcher.stage(f"the report was not written: {error}; try again with {again}")
@@ -124,15 +126,19 @@ def _write_reports(config: Config, folder: RunFolder, watcher: Watcher) -> None:
         store.write_zip(folder)
 
 
-def _evaluated(plan: Plan, folder: RunFolder, *, partial: bool) -> Evaluated:
+def _evaluated(
+    plan: Plan, folder: RunFolder, recorded: Mapping[str, Any], *, partial: bool
+) -> Evaluated:
     """Conclude the run; without a stop nothing may be pending, so lost answers are noticed."""
     paths = {arm.name: str(arm.adapter.path) if arm.adapter else None for arm in plan.arms}
-    recorded, rows = manifest.read(folder.path), store.index_rows(folder.path)
+    rows = store.index_rows(folder.path)
     return Evaluated(folder, recorded, plan.config, paths, rows, plan.task, partial)
 
 
-def _open_folder(plan: Plan, resume: Path | Literal["auto"] | None, watcher: Watcher) -> RunFolder:
-    """A new run folder, or the one to resume, after checking that it is of the same run."""
+def _open_folder(
+    plan: Plan, resume: Path | Literal["auto"] | None, watcher: Watcher
+) -> tuple[RunFolder, dict[str, Any]]:
+    """A new run folder, or the one to resume if it is of the same run; and its manifest."""
     identity = manifest.identify(plan)
     output_dir = resolve_path(plan.config.output_dir)
 
@@ -152,7 +158,7 @@ def _open_folder(plan: Plan, resume: Path | Literal["auto"] | None, watcher: Wat
         folder = RunFolder(resume, store.timestamp_of(resume, recorded))
         if not (resume / store.CASES).is_file():
             _note_cases(plan, folder)
-        return folder
+        return folder, recorded
     if unfinished := store.find_like(output_dir, identity, finished=False):
         watcher.stage(f"an unfinished run like this one: continue it with --resume {unfinished}")
     now = datetime.now().astimezone()
@@ -160,8 +166,9 @@ def _open_folder(plan: Plan, resume: Path | Literal["auto"] | None, watcher: Wat
     store.write_text(folder.path / store.CONFIG, dump_config(plan.config))
     store.write_text(folder.path / TASK_FILE, dump_declaration(plan.task.declaration))
     _note_cases(plan, folder)
-    store.write_json(folder.path / manifest.FILE, manifest.describe(plan, identity, now))
-    return folder
+    recorded = manifest.describe(plan, identity, now)
+    store.write_json(folder.path / manifest.FILE, recorded)
+    return folder, recorded
 
 
 def _note_cases(plan: Plan, folder: RunFolder) -> None:
@@ -172,28 +179,23 @@ def _note_cases(plan: Plan, folder: RunFolder) -> None:
 def _generate(
     plan: Plan,
     folder: RunFolder,
-    journal: Journal,
+    recorded: dict[str, Any],
     progress: Progress,
     watcher: Watcher,
-    stops: _Stops,
+    answer: Callable[[Engine], None],
 ) -> float:
     """Answer what is pending, restarting a dead engine; returns the seconds of the first start."""
     config, life, load_s = plan.config, 0, 0.0
-    samples, attempts = config.samples_per_case, 1 + config.retries
-    read = partial(cases.read_cases, plan.dataset)
-    job = Job(plan.task, plan.arms, read, samples, attempts, config.seed)
     while True:
         watcher.stage(f"starting the {config.engine} engine; its log is {folder.engine_log}")
         begin, log = time.monotonic(), folder.engine_log
         try:
             with closing(open_engine(config, plan.arms, plan.base_model, log, life)) as engine:
                 load_s = load_s or time.monotonic() - begin
-                _note_engine(folder, engine.about)
+                _note_engine(folder, recorded, engine.about)
                 watcher.stage(f"evaluating {len(plan.dataset.drawn)} cases, {len(plan.arms)} arms")
-                with stops(progress):
-                    ledger, record = journal.ledger, journal.append
-                    evaluate(job, engine, ledger, record, progress, watcher.progress)
-                _note_engine(folder, engine.about)  # including what it had to send again
+                answer(engine)
+                _note_engine(folder, recorded, engine.about)  # including what it had to send again
                 return load_s
         except EngineDiedError as error:
             if progress.stopping:  # Ctrl-C reaches the engine's processes too
@@ -205,14 +207,39 @@ def _generate(
             watcher.stage(f"{error}; {progress.done} of {progress.total} outcomes are safe")
 
 
-def _note_engine(folder: RunFolder, about: Mapping[str, str | int]) -> None:
+def _answer(
+    plan: Plan,
+    journal: Journal,
+    progress: Progress,
+    watcher: Watcher,
+    stops: _Stops,
+    engine: Engine,
+) -> None:
+    """Evaluate with a started engine."""
+    config, read = plan.config, partial(cases.read_cases, plan.dataset)
+    samples, attempts = config.samples_per_case, 1 + config.retries
+    job = Job(plan.task, plan.arms, read, samples, attempts, config.seed)
+    with stops(progress):
+        evaluate(job, engine, journal.ledger, journal.append, progress, watcher.progress)
+
+
+def _note_engine(
+    folder: RunFolder, recorded: dict[str, Any], about: Mapping[str, str | int]
+) -> None:
     """Store the engine's description of itself; InputError if an earlier session's differs."""
-    before = manifest.read(folder.path).get("engine", {})
+    before = recorded.get("engine", {})
     for key in ("engine", "vllm", "transformers", "dtype", "quantization", "models"):
         if before and before.get(key) != about.get(key):
             msg = f"{folder.path}: begun with {key} {before.get(key)!r}, not {about.get(key)!r}"
             raise InputError(f"{msg}; start a new run, without --resume")
-    store.add_to_json(folder.path / manifest.FILE, {"engine": dict(about)})
+    _note(folder, recorded, "engine", dict(about))
+
+
+def _note(folder: RunFolder, recorded: dict[str, Any], key: str, value: object) -> None:
+    """Set a key of the manifest, and write the manifest if that changes it."""
+    if recorded.get(key) != value:
+        recorded[key] = value
+        store.write_json(folder.path / manifest.FILE, recorded)
 
 
 @contextmanager

@@ -162,11 +162,6 @@ def write_json(path: Path, data: Mapping[str, Any]) -> Path:
     return write_bytes(path, orjson.dumps(data, option=orjson.OPT_INDENT_2) + b"\n")
 
 
-def add_to_json(path: Path, more: Mapping[str, Any]) -> Path:
-    """Set some keys of a small JSON file."""
-    return write_json(path, orjson.loads(path.read_bytes()) | dict(more))
-
-
 def write_text(path: Path, text: str) -> Path:
     """Write a small text file, whole or not at all."""
     return write_bytes(path, text.encode("utf-8"))
