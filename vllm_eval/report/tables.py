@@ -241,7 +241,7 @@ def new_table(title: str, *left: str, right: tuple[str, ...] | list[str]) -> Tab
     """An empty table in the common style; columns of words first, then columns of numbers."""
     table = Table(title=Text(plain(title)), title_justify="left", box=SIMPLE)
     for column in left:
-        table.add_column(column, overflow="fold")  # a name is never cut short
+        table.add_column(column, overflow="fold")  # a name is never shortened
     for column in right:
         header = column.replace(" (", "\n(")
         table.add_column(header, justify="right", no_wrap=True)
