@@ -192,12 +192,8 @@ def _ends(
 
     count = len(one)
     resamples = min(bootstrap.resamples, MAX_DRAWS // count)
-    options = {
-        "paired": True,
-        "vectorized": True,
-        "confidence_level": widened(bootstrap.confidence, count),
-        "batch": max(1, BATCH_DRAWS // count),
-    }
+    level, batch = widened(bootstrap.confidence, count), max(1, BATCH_DRAWS // count)
+    options = {"paired": True, "vectorized": True, "confidence_level": level, "batch": batch}
     rng = np.random.default_rng(bootstrap.seed)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of degenerate data, which show in the numbers below
@@ -242,10 +238,8 @@ def _table(cases: Mapping[str, CaseScore], ids: Sequence[str]) -> dict[str, Any]
 
     found = [cases.get(name) for name in ids]
     scores = [case.score if case and case.score is not None else np.nan for case in found]
-    return {
-        "score": np.array(scores, float),
-        "share": np.array([case.share if case else 0.0 for case in found], float),
-    }
+    shares = [case.share if case else 0.0 for case in found]
+    return {"score": np.array(scores, float), "share": np.array(shares, float)}
 
 
 def _summaries(table: Mapping[str, Any], draws: Any) -> list[dict[str, Any]]:
@@ -258,12 +252,9 @@ def _summaries(table: Mapping[str, Any], draws: Any) -> list[dict[str, Any]]:
     with np.errstate(all="ignore"):
         mean = np.where(there, score, 0).sum(axis=1) / count
         std = np.sqrt(np.where(there, (score - mean[:, None]) ** 2, 0).sum(axis=1) / count)
-    columns = {
-        "mean": mean,
-        "std": std,
-        "min": np.where(there, score, np.inf).min(axis=1),
-        "max": np.where(there, score, -np.inf).max(axis=1),
-    }
+    least = np.where(there, score, np.inf).min(axis=1)
+    most = np.where(there, score, -np.inf).max(axis=1)
+    columns = {"mean": mean, "std": std, "min": least, "max": most}
     rate = table["share"][draws].mean(axis=1)
     return [
         {name: float(column[n]) if count[n] else None for name, column in columns.items()}

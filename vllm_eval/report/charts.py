@@ -43,11 +43,8 @@ def painters(comparison: Mapping[str, Any]) -> dict[str, Painter]:
         (_failures, _of_arms(comparison)),
         (_throughput, comparison["timing"]["over_time"]["output_tokens_per_s"]),
     )
-    return {
-        paint.__name__.removeprefix("_"): partial(paint, comparison=comparison)
-        for paint, show in shown
-        if show
-    }
+    some = (paint for paint, show in shown if show)
+    return {p.__name__.removeprefix("_"): partial(p, comparison=comparison) for p in some}
 
 
 def history(figure: Figure, colours: Colours, lines: Sequence[Series]) -> None:
@@ -167,9 +164,8 @@ def _distribution(figure: Figure, colours: Colours, comparison: Mapping[str, Any
             axes.plot((low, high), (0, 0), color=colours.text, linewidth=3, **base)
             axes.plot((middle,), (0,), "o", color=colours.text, markersize=6, **base)
     rows[0].set_xlim(max(0.0, first - 0.05), 1.0)
-    rows[-1].set_xlabel(
-        f"score (line: quartiles, point: median){parts.left_out(spread, MOST_ARMS)}"
-    )
+    more = parts.left_out(spread, MOST_ARMS)
+    rows[-1].set_xlabel(f"score (line: quartiles, point: median){more}")
 
 
 def _tiers(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:
@@ -186,11 +182,8 @@ def _tiers(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> N
         heights = [row + number * step - 0.25 for row in range(len(rows))]
         style = parts.line_style(colours, number) | {"linestyle": "none"}
         for axes, key in ((left, "mean"), (right, "valid_rate")):
-            axes.plot(
-                parts.with_gaps([part[key] if part else None for part in summaries]),
-                heights,
-                **style,
-            )
+            values = [part[key] if part else None for part in summaries]
+            axes.plot(parts.with_gaps(values), heights, **style)
     left.set_yticks(range(len(rows)), labels)
     left.invert_yaxis()
     for axes in (left, right):

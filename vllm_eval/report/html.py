@@ -122,12 +122,9 @@ def _figures(comparison: Mapping[str, Any]) -> list[tuple[str, str, str, Markup]
 
 @cache
 def _templates() -> jinja2.Environment:
+    loader, strict = jinja2.PackageLoader(PACKAGE), jinja2.StrictUndefined
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(PACKAGE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, undefined=strict, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     own = (words.visible, words.ticked, words.facts, words.tone, words.span)
     shared = (recovered, retried, pattern_line)

@@ -25,10 +25,8 @@ def next_steps(run: StoredRun) -> list[Md]:
     if run.comparison["partial"]:
         pending = count(run.comparison["pending"])
         command = code(f"python -m vllm_eval --resume {shlex.quote(run.folder.name)}")
-        return [
-            Md(f"Resume the run: {command}."),
-            Md(f"{pending} answers are pending; a partial run has no verdict."),
-        ]
+        why = f"{pending} answers are pending; a partial run has no verdict."
+        return [Md(f"Resume the run: {command}."), Md(why)]
     steps: dict[Md, None] = {}  # two students may ask for the same
     for verdict in run.comparison["verdicts"]:
         found = _integrate(run, verdict) if verdict["passed"] else _repair(run.comparison, verdict)
@@ -86,10 +84,8 @@ def _remedy(
     elif kind == "valid_rate":
         yield Md(f"Too few answers of {code(arm)} are valid. {_main_cause(comparison, arm)}")
     elif kind == "baseline_mean":
-        yield Md(
-            "The base itself scores too low, so a ratio to it says little: check base model, "
-            "prompt and cases before the adapter."
-        )
+        todo = "check base model, prompt and cases before the adapter."
+        yield Md(f"The base itself scores too low, so a ratio to it says little: {todo}")
     elif kind == "ratio_low":
         more = f"Evaluate more cases: {_doubt(verdict)}".rstrip(": ")
         yield Md(f"The ratio of {student} is too uncertain. {more}")

@@ -43,7 +43,8 @@ def render(
 ) -> None:
     """Write each run's report and ZIP again and, for several runs, one page over time.
 
-    A run that was interrupted is concluded first, from what it has.
+    A run that was interrupted is concluded first, from what it has. `watcher` is told what was
+    written, and what a partial run lacks.
 
     `names` are folders of runs, or their names in `output_dir`; `output` is the page over time, by
     default `history.html` in `output_dir`; `mlflow` is a store's address that gets the runs too.

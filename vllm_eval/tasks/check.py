@@ -167,8 +167,7 @@ def _lacks(place: _Place, value: Value) -> str:
     if value.required == "present" and not nested:
         return f"{place.label} lacks the key `{place.key}`"
     if value.required == "filled":
-        plain = value.type not in ("list", "mapping") and not nested
-        if plain:
+        if value.type not in ("list", "mapping") and not nested:
             return f"{place.label} lacks a `{place.key}`"
         return f"`{place.path}` is missing or empty"
     hint = "; write [] where there is nothing" if value.type == "list" else ""

@@ -69,10 +69,8 @@ class Task:
         if missing := self.contract.missing(found):
             return Grade(missing, None, {})
         parsed = {label: parse_block(found[label.lower()]) for label in self.declaration.blocks}
-        blocks = {
-            label: block.data if isinstance(block.data, dict) else {}
-            for label, block in parsed.items()
-        }
+        data = {label: block.data for label, block in parsed.items()}
+        blocks = {label: one if isinstance(one, dict) else {} for label, one in data.items()}
         score, parts = _score(self.declaration, self.grading, blocks, case)
         problem = self.contract.check(parsed)
         if problem is None and self.grading.rule is not None:
@@ -98,13 +96,10 @@ def open_task(name: str, template: Path | None = None) -> Task:
     declared, key = source.declaration, "prompt_template"
     if template is None:
         template, key = source.beside("prompt", declared.prompt), f"{source.path}: prompt"
-    return Task(
-        declared,
-        compile_contract(declared),
-        read_prompt(template, declared, key),
-        open_grading(source),
-        source.beside("dataset", declared.dataset) if declared.dataset else None,
-    )
+    contract, prompt = compile_contract(declared), read_prompt(template, declared, key)
+    grading = open_grading(source)
+    dataset = source.beside("dataset", declared.dataset) if declared.dataset else None
+    return Task(declared, contract, prompt, grading, dataset)
 
 
 def open_stored(folder: Path, name: str) -> Task:
@@ -166,6 +161,5 @@ def _problem_of(found: object, name: str) -> Problem | None:
 
 
 def _only_stored(name: str) -> ConfigError:
-    return ConfigError(
-        f"task {name}: code that only a stored run names is never run; give --task FILE"
-    )
+    why = "code that only a stored run names is never run; give --task FILE"
+    return ConfigError(f"task {name}: {why}")
