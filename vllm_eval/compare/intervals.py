@@ -62,6 +62,10 @@ class CaseScore:
         return 0.0 if self.score is None else self.score * self.share
 
 
+Cases = Mapping[str, CaseScore]
+"""The cases of one arm, by id."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
     """How to compute intervals."""
@@ -141,10 +145,7 @@ def make_interval(  # noqa: PLR0911  a kind of interval each
 
 
 def resample(
-    arms: tuple[_Summary, _Summary],
-    cases: tuple[Mapping[str, CaseScore], Mapping[str, CaseScore]],
-    confidence: float,
-    seed: int,
+    arms: tuple[_Summary, _Summary], cases: tuple[Cases, Cases], confidence: float, seed: int
 ) -> Iterator[tuple[_Summary, _Summary, float | None]]:
     """Summaries of baseline and student over cases drawn with replacement, and a bound.
 
@@ -232,7 +233,7 @@ def _ratio(one: Any, two: Any, axis: int = -1) -> Any:
 _STATISTICS: dict[Statistic, Callable[..., Any]] = {"difference": _difference, "ratio": _ratio}
 
 
-def _table(cases: Mapping[str, CaseScore], ids: Sequence[str]) -> dict[str, Any]:
+def _table(cases: Cases, ids: Sequence[str]) -> dict[str, Any]:
     """One arm's cases as columns; a case it lacks has no score."""
     import numpy as np
 

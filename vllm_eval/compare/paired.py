@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vllm_eval.compare.intervals import Bootstrap, CaseScore, Interval, make_interval
+from vllm_eval.compare.intervals import Bootstrap, Cases, Interval, make_interval
 
 SAME = 1e-9
 """Scores closer than this are a tie; the rest is rounding."""
@@ -61,9 +61,7 @@ class Paired:
     """On gained and lost; leaves out cases without an answer in one of the arms."""
 
 
-def pair_scores(
-    student: Mapping[str, CaseScore], base: Mapping[str, CaseScore]
-) -> tuple[list[float], list[float]]:
+def pair_scores(student: Cases, base: Cases) -> tuple[list[float], list[float]]:
     """The scores of the cases, by id, that have a valid answer in both arms."""
     one, two = [], []
     for case in sorted(student):  # in the order of their ids, because a run's own order is random
@@ -74,12 +72,7 @@ def pair_scores(
     return one, two
 
 
-def compare_cases(
-    student: Mapping[str, CaseScore],
-    base: Mapping[str, CaseScore],
-    baseline: str,
-    bootstrap: Bootstrap,
-) -> Paired:
+def compare_cases(student: Cases, base: Cases, baseline: str, bootstrap: Bootstrap) -> Paired:
     """Compare one student with the baseline, case by case; defined even for no cases."""
     common = sorted(case for case in student if case in base)
     one, two = pair_scores(student, base)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from vllm_eval.compare.intervals import Bootstrap, CaseScore
+from vllm_eval.compare.intervals import Bootstrap, Cases, CaseScore
 from vllm_eval.compare.paired import Paired, compare_cases, holm
 from vllm_eval.records import BASELINE, Outcome
 
@@ -79,7 +79,7 @@ class Comparison:
     """By student, against the baseline."""
     ranking: tuple[Ranked, ...] = ()
     """The students by mean, best first; one without a mean comes last."""
-    cases: Mapping[str, Mapping[str, CaseScore]] = field(default_factory=dict)
+    cases: Mapping[str, Cases] = field(default_factory=dict)
     """By arm, then by case."""
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
@@ -114,9 +114,7 @@ def compare_arms(
     )
 
 
-def summarise(
-    outcomes: Sequence[Outcome], by_case: Mapping[str, CaseScore] | None = None
-) -> Summary:
+def summarise(outcomes: Sequence[Outcome], by_case: Cases | None = None) -> Summary:
     """Counts and score statistics of outcomes of one arm; defined even for no outcomes.
 
     `by_case` holds the same outcomes by case, where that is known already.

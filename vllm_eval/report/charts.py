@@ -11,6 +11,8 @@ from vllm_eval.compare.summary import NO_TIER
 from vllm_eval.report import chart_parts as parts
 from vllm_eval.report.chart_parts import LABEL, MARKERS, Axes, Colours, Figure, shorten
 
+Data = Mapping[str, Any]
+"""`comparison.json`, or a part of it."""
 Painter = Callable[[Figure, Colours], None]
 
 MOST_LINES = 12
@@ -32,7 +34,7 @@ class Series:
     valid_rates: Sequence[float | None]
 
 
-def painters(comparison: Mapping[str, Any]) -> dict[str, Painter]:
+def painters(comparison: Data) -> dict[str, Painter]:
     """The figures with something to show, by name."""
     spread = comparison["distributions"].values()
     shown = (
@@ -63,16 +65,14 @@ def history(figure: Figure, colours: Colours, lines: Sequence[Series]) -> None:
     parts.add_legend(figure, above.get_lines(), names)
 
 
-def _paired(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:
+def _paired(figure: Figure, colours: Colours, comparison: Data) -> None:
     students = list(comparison["students"])
     most = max(paired["pairs"] for paired in comparison["students"].values())
     few = most <= MOST_LINES and len(students) <= MOST_LINES // 3
     (_draw_lines if few else _draw_scatter)(figure, colours, comparison, students[: MOST_ARMS - 1])
 
 
-def _draw_lines(
-    figure: Figure, colours: Colours, comparison: Mapping[str, Any], students: Sequence[str]
-) -> None:
+def _draw_lines(figure: Figure, colours: Colours, comparison: Data, students: list[str]) -> None:
     """Each case is a line from the baseline's score to the student's."""
     (axes,) = parts.make_axes(figure, 0)
     ticks: list[str] = []
@@ -93,9 +93,7 @@ def _draw_lines(
     axes.set_ylabel("score of each case")
 
 
-def _draw_scatter(
-    figure: Figure, colours: Colours, comparison: Mapping[str, Any], students: Sequence[str]
-) -> None:
+def _draw_scatter(figure: Figure, colours: Colours, comparison: Data, students: list[str]) -> None:
     """Each case is a point, above the solid line if the student is better."""
     (axes,) = parts.make_axes(figure, len(students) + 2)
     shown, least = [], 1.0
@@ -118,7 +116,7 @@ def _draw_scatter(
     parts.add_legend(figure, [*shown, *same], names)
 
 
-def _counted(comparison: Mapping[str, Any], students: Sequence[str]) -> str:
+def _counted(comparison: Data, students: Sequence[str]) -> str:
     if comparison["cases_sampled"]:
         points = max(len(_pairs(comparison, student)) for student in students)
         return f"sample of {points:,}, with the largest losses"
@@ -144,7 +142,7 @@ def _points(axes: Axes, pairs: Sequence[tuple[float, float]], number: int, colou
     return drawn
 
 
-def _distribution(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:
+def _distribution(figure: Figure, colours: Colours, comparison: Data) -> None:
     """Counts by score, one row per arm; the line below spans the quartiles."""
     spread = list(comparison["distributions"].items())
     rows = parts.make_axes(figure, 1, rows=min(len(spread), MOST_ARMS))
@@ -168,7 +166,7 @@ def _distribution(figure: Figure, colours: Colours, comparison: Mapping[str, Any
     rows[-1].set_xlabel(f"score (line: quartiles, point: median){more}")
 
 
-def _tiers(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:
+def _tiers(figure: Figure, colours: Colours, comparison: Data) -> None:
     """One row per tier, all tiers together on top."""
     arms = list(comparison["arms"])[:MOST_ARMS]
     tiers = sorted({tier for arm in arms for tier in comparison["tiers"][arm]} - {NO_TIER})
@@ -195,7 +193,7 @@ def _tiers(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> N
     parts.add_legend(figure, left.get_lines(), arms)
 
 
-def _attempts(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:
+def _attempts(figure: Figure, colours: Colours, comparison: Data) -> None:
     arms = [arm for arm in comparison["arms"] if arm in comparison["attempts"]][:MOST_ARMS]
     (axes,) = parts.make_axes(figure, len(arms) + 1)
     for number, arm in enumerate(arms):
@@ -218,7 +216,7 @@ def _attempts(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -
     parts.add_legend(figure, shown, names)
 
 
-def _failures(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:
+def _failures(figure: Figure, colours: Colours, comparison: Data) -> None:
     """Bars of attempts by reason and arm, one piece per tier; solid if no attempt was left."""
     groups = _of_arms(comparison)
     failed = {group["arm"] for group in groups}
@@ -250,12 +248,12 @@ def _failures(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -
     parts.add_legend(figure, list(shown.values()), list(shown))
 
 
-def _of_arms(comparison: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _of_arms(comparison: Data) -> list[Data]:
     """The failures of all arms; no figure shows constrained variants."""
     return [group for group in comparison["failures"] if group["arm"] in comparison["arms"]]
 
 
-def _throughput(figure: Figure, colours: Colours, comparison: Mapping[str, Any]) -> None:
+def _throughput(figure: Figure, colours: Colours, comparison: Data) -> None:
     above, below = parts.make_axes(figure, 2, rows=2)
     made = comparison["timing"]["over_time"]
     width = made["width_s"]
@@ -274,7 +272,7 @@ def _throughput(figure: Figure, colours: Colours, comparison: Mapping[str, Any])
     parts.add_legend(figure, [every, again], ["all attempts", "of these retries"])
 
 
-def _pairs(comparison: Mapping[str, Any], student: str) -> list[tuple[float, float]]:
+def _pairs(comparison: Data, student: str) -> list[tuple[float, float]]:
     """Scores of baseline and student for the cases that both answered validly."""
     baseline = comparison["students"][student]["baseline"]
     cells = ((row["arms"].get(baseline), row["arms"].get(student)) for row in comparison["cases"])
@@ -282,7 +280,7 @@ def _pairs(comparison: Mapping[str, Any], student: str) -> list[tuple[float, flo
     return [(one, two) for one, two in scores if one is not None and two is not None]
 
 
-def _threshold(comparison: Mapping[str, Any], kind: str) -> float | None:
+def _threshold(comparison: Data, kind: str) -> float | None:
     """The value of the first rule of that kind."""
     rules = (rule for verdict in comparison["verdicts"] for rule in verdict["rules"])
     return next((rule["threshold"] for rule in rules if rule["kind"] == kind), None)

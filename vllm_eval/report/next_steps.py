@@ -13,6 +13,7 @@ from vllm_eval.inputs.adapters import SLOT_RANKS
 from vllm_eval.report.stored_run import StoredRun
 from vllm_eval.report.words import Md, code, count, percent, sentence, signed, words
 
+Data = Mapping[str, Any]
 SURE = 0.95
 """A verdict that holds on a smaller share of resamples is called close."""
 MOST_CASES = 3
@@ -34,7 +35,7 @@ def next_steps(run: StoredRun) -> list[Md]:
     return list(steps)
 
 
-def _integrate(run: StoredRun, verdict: Mapping[str, Any]) -> Iterator[Md]:
+def _integrate(run: StoredRun, verdict: Data) -> Iterator[Md]:
     arm, base = verdict["arm"], run.environment.get("base_model")
     yield Md(f"Integrate {code(arm)}.")
     adapter = run.environment["adapters"].get(arm)
@@ -47,7 +48,7 @@ def _integrate(run: StoredRun, verdict: Mapping[str, Any]) -> Iterator[Md]:
         yield Md(f"The PASS is close: {_doubt(verdict)} Evaluate more cases before you rely on it.")
 
 
-def _doubt(verdict: Mapping[str, Any]) -> str:
+def _doubt(verdict: Data) -> str:
     """How often the rules hold, and how many cases would settle it, if known."""
     parts = []
     if verdict["pass_chance"] is not None:
@@ -59,7 +60,7 @@ def _doubt(verdict: Mapping[str, Any]) -> str:
     return " ".join(parts)
 
 
-def _repair(comparison: Mapping[str, Any], verdict: Mapping[str, Any]) -> Iterator[Md]:
+def _repair(comparison: Data, verdict: Data) -> Iterator[Md]:
     arm = verdict["arm"]
     yield Md(f"Do not integrate {code(arm)}.")
     failed = [rule for rule in verdict["rules"] if not rule["passed"]]
@@ -74,9 +75,7 @@ def _repair(comparison: Mapping[str, Any], verdict: Mapping[str, Any]) -> Iterat
         yield Md(f"The FAIL of {code(arm)} is close: {_doubt(verdict)}")
 
 
-def _remedy(
-    comparison: Mapping[str, Any], verdict: Mapping[str, Any], rule: Mapping[str, Any]
-) -> Iterator[Md]:
+def _remedy(comparison: Data, verdict: Data, rule: Data) -> Iterator[Md]:
     arm, kind = rule["arm"], rule["kind"]
     student = code(verdict["arm"])
     if kind == "answered":
@@ -95,7 +94,7 @@ def _remedy(
         yield Md(f"{student} scores too low. {_worst_cases(comparison, verdict['arm'])}")
 
 
-def _missing(comparison: Mapping[str, Any], arm: str) -> str:
+def _missing(comparison: Data, arm: str) -> str:
     """Why answers are missing, and what helps."""
     groups = _groups(comparison, arm, {NO_ANSWER})
     names = {reason for group in groups for reason in group["reasons"]}
@@ -107,7 +106,7 @@ def _missing(comparison: Mapping[str, Any], arm: str) -> str:
     return f"The cause: {reasons}. {helps or sentence(KINDS[NO_ANSWER].todo)}"
 
 
-def _main_cause(comparison: Mapping[str, Any], arm: str) -> str:
+def _main_cause(comparison: Data, arm: str) -> str:
     """Why most of an arm's failed answers fail, and what would help by how much."""
     final: dict[str, int] = {}
     for group in _groups(comparison, arm, KINDS.keys() - {NO_ANSWER}):
@@ -129,7 +128,7 @@ def _main_cause(comparison: Mapping[str, Any], arm: str) -> str:
     return " ".join(part for part in (most, helps, todo) if part)
 
 
-def _helps(comparison: Mapping[str, Any], arm: str, clusters: Collection[str]) -> str:
+def _helps(comparison: Data, arm: str, clusters: Collection[str]) -> str:
     """The settings that recover most of an arm's failures in the given clusters."""
     found = [
         f"{code(remedy['setting'])} {recovered(remedy)}"
@@ -139,9 +138,7 @@ def _helps(comparison: Mapping[str, Any], arm: str, clusters: Collection[str]) -
     return f"What would make them valid: {'; '.join(found[:MOST_REMEDIES])}." if found else ""
 
 
-def _groups(
-    comparison: Mapping[str, Any], arm: str, clusters: Collection[str]
-) -> list[Mapping[str, Any]]:
+def _groups(comparison: Data, arm: str, clusters: Collection[str]) -> list[Data]:
     groups = comparison["diagnosis"]["clusters"]
     return [group for group in groups if group["arm"] == arm and group["cluster"] in clusters]
 
@@ -150,7 +147,7 @@ def _answers(number: int) -> str:
     return f"{count(number)} {'answer' if number == 1 else 'answers'}"
 
 
-def _worst_cases(comparison: Mapping[str, Any], arm: str) -> str:
+def _worst_cases(comparison: Data, arm: str) -> str:
     """The cases that lose most against the baseline, to look at first."""
     rows = [(row["arms"].get(arm), row) for row in comparison["cases"]]
     behind = [(c["difference"], row) for c, row in rows if c and (c["difference"] or 0) < 0]

@@ -74,16 +74,9 @@ def _summary_cells(summary: Summary, *, several: bool) -> list[str]:
     counts = summary.valid, summary.first_valid
     counted = [f"{count} ({rate})" for count, rate in zip(counts, rates, strict=True)]
     spreads = [number(summary.within_std), number(summary.between_std)]
-    return [
-        str(summary.cases),
-        *(rates if several else counted),
-        number(summary.mean),
-        number(summary.std),
-        *(spreads if several else []),
-        number(summary.min),
-        number(summary.max),
-        number(summary.mean_all),
-    ]
+    means = [number(summary.mean), number(summary.std), *(spreads if several else [])]
+    ends = map(number, (summary.min, summary.max, summary.mean_all))
+    return [str(summary.cases), *(rates if several else counted), *means, *ends]
 
 
 def gate_table(verdict: Verdict) -> Table:
@@ -91,7 +84,7 @@ def gate_table(verdict: Verdict) -> Table:
     table = new_table(f"Gate for {plain(verdict.arm)}", "rule", right=("value", "bound", "margin"))
     table.add_column("")
     for rule in verdict.rules:
-        margin = "-" if rule.margin is None else f"{rule.margin:+.3f}"
+        margin = number(rule.margin, "+.3f")
         word = Text("ok", "green") if rule.passed else Text(f"FAIL: {plain(rule.reason)}", "red")
         sign = "≥" if rule.bound == "at least" else "≤"
         bound = f"{sign} {rule.threshold:.3f}"
@@ -108,15 +101,11 @@ def repair_table(repair: Mapping[str, Any]) -> Table:
     words = {verdict["arm"]: str(verdict["verdict"]) for verdict in repair["verdicts"]}
     for arm, found in repair["arms"].items():
         summary = found["summary"]
-        table.add_row(
-            Text(plain(arm)),
-            str(found["repaired"]),
-            f"{summary['valid']} ({summary['valid_rate']:.0%})",
-            number(summary["mean"]),
-            number(summary["mean_all"]),
-            ", ".join(f"{name} {count}" for name, count in found["by_repair"].items()) or "-",
-            words.get(arm, "-"),
-        )
+        valid = f"{summary['valid']} ({summary['valid_rate']:.0%})"
+        means = (number(summary["mean"]), number(summary["mean_all"]))
+        by = ", ".join(f"{name} {count}" for name, count in found["by_repair"].items()) or "-"
+        cells = (str(found["repaired"]), valid, *means, by, words.get(arm, "-"))
+        table.add_row(Text(plain(arm)), *cells)
     return table
 
 
@@ -129,17 +118,13 @@ def constrained_table(constrained: Constrained) -> Table:
         apart = variant.paired.difference.value
         for way, side in (("free", variant.free), ("constrained", variant.constrained)):
             first, rest = way == "free", side.summary
-            table.add_row(
-                Text(plain(arm) if first else ""),
-                way,
-                f"{rest.valid} ({rest.valid_rate:.0%})",
-                f"{rest.first_valid} ({rest.first_valid_rate:.0%})",
-                number(rest.mean),
-                number(rest.mean_all),
-                str(side.truncated),
-                "-" if side.tokens_per_attempt is None else f"{side.tokens_per_attempt:.0f}",
-                "" if first else "-" if apart is None else f"{apart:+.3f}",
-            )
+            valid = f"{rest.valid} ({rest.valid_rate:.0%})"
+            tried = f"{rest.first_valid} ({rest.first_valid_rate:.0%})"
+            means = (number(rest.mean), number(rest.mean_all))
+            tokens = number(side.tokens_per_attempt, ".0f")
+            difference = "" if first else number(apart, "+.3f")
+            cells = (way, valid, tried, *means, str(side.truncated), tokens, difference)
+            table.add_row(Text(plain(arm) if first else ""), *cells)
     return table
 
 

@@ -99,14 +99,11 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
 
     def _show_bar(self, progress: Progress) -> None:
         if self._bar is None:
+            what, detail = TextColumn("{task.description}"), TextColumn("{task.fields[detail]}")
+            columns = (what, BarColumn(), MofNCompleteColumn(), detail)
+            # The standard streams are the engine's, and belong into its log.
             self._bar = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[detail]}"),
-                console=self.console,
-                redirect_stdout=False,  # that is the engine's, and belongs into its log
-                redirect_stderr=False,
+                *columns, console=self.console, redirect_stdout=False, redirect_stderr=False
             )
             self._bar.add_task("cases", total=progress.total, detail="")
             self._bar.start()
