@@ -118,12 +118,9 @@ def _main_cause(comparison: Data, arm: str) -> str:
     (reason, *_) = _groups(comparison, arm, {cluster})[0]["reasons"]
     often = f"{count(final[cluster])} of {_answers(of)}, {code(reason)}"
     most = f"What fails most: {KINDS[cluster].what} ({often})."
-    patterns = (
-        pattern["todo"]
-        for pattern in comparison["diagnosis"]["patterns"]
-        if (pattern["arm"], pattern["cluster"]) == (arm, cluster)
-    )
-    todo = sentence(next(patterns, KINDS[cluster].todo))
+    patterns = comparison["diagnosis"]["patterns"]
+    todos = (p["todo"] for p in patterns if (p["arm"], p["cluster"]) == (arm, cluster))
+    todo = sentence(next(todos, KINDS[cluster].todo))
     helps = _helps(comparison, arm, KINDS.keys() - {NO_ANSWER})
     return " ".join(part for part in (most, helps, todo) if part)
 
@@ -155,7 +152,5 @@ def _worst_cases(comparison: Data, arm: str) -> str:
     if not behind:
         return "Compare the points of each part of the metric in `report.html`."
     named = ", ".join(f"{code(row['concept_id'])} ({signed(d)})" for d, row in behind[:MOST_CASES])
-    return (
-        f"It loses most against the baseline on {named}. Compare the points of each part of the "
-        "metric there, and add training cases like them."
-    )
+    todo = "Compare the points of each part of the metric there, and add training cases like them."
+    return f"It loses most against the baseline on {named}. {todo}"

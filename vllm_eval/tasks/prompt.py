@@ -92,7 +92,5 @@ def reminder_for(problem: Problem, blocks: int) -> str:
     """The sentence that a retry adds to the prompt of a task with `blocks` blocks."""
     counts = {1: "the complete YAML block", 2: "both complete YAML blocks"}
     asked = counts.get(blocks, f"all {blocks} complete YAML blocks")
-    return (
-        f"Your previous answer was rejected: {problem.message}. "
-        f"Answer again with {asked} and nothing else."
-    )
+    again = f"Answer again with {asked} and nothing else."
+    return f"Your previous answer was rejected: {problem.message}. {again}"
