@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "python.md").read_text("utf-8")
 SCRIPT = ROOT / "examples" / "trainer_callback" / "train.py"
 FENCED = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
-STAMP = re.compile(r"\d{8}-\d{6}")
-"""The time in the names of runs and of their files."""
+STAMP = re.compile(r"\d{8}-\d{6}(-\d+)?")
+"""The time in the names of runs and of their files; a second run in the same second is numbered."""
 
 
 def test_what_the_page_shows_works_as_it_says(
