@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vllm_eval.tasks import open_task
+from vllm_eval.tasks.parse import loader
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -155,11 +156,20 @@ def test_another_setting_is_flagged(
     assert [line.split()[0] for line in flags] == [key]
 
 
-@pytest.mark.parametrize("key", ["prompt", "base_model"])
-def test_another_prompt_or_base_is_flagged(first: Path, bench: Bench, key: str) -> None:
+@pytest.mark.parametrize("key", ["prompt", "base_model", "yaml"])
+def test_another_prompt_base_or_loader_is_flagged(first: Path, bench: Bench, key: str) -> None:
     second = again(bench)
     edit_manifest(second, **{key: "other"})
     assert [line.split()[0] for line in found(bench, first, second)["flags"]] == [key]
+
+
+def test_a_run_from_before_loaders_were_recorded_is_not_flagged(first: Path, bench: Bench) -> None:
+    second = again(bench)
+    path = first / "manifest.json"
+    loaded = json.loads(path.read_text("utf-8"))
+    assert loaded["identity"].pop("yaml") == loader()
+    path.write_text(json.dumps(loaded), "utf-8")
+    assert found(bench, first, second)["flags"] == []
 
 
 def test_another_adapter_of_the_same_name_is_flagged(first: Path, bench: Bench) -> None:

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from vllm_eval.tasks.parse import loader
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.conftest import Answers, Bench, Run
@@ -132,6 +135,33 @@ def test_another_data_set_at_the_same_path_is_refused(bench: Bench, whole: Run) 
     run = bench.call("--resume", str(whole.folder))
     assert run.code == 2
     assert "dataset was" in run.err
+
+
+def edit_identity(run: Run, change: Callable[[dict[str, Any]], object]) -> None:
+    path = run.folder / "manifest.json"
+    loaded = json.loads(path.read_text("utf-8"))
+    change(loaded["identity"])
+    path.write_text(json.dumps(loaded), "utf-8")
+
+
+def test_another_yaml_loader_is_refused(bench: Bench, whole: Run) -> None:
+    """It may grade the same answer differently."""
+    cut(whole, 2)
+    edit_identity(whole, lambda identity: identity.update(yaml="PyYAML 5.1, libyaml 0.1.7"))
+    run = bench.call("--resume", str(whole.folder))
+    assert run.code == 2
+    assert f"yaml was 'PyYAML 5.1, libyaml 0.1.7', is '{loader()}'" in " ".join(run.err.split())
+
+
+@pytest.mark.parametrize("auto", [True, False])
+def test_a_run_from_before_loaders_were_recorded_goes_on(
+    bench: Bench, whole: Run, auto: bool
+) -> None:
+    before = outcomes(whole)
+    cut(whole, 2)
+    edit_identity(whole, lambda identity: identity.pop("yaml"))
+    run = bench.run("--resume", "auto" if auto else str(whole.folder))
+    assert (run.code, run.folder, outcomes(run)) == (whole.code, whole.folder, before)
 
 
 def test_thresholds_may_differ_when_resuming(bench: Bench, whole: Run) -> None:

@@ -172,8 +172,8 @@ def _check_identity(one: RecordedRun, two: RecordedRun) -> list[str]:
         if mine.get(key) != theirs.get(key):
             both = f"{key}: {mine.get(key)} and {theirs.get(key)}"
             raise InputError(f"{one.path} and {two.path}: cannot be compared: {why} ({both})")
-    for key in sorted(mine.keys() | theirs.keys()):
-        if key not in FOLDED and mine.get(key) != theirs.get(key):
+    for key in manifest.differing(mine, theirs):
+        if key not in FOLDED:
             flags.append(f"{key} differs: {mine.get(key)!r} in A, {theirs.get(key)!r} in B")
     adapters = mine.get("adapters") or {}, theirs.get("adapters") or {}
     for arm in sorted(adapters[0].keys() & adapters[1].keys()):

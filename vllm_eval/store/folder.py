@@ -130,8 +130,9 @@ def find_like(
         folder = journal.parent
         try:
             recorded = orjson.loads((folder / manifest.FILE).read_bytes())
-            same, engine = recorded["identity"] == identity, recorded.get("engine", {})
-            if same and (finished if is_finished(folder) else usable(folder, engine)):
+            engine = recorded.get("engine", {})
+            changed = manifest.differing(recorded["identity"], identity)
+            if not changed and (finished if is_finished(folder) else usable(folder, engine)):
                 newest = max(newest or (0.0, folder), (journal.stat().st_mtime, folder))
         except (OSError, KeyError, TypeError, AttributeError, orjson.JSONDecodeError):
             continue  # not a run folder

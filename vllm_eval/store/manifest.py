@@ -12,6 +12,7 @@ import orjson
 from vllm_eval.config import machine
 from vllm_eval.config.settings import CAPACITY_ARGS, NOT_IDENTITY, resolve_path
 from vllm_eval.errors import InputError
+from vllm_eval.tasks.parse import loader
 from vllm_eval.version import __version__
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 FILE = "manifest.json"
+LOADER_KEY = "yaml"
+"""Key of the identity that earlier runs lack, which says nothing of their loader."""
 _SAMPLE_BYTES = 2**20
 
 
@@ -50,6 +53,7 @@ def identify(plan: Plan) -> dict[str, Any]:
         key: value for key, value in plan.config.engine_args.items() if key not in CAPACITY_ARGS
     }
     identity = settings | {
+        LOADER_KEY: loader(),
         "task": f"{plan.task.name} {plan.task.version}",
         "prompt": plan.task.prompt_sha256,
         "dataset": plan.dataset.sha256,
@@ -83,13 +87,18 @@ def read(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
+def differing(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
+    """The keys in which two identities differ."""
+    both = one.keys() | two.keys()
+    if LOADER_KEY not in one or LOADER_KEY not in two:
+        both -= {LOADER_KEY}
+    return [key for key in sorted(both) if one.get(key) != two.get(key)]
+
+
 def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two identities, one line each."""
-    return [
-        f"{key} was {recorded.get(key)!r}, is {now.get(key)!r}"
-        for key in sorted(recorded.keys() | now.keys())
-        if recorded.get(key) != now.get(key)
-    ]
+    keys = differing(recorded, now)
+    return [f"{key} was {recorded.get(key)!r}, is {now.get(key)!r}" for key in keys]
 
 
 def _hash_grammar(plan: Plan) -> str | None:

@@ -1,5 +1,8 @@
 """Fenced YAML blocks: from a model's answer to data, or to a problem with its place.
 
+PyYAML must have libyaml: its loader in Python reads some tabs, escapes and marks differently, and
+words most errors differently, so the same answer could get another grade and another reminder.
+
 The text is untrusted. Only plain data is built (no tags that make objects), and size,
 nesting, aliases and the length of numbers are limited, so that no answer can exhaust time
 or memory. A block that exceeds a limit counts as one that does not parse.
@@ -7,14 +10,17 @@ or memory. A block that exceeds a limit counts as one that does not parse.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
 import yaml
 
+from vllm_eval.errors import EvalError
+
 try:
-    from yaml import CSafeLoader as _BaseLoader  # libyaml: about ten times faster
-except ImportError:  # PyYAML built without libyaml
+    from yaml import CSafeLoader as _BaseLoader
+except ImportError:  # `loader` refuses such a PyYAML
     from yaml import SafeLoader as _BaseLoader  # type: ignore[assignment]
 
 MAX_CHARACTERS = 64 * 1024
@@ -47,6 +53,23 @@ class Parsed:
     error: str | None = None
     line: int | None = None
     column: int | None = None
+
+
+@functools.cache
+def loader() -> str:
+    """What reads the answers: its name and versions. Another may grade the same answer differently.
+
+    Raises:
+        EvalError: PyYAML was built without libyaml.
+    """
+    if not yaml.__with_libyaml__:
+        lacking = (
+            f"PyYAML {yaml.__version__} lacks libyaml and would grade some answers differently"
+        )
+        raise EvalError(f"{lacking}; pip install --force-reinstall --only-binary :all: pyyaml")
+    from yaml._yaml import get_version_string
+
+    return f"PyYAML {yaml.__version__}, libyaml {get_version_string()}"
 
 
 class _Loader(_BaseLoader):
@@ -136,7 +159,12 @@ def parse_block(text: str) -> Parsed:
 
 
 def parse_yaml(text: str) -> Parsed:
-    """Parse untrusted YAML within the limits of this module. Never raises for any text."""
+    """Parse untrusted YAML within the limits of this module. No text can make this raise.
+
+    Raises:
+        EvalError: PyYAML was built without libyaml.
+    """
+    loader()
     if len(text) > MAX_CHARACTERS:
         return Parsed(error=f"{len(text)} characters, more than the {MAX_CHARACTERS} allowed")
     try:
