@@ -57,7 +57,7 @@ def test_an_evaluation_returns_its_verdicts_and_figures_as_records(evaluate: Eva
     assert result.verdicts[0].rules[0].name == "cases of baseline with an answer"
     assert (result.comparison.arms["pupil"].valid, result.comparison.arms["pupil"].total) == (3, 4)
     assert result.comparison.students["pupil"].difference.value == pytest.approx(0)
-    assert result.comparison.ranking[0].arm == "pupil"
+    assert result.ranking[0].arm == "pupil"
     assert (result.folder / "comparison.json").is_file()
 
 

@@ -188,7 +188,7 @@ def test_an_option_of_fixed_values_names_each_of_them_in_the_help(command: str) 
             assert set(re.findall(r"\w+", literal[1])) <= set(
                 re.findall(r"\w+", shown[option.path[-1]])
             )
-    assert set(shown) == {"prompt_format", "constrain", "engine", "bnb_compute_dtype"}
+    assert set(shown) == {"prompt_format", "constrain", "engine", "bnb_compute_dtype", "against"}
 
 
 def test_every_option_shows_a_default_and_no_text_is_taken_for_markup() -> None:

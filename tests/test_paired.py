@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from vllm_eval.compare.intervals import Bootstrap, CaseScore
+from vllm_eval.compare.intervals import CaseScore
 from vllm_eval.compare.paired import (
     MAX_EXACT_PAIRS,
     Paired,
@@ -30,7 +30,7 @@ def scores(*values: float | None) -> dict[str, CaseScore]:
 
 
 def held(student: dict[str, CaseScore], base: dict[str, CaseScore]) -> Paired:
-    return compare_cases(student, base, "baseline", Bootstrap(resamples=99))
+    return compare_cases(student, base, "baseline", 0.95)
 
 
 def distances(count: int) -> list[float]:
@@ -147,17 +147,26 @@ def test_no_case_at_all_gives_defined_numbers() -> None:
     assert found.ratio.reason == found.difference.reason == "there is no pair of cases"
 
 
-def test_the_cases_to_settle_follow_the_square_of_spread_over_distance() -> None:
-    # student - 0.5 * baseline is 0.1, 0.3, 0.1, 0.3: mean 0.2, variance 0.04 / 3.
-    found, reason = cases_to_settle([0.5, 0.7, 0.5, 0.7], [0.8] * 4, 0.5, 0.95)
-    assert found == max(2, math.ceil(0.04 / 3 * (1.959964 / 0.2) ** 2))
+def test_the_cases_to_settle_are_a_sample_size_at_80_percent_power_with_t_quantiles() -> None:
+    # student - 0.9 * baseline has mean 0.08 and std 0.3: an effect of 0.2667, for which the usual
+    # tables of a two-sided t test at 0.05 with a power of 0.8 give about 113.
+    student = [0.8 + step for step in (0.3, -0.3) * 2] + [0.8]
+    found, reason = cases_to_settle(student, [0.8] * 5, 0.9, 0.95)
+    assert found is not None
+    assert 110 <= found <= 116
     assert reason == ""
+
+
+def test_the_cases_to_settle_are_never_fewer_than_those_at_hand() -> None:
+    student = [0.8 + step for step in (0.05, -0.05) * 10]
+    found, reason = cases_to_settle(student, [0.8] * 20, 0.9, 0.95)
+    assert (found, reason) == (None, "these pairs are enough")
 
 
 def test_a_closer_threshold_takes_more_cases() -> None:
     student, base = [0.8, 0.7, 0.9, 0.6], [0.8, 0.8, 0.8, 0.8]
     near, _ = cases_to_settle(student, base, 0.93, 0.95)
-    far, _ = cases_to_settle(student, base, 0.5, 0.95)
+    far, _ = cases_to_settle(student, base, 0.85, 0.95)
     assert near is not None
     assert far is not None
     assert near > 100 > far
@@ -174,18 +183,17 @@ def test_where_no_number_of_cases_settles_it_there_is_a_reason(
     assert reason
 
 
-def test_with_so_many_cases_the_interval_does_clear_the_threshold() -> None:
-    """By simulation: at the estimated number about half of all runs settle it, at thrice most."""
+def test_with_so_many_cases_four_of_five_runs_tell_the_ratio_from_its_threshold() -> None:
     generator = np.random.default_rng(3)
     base = generator.beta(8, 2, 200_000)
     student = np.clip(0.95 * base + generator.normal(0, 0.1, 200_000), 0, 1)
-    count, _ = cases_to_settle(student.tolist(), base.tolist(), 0.9, 0.95)
+    few = slice(0, 12)
+    rests = student - 0.9 * base
+    # Few cases with the spread and the mean of all.
+    like = (rests[few] - rests[few].mean()) / rests[few].std(ddof=1) * rests.std() + rests.mean()
+    count, _ = cases_to_settle(like.tolist(), [0.0] * 12, 0.9, 0.95)
     assert count is not None
-
-    def settled(cases: int) -> float:
-        rests = (student - 0.9 * base)[: cases * 1000].reshape(-1, cases)
-        errors = rests.std(axis=1, ddof=1) / cases**0.5
-        return float((np.abs(rests.mean(axis=1)) > 1.96 * errors).mean())
-
-    assert 0.35 < settled(count) < 0.65
-    assert settled(3 * count) > 0.85
+    runs = rests[: count * 1000].reshape(-1, count)
+    errors = runs.std(axis=1, ddof=1) / count**0.5
+    settled = np.abs(runs.mean(axis=1)) > scipy_stats.t.ppf(0.975, count - 1) * errors
+    assert settled.mean() == pytest.approx(0.8, abs=0.05)

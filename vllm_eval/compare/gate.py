@@ -2,141 +2,179 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from pydantic import TypeAdapter
-
-from vllm_eval.compare.intervals import resample
-from vllm_eval.compare.paired import cases_to_settle, pair_scores
+from vllm_eval.compare.claims import Claims, cases_needed, make_claims, tables, weigh_all
+from vllm_eval.compare.evidence import Evidence
+from vllm_eval.compare.intervals import CONFIDENCE, resample
+from vllm_eval.compare.paired import cases_to_settle, holm, pair_scores
 from vllm_eval.compare.summary import Comparison, Summary
+from vllm_eval.compare.verdict import Kind, Ratios, Rule, State, Verdict, Word
 from vllm_eval.config.settings import GateConfig
 from vllm_eval.records import BASELINE
 
 TOLERANCE = 1e-9
 """A value on its threshold passes, whichever way its last bit was rounded."""
 NO_NUMBER = "there is no such number in this run"
-NOT_FINISHED = "NOT FINISHED"
-"""Instead of a verdict while outcomes are pending: a partial run neither passes nor fails."""
-
-_Basic = Literal["answered", "valid_rate", "baseline_mean", "ratio", "ratio_low"]
-_Extra = Literal["student_mean", "student_std", "lowest_case", "distance", "whole_files"]
-Kind = Literal[_Basic, _Extra]
+TOO_CLOSE = "{} is too close to its threshold to be settled"
 AT_MOST = ("student_std", "distance")
 """Rules whose threshold is an upper bound."""
+SHOWABLE = ("valid_rate", "baseline_mean", "ratio", "ratio_all", "student_mean", "distance")
+"""Rules about means, so about cases that were not asked too."""
+RATIOS = ("ratio", "ratio_low", "ratio_all")
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One condition of the gate, with its number."""
+def decide(
+    comparison: Comparison,
+    students: Sequence[str],
+    expected: int,
+    gate: GateConfig,
+    *,
+    planned: int | None = None,
+    seed: int = 42,
+) -> tuple[Verdict, ...]:
+    """Grade students against the baseline; each arm must have `expected` outcomes.
 
-    kind: Kind
-    arm: str
-    """The arm that must meet it."""
-    name: str
-    """For a reader: the kind, with the names of the arms."""
-    value: float | None
-    """None if the number does not exist; the rule then fails."""
-    threshold: float
-    margin: float | None
-    """How far the value is on the good side of the threshold; negative where the rule fails."""
-    passed: bool
-    reason: str
-    """Why it failed; empty where it passed."""
-    bound: Literal["at least", "at most"] = "at least"
-    """Which side of the threshold is good; the threshold itself always is."""
+    `planned` is the number of cases that evidence may be gathered on, by default those at hand;
+    it must be fixed before the first answer. `seed` is that of the resamples.
 
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The gate's verdict on one student, and how certain it is."""
-
-    arm: str
-    passed: bool
-    rules: tuple[Rule, ...]
-    pass_chance: float | None = None
-    """Share of resamples of the cases on which the same rules pass; None without cases.
-
-    0 if an answer is missing, because that does not depend on which cases were drawn.
-    """
-    cases_to_settle: int | None = None
-    """About how many pairs of valid answers would settle whether the ratio is reached."""
-    unsettled: str = ""
-    """Why there is no such number."""
-
-    @property
-    def word(self) -> str:
-        """`PASS` or `FAIL`."""
-        return "PASS" if self.passed else "FAIL"
-
-
-def decide_student(
-    comparison: Comparison, arm: str, expected: int, gate: GateConfig, baseline: str = BASELINE
-) -> Verdict:
-    """Grade one student against the baseline; each arm must have `expected` outcomes.
+    With `gate.certify`, a student passes only if every rule is shown at that level, and fails if
+    one is refuted. Among several students the chance that any passes wrongly is kept below
+    1 - level too (Holm 1979).
 
     Source: `product_owner.md`, "Aggregates and gate": PASS only if all rules hold. Rules beyond
     those of that page count only where the configuration sets them.
     """
-    low, why = _lower_end(comparison, arm, gate)
-    base, student = comparison.arms.get(baseline), comparison.arms.get(arm)
-    terms = _Terms(baseline, arm, expected, gate)
-    rules = _rules(terms, base, student, low, why)
-    chance = settle = None
-    unsettled = "an arm is missing"
-    if baseline in comparison.cases and arm in comparison.cases:
-        level = gate.confidence or comparison.bootstrap.confidence
-        lacking = gate.confidence is not None and low is None
-        chance = 0.0 if lacking else _pass_chance(terms, comparison, level)
-        one, two = pair_scores(comparison.cases[arm], comparison.cases[baseline])
-        settle, unsettled = cases_to_settle(one, two, gate.min_ratio, level)
-    passed = all(rule.passed for rule in rules)
-    return Verdict(arm, passed, rules, chance, settle, unsettled)
-
-
-def to_json(verdicts: Iterable[Verdict], pending: int) -> list[dict[str, Any]]:
-    """Verdicts as JSON values; without the word PASS or FAIL while outcomes are `pending`."""
-    return [asdict(v) | {"verdict": NOT_FINISHED if pending else v.word} for v in verdicts]
-
-
-def from_json(rows: Iterable[Mapping[str, Any]]) -> tuple[Verdict, ...]:
-    """The verdicts that `to_json` wrote."""
-    return TypeAdapter(tuple[Verdict, ...]).validate_python(tuple(rows))
+    found = [_decide(_Terms(comparison, arm, expected, gate, planned, seed)) for arm in students]
+    corrected = holm([verdict.p for verdict in found])
+    return tuple(
+        _corrected(verdict, p, gate, len(found))
+        for verdict, p in zip(found, corrected, strict=True)
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class _Terms:
-    """What is graded, apart from the numbers."""
+    """What one student is graded by."""
 
-    baseline: str
+    comparison: Comparison
     arm: str
     expected: int
     gate: GateConfig
+    planned: int | None
+    seed: int
+
+
+def _decide(terms: _Terms) -> Verdict:
+    """The verdict on one student, as if it were the only one."""
+    comparison, gate, arm = terms.comparison, terms.gate, terms.arm
+    arms, cases = comparison.arms, comparison.cases
+    rules = _rules(terms, arms.get(BASELINE), arms.get(arm))
+    if BASELINE not in cases or arm not in cases:
+        return Verdict(arm, "FAIL", rules, unsettled="an arm is missing")
+    sides = tables(cases[arm], cases[BASELINE])
+    claims = make_claims(*sides, gate) if sides else {}
+    evidence = _weigh(terms, claims)
+    rules = tuple(_with_evidence(rule, evidence, gate.certify) for rule in rules)
+    word, chance, ratios = _word(rules, gate.certify), _pass_chance(terms), _ratios(terms)
+    settle, unsettled = _cases_to_settle(terms, word, rules, claims)
+    p = max((found.p_shown for found in evidence.values()), default=1.0)
+    notes = tuple(_notes(terms, rules, ratios))
+    return Verdict(arm, word, rules, chance, settle, unsettled, p, p, ratios, notes)
+
+
+def _word(rules: Sequence[Rule], certify: float | None) -> Word:
+    if all(rule.passed for rule in rules):
+        return "PASS"
+    sure = any(r.state == "refuted" or (not r.state and not r.passed) for r in rules)
+    return "FAIL" if certify is None or sure else "UNDECIDED"
+
+
+def _corrected(verdict: Verdict, p: float, gate: GateConfig, students: int) -> Verdict:
+    """With the p-value among several students, by which a PASS may become undecided."""
+    verdict = replace(verdict, p_corrected=p)
+    if gate.certify is None or not verdict.passed or p <= 1 - gate.certify:
+        return verdict
+    note = (
+        f"Every rule is shown at {gate.certify:g} for this student alone, but not among "
+        f"{students} students: p = {p:.2g}, corrected."
+    )
+    return replace(verdict, word="UNDECIDED", notes=(*verdict.notes, note))
+
+
+def _weigh(terms: _Terms, claims: Claims) -> Mapping[tuple[str, str], Evidence]:
+    """The evidence for each rule, by its kind and arm."""
+    cases = terms.comparison.cases
+    planned = terms.planned or max(len(cases[terms.arm]), len(cases[BASELINE]))
+    level = terms.gate.certify or CONFIDENCE
+    names = {"baseline": BASELINE, "student": terms.arm}
+    return {
+        (kind, names[side]): weigh_all(found, planned, level)
+        for (kind, side), found in claims.items()
+    }
+
+
+def _with_evidence(
+    rule: Rule, evidence: Mapping[tuple[str, str], Evidence], certify: float | None
+) -> Rule:
+    """The rule with what the cases say about it; with `certify`, that decides as well."""
+    found = evidence.get((rule.kind, rule.arm))
+    rule = replace(rule, evidence=found)
+    if certify is None or rule.kind not in SHOWABLE:
+        return rule
+    state = _state(found)
+    passed = rule.passed and state == "shown"
+    reason = rule.reason
+    if state == "refuted" and found:
+        reason = f"refuted at {certify:g} (p = {found.p_refuted:.2g})"
+    elif state == "open":
+        seen = f" (p = {found.p_shown:.2g})" if found else ": a score is unknown"
+        reason = "; ".join(filter(None, (rule.reason, f"not shown at {certify:g}{seen}")))
+    return replace(rule, passed=passed, reason="" if passed else reason, state=state)
+
+
+def _state(found: Evidence | None) -> State:
+    """What was reached first counts: later cases cannot take it back."""
+    if found is None:
+        return "open"
+    shown, refuted = found.first_shown, found.first_refuted
+    if shown is not None and (refuted is None or shown < refuted):
+        return "shown"
+    return "open" if refuted is None else "refuted"
 
 
 def _rules(
-    terms: _Terms, base: Summary | None, student: Summary | None, low: float | None, why: str = ""
+    terms: _Terms, base: Summary | None, student: Summary | None, *, resampled: bool = False
 ) -> tuple[Rule, ...]:
-    """Every rule that is in force.
+    """Every rule that is in force, by the numbers of these cases.
 
-    `low` is the lower end of the ratio's interval; if there is none, `why` says why.
+    The lower end of the ratio's interval is left out of those on cases that were `resampled`.
     """
-    gate, arm, baseline = terms.gate, terms.arm, terms.baseline
-    sides = ((baseline, base), (arm, student))
+    gate, arm = terms.gate, terms.arm
     mean, std, lowest = (student.mean, student.std, student.min) if student else (None,) * 3
     base_mean = base.mean if base else None
-    ratio = mean / base_mean if mean is not None and base_mean else None
-    rules = [_answered(name, summary, terms.expected) for name, summary in sides]
-    for name, summary in sides:
+    sides = [(arm, student, gate.min_valid_rate)]
+    if gate.against == "baseline":
+        sides.insert(0, (BASELINE, base, gate.baseline_valid_rate))
+    rules = [_answered(name, summary, terms.expected) for name, summary, _ in sides]
+    for name, summary, least in sides:
         rate = summary.valid_rate if summary and summary.total else None
-        rules.append(_rule("valid_rate", name, f"valid rate of {name}", rate, gate.min_valid_rate))
-    least = gate.min_baseline_mean
-    rules += [
-        _rule("baseline_mean", baseline, f"mean of {baseline}", base_mean, least),
-        _rule("ratio", arm, f"mean of {arm} / mean of {baseline}", ratio, gate.min_ratio),
-    ]
-    if gate.confidence is not None:
+        rules.append(_rule("valid_rate", name, f"valid rate of {name}", rate, least))
+    if gate.against == "baseline":
+        least, name = gate.min_baseline_mean, f"mean of {arm} / mean of {BASELINE}"
+        rules.append(_rule("baseline_mean", BASELINE, f"mean of {BASELINE}", base_mean, least))
+        why = "" if base_mean else "the baseline has no mean to compare with"
+        rules.append(_rule("ratio", arm, name, _over(mean, base_mean), gate.min_ratio, why))
+        if gate.min_ratio_all is not None:
+            sums = [side.mean_all if side else None for side in (student, base)]
+            every = _over(*sums)
+            rules.append(
+                _rule("ratio_all", arm, f"{name}, failures = 0", every, gate.min_ratio_all)
+            )
+    if gate.confidence is not None and not resampled:
+        low, why = _lower_end(terms.comparison, arm, gate.confidence)
         name = f"ratio of means of {arm}, lower end at {gate.confidence:g}"
         rules.append(_rule("ratio_low", arm, name, low, gate.min_ratio, why))
     apart = None if mean is None or base_mean is None else abs(mean - base_mean)
@@ -144,7 +182,7 @@ def _rules(
         ("student_mean", f"mean of {arm}", mean, gate.min_student_mean),
         ("student_std", f"std of {arm}", std, gate.max_student_std),
         ("lowest_case", f"lowest valid case of {arm}", lowest, gate.min_case_score),
-        ("distance", f"mean of {arm} apart from {baseline}", apart, gate.max_abs_difference),
+        ("distance", f"mean of {arm} apart from {BASELINE}", apart, gate.max_abs_difference),
     )
     for kind, name, value, bound in extra:
         if bound is not None:
@@ -152,25 +190,97 @@ def _rules(
     return tuple(rules)
 
 
-def _lower_end(comparison: Comparison, arm: str, gate: GateConfig) -> tuple[float | None, str]:
+def _over(mine: float | None, theirs: float | None) -> float | None:
+    return mine / theirs if mine is not None and theirs else None
+
+
+def _lower_end(comparison: Comparison, arm: str, confidence: float) -> tuple[float | None, str]:
     """The lower end of the ratio's interval, and why there is none."""
     paired = comparison.students.get(arm)
     if paired is None:
         return None, NO_NUMBER
-    if gate.confidence not in (None, paired.ratio.confidence):
+    if confidence != paired.ratio.confidence:
         return None, f"the interval was computed at {paired.ratio.confidence:g}"
     return paired.ratio.low, "" if paired.ratio.low is not None else paired.ratio.reason
 
 
-def _pass_chance(terms: _Terms, comparison: Comparison, confidence: float) -> float | None:
-    base, arm, seed = terms.baseline, terms.arm, comparison.bootstrap.seed
-    summaries = comparison.arms[base], comparison.arms[arm]
-    cases = comparison.cases[base], comparison.cases[arm]
+def _pass_chance(terms: _Terms) -> float | None:
+    comparison, names = terms.comparison, (BASELINE, terms.arm)
+    base, student = (comparison.arms[name] for name in names)
+    cases = comparison.cases[BASELINE], comparison.cases[terms.arm]
     draws = passed = 0
-    for one, two, low in resample(summaries, cases, confidence, seed):
+    for one, two in resample((base, student), cases, terms.seed):
         draws += 1
-        passed += all(rule.passed for rule in _rules(terms, one, two, low))
+        passed += all(rule.passed for rule in _rules(terms, one, two, resampled=True))
     return passed / draws if draws else None
+
+
+def _cases_to_settle(
+    terms: _Terms, word: Word, rules: Sequence[Rule], claims: Claims
+) -> tuple[int | None, str]:
+    """About how many cases settle what is in doubt, or why there is no such number."""
+    gate = terms.gate
+    if gate.certify is not None:
+        return _cases_to_certify(gate.certify, rules, claims, terms.seed)
+    if not all(rule.passed for rule in rules if rule.kind not in RATIOS):
+        return None, "the ratio is not what is in doubt"
+    if gate.against == "absolute":
+        return None, "no ratio is a rule"
+    if gate.confidence is not None and word == "FAIL" and ("ratio", "student") in claims:
+        cases = cases_needed(claims["ratio", "student"], (1 + gate.confidence) / 2, terms.seed)
+        return cases, "" if cases else TOO_CLOSE.format("the ratio")
+    cases_of = terms.comparison.cases
+    one, two = pair_scores(cases_of[terms.arm], cases_of[BASELINE])
+    return cases_to_settle(one, two, gate.min_ratio, CONFIDENCE)
+
+
+def _cases_to_certify(
+    level: float, rules: Sequence[Rule], claims: Claims, seed: int
+) -> tuple[int | None, str]:
+    """The largest number of cases that an open rule needs."""
+    needed = 0
+    for rule in rules:
+        found = claims.get((rule.kind, "baseline" if rule.arm == BASELINE else "student"))
+        if rule.state == "open" and found:
+            cases = cases_needed(found, level, seed)
+            if cases is None:
+                return None, TOO_CLOSE.format(rule.name)
+            needed = max(needed, cases)
+    return needed or None, "" if needed else "no rule is open"
+
+
+def _ratios(terms: _Terms) -> Ratios | None:
+    comparison, arms = terms.comparison, terms.comparison.arms
+    paired = comparison.students.get(terms.arm)
+    valid = _over(arms[terms.arm].mean, arms[BASELINE].mean)
+    if terms.gate.against == "absolute" or paired is None or valid is None:
+        return None
+    if paired.ratio.value is None or paired.ratio_all.value is None:
+        return None
+    return Ratios(valid, paired.ratio.value, paired.ratio_all.value)
+
+
+def _notes(terms: _Terms, rules: Sequence[Rule], ratios: Ratios | None) -> Iterator[str]:
+    """What a reader must know beside the word."""
+    least = terms.gate.min_ratio
+    if ratios:
+        values = (ratios.valid, ratios.paired, ratios.all)
+        if len({value >= least - TOLERANCE for value in values}) > 1:
+            pairs = terms.comparison.students[terms.arm].pairs
+            yield (
+                f"It depends on the cases: the ratio is {ratios.valid:.3f} over the valid cases of "
+                f"each arm, {ratios.paired:.3f} over the {pairs} cases valid in both, and "
+                f"{ratios.all:.3f} with failures as 0; the bound is {least:g}."
+            )
+    failed = [r for r in rules if r.arm == BASELINE and not r.passed and r.state in ("", "refuted")]
+    own = [rule for rule in failed if rule.kind in ("valid_rate", "baseline_mean")]
+    if own:
+        why = "; ".join(f"{rule.name}: {rule.reason}" for rule in own)
+        yield (
+            f"No student can pass against this baseline ({why}). If it is meant to be weak, lower "
+            "gate.min_baseline_valid_rate and gate.min_baseline_mean, or grade the student alone "
+            "with gate.against: absolute."
+        )
 
 
 def _answered(arm: str, summary: Summary | None, expected: int) -> Rule:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vllm_eval.compare.intervals import Bootstrap, Cases, Interval, make_interval
+from vllm_eval.compare.intervals import Cases, Interval, make_interval
 
 SAME = 1e-9
 """Scores closer than this are a tie; the rest is rounding."""
+POWER = 0.8
 MAX_EXACT_PAIRS = 500
 """Above it the signed-rank test uses its normal approximation, which is then just as good."""
 
@@ -64,7 +65,7 @@ class Paired:
 def pair_scores(student: Cases, base: Cases) -> tuple[list[float], list[float]]:
     """The scores of the cases, by id, that have a valid answer in both arms."""
     one, two = [], []
-    for case in sorted(student):  # in the order of their ids, because a run's own order is random
+    for case in sorted(student):  # sums are the same to the last bit, whatever the order
         mine, theirs = student[case], base.get(case)
         if theirs is not None and mine.score is not None and theirs.score is not None:
             one.append(mine.score)
@@ -72,7 +73,7 @@ def pair_scores(student: Cases, base: Cases) -> tuple[list[float], list[float]]:
     return one, two
 
 
-def compare_cases(student: Cases, base: Cases, baseline: str, bootstrap: Bootstrap) -> Paired:
+def compare_cases(student: Cases, base: Cases, baseline: str, confidence: float) -> Paired:
     """Compare one student with the baseline, case by case; defined even for no cases."""
     common = sorted(case for case in student if case in base)
     one, two = pair_scores(student, base)
@@ -87,9 +88,9 @@ def compare_cases(student: Cases, base: Cases, baseline: str, bootstrap: Bootstr
         baseline=baseline,
         cases=len(common),
         pairs=len(one),
-        difference=make_interval(one, two, "difference", bootstrap),
-        ratio=make_interval(one, two, "ratio", bootstrap),
-        ratio_all=make_interval(*everything, "ratio", bootstrap),
+        difference=make_interval(one, two, "difference", confidence),
+        ratio=make_interval(one, two, "ratio", confidence),
+        ratio_all=make_interval(*everything, "ratio", confidence),
         wins=wins,
         losses=losses,
         ties=len(distances) - wins - losses,
@@ -165,20 +166,31 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def cases_to_settle(
     student: Sequence[float], base: Sequence[float], ratio: float, confidence: float
 ) -> tuple[int | None, str]:
-    """About how many pairs put the whole interval of the ratio of means on one side of `ratio`.
+    """About how many pairs tell, with a chance of 0.8, on which side of `ratio` the ratio lies.
 
-    For spread and distance as seen in these pairs: the mean of student - ratio * baseline must
-    be z standard errors from 0 (Fieller 1954). Rough by nature, since both are estimates; None
-    with a reason if there is no such number.
+    For spread and distance as seen in these pairs, by a two-sided t test of the mean of
+    student - ratio * baseline at `confidence` (Fieller 1954; Cohen, Statistical Power Analysis,
+    1988, chapter 2). Rough by nature, since both are estimates. None with a reason if there is no
+    such number, or if the pairs at hand are enough.
     """
-    from scipy.stats import norm
+    from scipy.stats import t
 
-    if len(student) < 2:
+    count = len(student)
+    if count < 2:
         return None, "fewer than two pairs of cases show no spread"
     rests = [mine - ratio * theirs for mine, theirs in zip(student, base, strict=True)]
-    mean = math.fsum(rests) / len(rests)
-    variance = math.fsum((rest - mean) ** 2 for rest in rests) / (len(rests) - 1)
+    mean = math.fsum(rests) / count
+    std = math.sqrt(math.fsum((rest - mean) ** 2 for rest in rests) / (count - 1))
     if abs(mean) <= SAME:
         return None, "the ratio lies on its threshold"
-    z = float(norm.ppf((1 + confidence) / 2))
-    return max(2, math.ceil(variance * (z / mean) ** 2)), ""
+    if std <= SAME:
+        return None, "every pair is as far from the threshold, so their spread is unknown"
+    cases = 2.0
+    for _ in range(50):  # the quantiles depend on the number that they lead to
+        sides = t.ppf((1 + confidence) / 2, cases - 1) + t.ppf(POWER, cases - 1)
+        cases, before = max(2.0, (float(sides) * std / mean) ** 2), cases
+        if abs(cases - before) < 0.5:
+            break
+    if cases <= count:
+        return None, "these pairs are enough"
+    return math.ceil(cases), ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import statistics
 from collections import Counter
@@ -11,12 +12,11 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from vllm_eval.compare.intervals import Bootstrap, Cases, CaseScore
-from vllm_eval.compare.paired import Paired, compare_cases, holm
+from vllm_eval.compare.intervals import CONFIDENCE, Cases, CaseScore
+from vllm_eval.compare.paired import Paired, compare_cases
 from vllm_eval.records import BASELINE, Outcome
 
 NO_TIER = "-"
-CORRECTION = "Holm 1979"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +54,6 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked:
-    """A student's place among the students."""
-
-    rank: int
-    arm: str
-    mean: float | None
-    p: float
-    """Of the test of its scores against the baseline's."""
-    p_corrected: float
-    """`p_value`, corrected for the number of students."""
-
-
-@dataclass(frozen=True, slots=True)
 class Comparison:
     """All arms side by side."""
 
@@ -77,26 +64,30 @@ class Comparison:
     """By arm: final reasons and their counts, most frequent first."""
     students: Mapping[str, Paired] = field(default_factory=dict)
     """By student, against the baseline."""
-    ranking: tuple[Ranked, ...] = ()
-    """The students by mean, best first; one without a mean comes last."""
     cases: Mapping[str, Cases] = field(default_factory=dict)
-    """By arm, then by case."""
-    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    """By arm, then by case, in the order that evidence is gathered in."""
+    confidence: float = CONFIDENCE
+    """Level of the intervals."""
 
 
 def compare_arms(
     outcomes: Sequence[Outcome],
     arms: Sequence[str],
     baseline: str = BASELINE,
-    bootstrap: Bootstrap | None = None,
+    confidence: float = CONFIDENCE,
+    drawn: Iterable[str] | None = None,
 ) -> Comparison:
-    """Summarise each of `arms`, even without outcomes, and compare it with the baseline."""
-    bootstrap = bootstrap or Bootstrap()
+    """Summarise each of `arms`, even without outcomes, and compare it with the baseline.
+
+    `drawn` are the ids of the cases in the order drawn; where that is not known, they are shuffled
+    in a way that depends on the ids alone.
+    """
+    order = None if drawn is None else {name: place for place, name in enumerate(drawn)}
     by_arm = {arm: [o for o in outcomes if o.arm == arm] for arm in arms}
-    by_case = {arm: _by_case(rows) for arm, rows in by_arm.items()}
+    by_case = {arm: _ordered(_by_case(rows), order) for arm, rows in by_arm.items()}
     summaries = {arm: summarise(rows, by_case[arm]) for arm, rows in by_arm.items()}
     students = {
-        arm: compare_cases(by_case[arm], by_case[baseline], baseline, bootstrap)
+        arm: compare_cases(by_case[arm], by_case[baseline], baseline, confidence)
         for arm in arms
         if baseline in by_case and arm != baseline
     }
@@ -108,9 +99,8 @@ def compare_arms(
         },
         reasons={arm: _reasons(rows) for arm, rows in by_arm.items()},
         students=students,
-        ranking=_rank(summaries, students),
         cases=by_case,
-        bootstrap=bootstrap,
+        confidence=confidence,
     )
 
 
@@ -158,15 +148,13 @@ def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
     """The comparison as JSON values, without the cases."""
     data = asdict(replace(comparison, cases={}))
     del data["cases"]
-    students = list(data["ranking"])
-    return data | {"ranking": {"by": "mean", "correction": CORRECTION, "students": students}}
+    return data
 
 
 def comparison_from_json(data: Mapping[str, Any]) -> Comparison:
     """What `comparison_to_json` wrote, without the cases."""
-    keys = ("arms", "tiers", "reasons", "students", "bootstrap")
-    parts = {key: data[key] for key in keys} | {"ranking": data["ranking"]["students"]}
-    return TypeAdapter(Comparison).validate_python(parts)
+    keys = ("arms", "tiers", "reasons", "students", "confidence")
+    return TypeAdapter(Comparison).validate_python({key: data[key] for key in keys})
 
 
 def _grouped(
@@ -180,6 +168,17 @@ def _grouped(
 
 def _by_case(outcomes: Iterable[Outcome]) -> dict[str, CaseScore]:
     return {case: _aggregate(rows) for case, rows in _grouped(outcomes, "concept_id").items()}
+
+
+def _ordered(cases: Cases, order: Mapping[str, int] | None) -> Cases:
+    def shuffled(name: str) -> tuple[int, bytes]:
+        place = len(order) if order else 0  # of one that was not drawn
+        return place, hashlib.blake2b(name.encode("utf-8", "surrogatepass")).digest()
+
+    def place(name: str) -> tuple[int, bytes]:
+        return (order[name], b"") if order and name in order else shuffled(name)
+
+    return {name: cases[name] for name in sorted(cases, key=place)}
 
 
 def _aggregate(rows: Sequence[Outcome]) -> CaseScore:
@@ -219,20 +218,6 @@ def _spreads(cases: Sequence[CaseScore]) -> tuple[float | None, float | None]:
     means = statistics.variance([score for score, _ in valid])
     noise = within * math.fsum(1 / count for _, count in valid) / len(valid)
     return math.sqrt(within), math.sqrt(max(0.0, means - noise))
-
-
-def _rank(summaries: Mapping[str, Summary], students: Mapping[str, Paired]) -> tuple[Ranked, ...]:
-    """Students by mean; equal means keep the order given."""
-
-    def place(arm: str) -> float:
-        mean = summaries[arm].mean
-        return math.inf if mean is None else -mean
-
-    corrected = dict(zip(students, holm([s.scores.p for s in students.values()]), strict=True))
-    return tuple(
-        Ranked(rank, arm, summaries[arm].mean, students[arm].scores.p, corrected[arm])
-        for rank, arm in enumerate(sorted(students, key=place), start=1)
-    )
 
 
 def _reasons(outcomes: Iterable[Outcome]) -> dict[str, int]:

@@ -7,7 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.compare import gate
-from vllm_eval.compare.intervals import CONFIDENCE, Bootstrap
+from vllm_eval.compare.intervals import CONFIDENCE
+from vllm_eval.compare.ranking import rank
 from vllm_eval.compare.summary import as_repaired, compare_arms
 from vllm_eval.conclude.constrained import compare_constrained
 from vllm_eval.conclude.one_pass import Evaluated, first_pending, read_attempts
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from vllm_eval.compare.gate import Verdict
     from vllm_eval.compare.summary import Comparison
+    from vllm_eval.compare.verdict import Verdict
     from vllm_eval.conclude.one_pass import Reading
 
 
@@ -135,19 +136,20 @@ def refuse_unanswered(finished: Finished) -> None:
 def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finished:
     """Everything computed; constrained variants of the `free` arms get no verdict."""
     config, survey, outcomes = run.config, reading.survey, reading.outcomes
-    bootstrap = Bootstrap(config.gate.confidence or CONFIDENCE, seed=config.seed)
+    level, drawn = config.gate.confidence or config.gate.certify or CONFIDENCE, run.cases.order
     each = len(run.cases.order) * config.samples_per_case
 
     def grade(comparison: Comparison) -> tuple[Verdict, ...]:
-        return tuple(gate.decide_student(comparison, one, each, config.gate) for one in free[1:])
+        return gate.decide(comparison, free[1:], each, config.gate, seed=config.seed)
 
-    comparison = compare_arms(outcomes, free, bootstrap=bootstrap)
+    comparison = compare_arms(outcomes, free, confidence=level, drawn=drawn)
     verdicts = grade(comparison)
     repaired, repaired_verdicts = comparison, verdicts
     if any(outcome.repair for outcome in outcomes):
-        repaired = compare_arms([as_repaired(o) for o in outcomes], free, bootstrap=bootstrap)
+        mended = [as_repaired(outcome) for outcome in outcomes]
+        repaired = compare_arms(mended, free, confidence=level, drawn=drawn)
         repaired_verdicts = grade(repaired)
-    variants = compare_constrained(config.constrain, outcomes, comparison, survey.arms, bootstrap)
+    variants = compare_constrained(config.constrain, outcomes, comparison, survey.arms, drawn)
     constrained = {arm: both.constrained.summary for arm, both in variants.arms.items()}
     then = () if reading.pending else repaired_verdicts
     failures = list(survey.failures.values())
@@ -156,6 +158,7 @@ def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finishe
         folder=run.folder.path,
         comparison=comparison,
         verdicts=verdicts,
+        ranking=rank(comparison, verdicts),
         failures=tuple(failures),
         attempts={arm: take_attempts(tally) for arm, tally in survey.arms.items()},
         timing=timing_to_json(take_timing(survey), run.manifest.get("sessions", ())),

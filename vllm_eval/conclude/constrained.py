@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vllm_eval.compare.intervals import Bootstrap
 from vllm_eval.compare.paired import Paired, compare_cases
 from vllm_eval.compare.summary import Comparison, Summary, compare_arms
 from vllm_eval.diagnose.survey import ArmTally
@@ -65,25 +64,24 @@ def compare_constrained(
     outcomes: Sequence[Outcome],
     free: Comparison,
     tallies: Mapping[str, ArmTally],
-    bootstrap: Bootstrap,
+    drawn: Iterable[str],
 ) -> Constrained:
     """Compare every arm of `free` with its constrained variant, where the run has variants.
 
-    `outcomes` and the `tallies` of attempts are of all arms, `free` is of the free ones.
+    `outcomes` and the `tallies` of attempts are of all arms, `free` is of the free ones;
+    `drawn` are the ids of the cases in the order drawn.
     """
     if mode != "beside":
         return Constrained(mode)
-    names = [arm + CONSTRAINED for arm in free.arms]
-    constrained = compare_arms(outcomes, names, BASELINE + CONSTRAINED, bootstrap)
+    names, level = [arm + CONSTRAINED for arm in free.arms], free.confidence
+    constrained = compare_arms(outcomes, names, BASELINE + CONSTRAINED, level, drawn)
     return Constrained(
         mode,
         arms={
             arm: Variant(
                 _side(arm, free, tallies),
                 _side(arm + CONSTRAINED, constrained, tallies),
-                compare_cases(
-                    constrained.cases[arm + CONSTRAINED], free.cases[arm], arm, bootstrap
-                ),
+                compare_cases(constrained.cases[arm + CONSTRAINED], free.cases[arm], arm, level),
             )
             for arm in free.arms
         },

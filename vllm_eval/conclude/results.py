@@ -16,9 +16,10 @@ from typing import Any
 
 import orjson
 
-from vllm_eval.compare import gate
-from vllm_eval.compare.gate import Verdict
+from vllm_eval.compare import ranking, verdict
+from vllm_eval.compare.ranking import Ranked
 from vllm_eval.compare.summary import Comparison, Summary, comparison_to_json
+from vllm_eval.compare.verdict import Verdict
 from vllm_eval.conclude.case_rows import CaseRow, case_rows, distributions, sample_rows
 from vllm_eval.conclude.constrained import Constrained
 from vllm_eval.conclude.one_pass import Evaluated, Places, Reading
@@ -30,10 +31,11 @@ from vllm_eval.store.folder import COMPARISON, read_row, write_json, written_who
 from vllm_eval.tasks import Task
 from vllm_eval.tasks.repair import NAMES, mend
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Of `comparison.json`; 2 added cases, distributions, environment and the timing's details, 3 tells
 how many cases there are and whether those listed are a sample, 4 what repairs would recover and why
-answers failed, 5 renamed `owed` and `judging_s` and added the index."""
+answers failed, 5 renamed `owed` and `judging_s` and added the index, 6 added evidence and
+ranks by verdict."""
 METRICS = ("mean", "std", "min", "max", "mean_all")
 CASE_KEYS = ("arm", "concept_id", "tier")
 """Keys of an attempt that its case states once."""
@@ -48,6 +50,8 @@ class Finished:
     folder: Path
     comparison: Comparison
     verdicts: tuple[Verdict, ...]
+    ranking: tuple[Ranked, ...]
+    """The students, best first."""
     failures: tuple[FailureGroup, ...]
     """Most frequent first."""
     attempts: Mapping[str, ArmAttempts]
@@ -124,8 +128,9 @@ def write_comparison(run: Evaluated, finished: Finished, reading: Reading) -> No
         "pending": finished.pending,
         "passed": finished.passed,
         "quantization": finished.quantization,
-        "verdicts": gate.to_json(finished.verdicts, finished.pending),
+        "verdicts": verdict.to_json(finished.verdicts, finished.pending),
         **comparison_to_json(comparison),
+        "ranking": ranking.to_json(finished.ranking, finished.pending),
         "failures": [asdict(group) for group in finished.failures],
         "attempts": {arm: asdict(made) for arm, made in finished.attempts.items()},
         "repair": dict(finished.repair),
@@ -259,7 +264,7 @@ def repair_to_json(
             arm: _count([o for o in repaired if o.arm == arm]) | {"summary": asdict(summary)}
             for arm, summary in arms.items()
         },
-        "verdicts": gate.to_json(verdicts, pending),
+        "verdicts": verdict.to_json(verdicts, pending),
     }
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vllm_eval.errors import ConfigError
 
@@ -58,12 +58,20 @@ class GateConfig(Record):
 
     min_valid_rate: Annotated[_Share, Flag(GATE)] = 0.90
     """Lowest share of valid cases in each arm."""
+    min_baseline_valid_rate: Annotated[_Share | None, Flag(GATE, "min_valid_rate")] = None
+    """Lowest share of valid cases of the baseline, if it differs from the student's."""
     min_baseline_mean: Annotated[_Share, Flag(GATE)] = 0.75
     """Lowest mean score of the baseline."""
     min_ratio: Annotated[float, Field(ge=0), Flag(GATE)] = 0.90
     """Lowest ratio of the student's mean to the baseline's."""
     confidence: Annotated[_Inside | None, Flag(GATE, NOT_CHECKED)] = None
     """Confidence level at which the lower end of the ratio's interval must reach min_ratio too."""
+    certify: Annotated[_Inside | None, Flag(GATE, NOT_CHECKED)] = None
+    """Level at which every rule must be shown for PASS or one refuted for FAIL; else UNDECIDED."""
+    against: Annotated[Literal["baseline", "absolute"], Flag(GATE)] = "baseline"
+    """Grade the student against the baseline, or by its own rules alone (absolute)."""
+    min_ratio_all: Annotated[float | None, Field(ge=0), Flag(GATE, NOT_CHECKED)] = None
+    """Lowest ratio of the student's mean to the baseline's, with failed answers as 0."""
     min_student_mean: Annotated[_Share | None, Flag(GATE, NOT_CHECKED)] = None
     """Lowest mean score of the student."""
     max_student_std: Annotated[_NotNegative | None, Flag(GATE, NOT_CHECKED)] = None
@@ -72,6 +80,27 @@ class GateConfig(Record):
     """Lowest score of any valid case of the student."""
     max_abs_difference: Annotated[_NotNegative | None, Flag(GATE, NOT_CHECKED)] = None
     """Largest difference of the two means, in either direction."""
+
+    @property
+    def baseline_valid_rate(self) -> float:
+        """The lowest share of valid cases of the baseline."""
+        own = self.min_baseline_valid_rate
+        return self.min_valid_rate if own is None else own
+
+    @model_validator(mode="after")
+    def _rules_fit_together(self) -> Self:
+        if self.against == "absolute":
+            if self.min_student_mean is None:
+                msg = "against: absolute needs min_student_mean: there is no other rule on scores"
+                raise ValueError(msg)
+            rules = ("confidence", "min_ratio_all", "min_baseline_valid_rate", "max_abs_difference")
+            for name in rules:
+                if getattr(self, name) is not None:
+                    msg = f"{name} compares with the baseline, which against: absolute leaves out"
+                    raise ValueError(msg)
+        if self.certify is not None and self.confidence is not None:
+            raise ValueError("confidence: certify tests the ratio already; leave one of them out")
+        return self
 
 
 class VllmArgs(Record):

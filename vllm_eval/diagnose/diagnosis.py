@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vllm_eval.compare.gate import Verdict
 from vllm_eval.compare.summary import Summary
+from vllm_eval.compare.verdict import Verdict
 from vllm_eval.config.settings import Config
 from vllm_eval.diagnose.clusters import KINDS
 from vllm_eval.diagnose.remedies import Patient, Remedy, find_remedies

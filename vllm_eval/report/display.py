@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_eval.compare import gate
-from vllm_eval.compare.gate import Verdict
+from vllm_eval.compare import ranking, verdict
+from vllm_eval.compare.ranking import Ranked
 from vllm_eval.compare.summary import Comparison, comparison_from_json
+from vllm_eval.compare.verdict import Verdict
 from vllm_eval.conclude.conclude import concluded
 from vllm_eval.config.settings import resolve_path
 from vllm_eval.errors import InputError
@@ -36,6 +37,8 @@ class Result:
     run: StoredRun
     verdicts: tuple[Verdict, ...]
     """The gate's verdict on each student; in a partial run none has passed, whatever they say."""
+    ranking: tuple[Ranked, ...]
+    """The students, best first."""
     comparison: Comparison
     """Every arm's figures, and each student against the baseline, without the cases."""
 
@@ -93,9 +96,9 @@ class Result:
     def __repr__(self) -> str:
         comparison = self.run.comparison
         lines = [f"run {self.folder}{', partial' if comparison['partial'] else ''}"]
-        for verdict in comparison["verdicts"]:
-            failed = [rule["name"] for rule in verdict["rules"] if not rule["passed"]]
-            lines.append(f"{verdict['verdict']}  {verdict['arm']}  {'; '.join(failed)}".rstrip())
+        for found in comparison["verdicts"]:
+            failed = [rule["name"] for rule in found["rules"] if not rule["passed"]]
+            lines.append(f"{found['verdict']}  {found['arm']}  {'; '.join(failed)}".rstrip())
         for arm, summary in self.comparison.arms.items():
             scores = f"mean {score(summary.mean)}, std {score(summary.std)}"
             lines.append(f"{arm}: {summary.valid} of {summary.total} valid, {scores}")
@@ -126,8 +129,9 @@ def show(run: str | Path, output_dir: str | Path = "results") -> Result:
 
 def result_of(stored: StoredRun) -> Result:
     """A run that has been read."""
-    verdicts = gate.from_json(stored.comparison["verdicts"])
-    return Result(stored, verdicts, comparison_from_json(stored.comparison))
+    c = stored.comparison
+    verdicts = verdict.from_json(c["verdicts"])
+    return Result(stored, verdicts, ranking.from_json(c["ranking"]), comparison_from_json(c))
 
 
 def _images(comparison: Mapping[str, object]) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_eval.compare.gate import NOT_FINISHED
+from vllm_eval.compare.verdict import NOT_FINISHED
 from vllm_eval.diagnose.example import Example, make_example
 from vllm_eval.errors import EvalError, InputError
 from vllm_eval.records import Attempt

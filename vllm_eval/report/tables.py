@@ -10,10 +10,11 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from vllm_eval.compare.gate import Verdict
 from vllm_eval.compare.intervals import Interval
 from vllm_eval.compare.paired import Paired, Significance
-from vllm_eval.compare.summary import CORRECTION, NO_TIER, Comparison, Summary
+from vllm_eval.compare.ranking import CORRECTION, Ranked
+from vllm_eval.compare.summary import NO_TIER, Comparison, Summary
+from vllm_eval.compare.verdict import Verdict
 from vllm_eval.conclude.constrained import Constrained
 from vllm_eval.conclude.results import Finished
 from vllm_eval.conclude.timing import ArmAttempts
@@ -43,8 +44,8 @@ def run_tables(finished: Finished) -> Iterator[Table | Text]:
         yield gate_table(verdict)
         if verdict.arm in comparison.students:
             yield from doubt_lines(verdict, comparison.students[verdict.arm])
-    if len(comparison.ranking) > 1:
-        yield _ranking(comparison)
+    if len(finished.ranking) > 1:
+        yield _ranking(finished.ranking)
     if finished.constrained.arms:
         yield constrained_table(finished.constrained)
         for arm, paired in finished.constrained.students.items():
@@ -198,13 +199,16 @@ def _costs(costs: Mapping[str, ArmAttempts]) -> Iterator[Text]:
         )
 
 
-def _ranking(comparison: Comparison) -> Table:
-    numbers = ("mean", "ratio", "p", f"p, {CORRECTION}")
-    table = new_table("Students by mean", "rank", "arm", right=numbers)
-    for ranked in comparison.ranking:
-        ratio = comparison.students[ranked.arm].ratio.value
-        values = map(number, (ranked.mean, ratio, ranked.p, ranked.p_corrected))
-        table.add_row(str(ranked.rank), Text(plain(ranked.arm)), *values)
+def _ranking(ranking: Sequence[Ranked]) -> Table:
+    numbers = ("mean (failures = 0)", "ahead of the next", f"p, {CORRECTION}")
+    table = new_table("Students, best first", "rank", "arm", "verdict", right=numbers)
+    table.add_column("")
+    for ranked in ranking:
+        ahead = interval_words(ranked.ahead, "+.3f") if ranked.ahead else ""
+        p = "" if ranked.p_next is None else chance(ranked.p_next)
+        words = (str(ranked.rank), Text(plain(ranked.arm)), ranked.word)
+        tie = "tied with the next" if ranked.tied else ""
+        table.add_row(*words, interval_words(ranked.mean_all), ahead, p, tie)
     return table
 
 

@@ -16,8 +16,7 @@ import orjson
 import yaml
 from pydantic import ValidationError
 
-from vllm_eval.compare.gate import Rule, Verdict
-from vllm_eval.compare.intervals import CONFIDENCE, Bootstrap
+from vllm_eval.compare.verdict import Rule, Verdict
 from vllm_eval.config.settings import Config, GateConfig, resolve_path
 from vllm_eval.errors import InputError
 from vllm_eval.inputs.cases import CaseIndex, index_cases
@@ -115,8 +114,8 @@ def _thresholds(file: StoredFile) -> Mapping[str, Any]:
         raise InputError(f"{file.path}: {key}: {first['msg'].lower()}") from error
 
 
-def bootstrap_of(files: Sequence[StoredFile], config: Config, thresholds: GateConfig) -> Bootstrap:
-    """The run's own intervals: with its seed, unless `config` sets one.
+def seed_of(files: Sequence[StoredFile], config: Config) -> int:
+    """The run's own seed, unless `config` sets one.
 
     Raises:
         InputError: the files have different seeds.
@@ -131,7 +130,7 @@ def bootstrap_of(files: Sequence[StoredFile], config: Config, thresholds: GateCo
         if len(stored) > 1:
             raise _differ("seed", ", ".join(f"{path}: {seed}" for seed, path in stored.items()))
         seed = next(iter(stored), seed)
-    return Bootstrap(thresholds.confidence or CONFIDENCE, seed=seed)
+    return seed
 
 
 def _differ(key: str, places: str) -> InputError:
@@ -195,7 +194,7 @@ class Expected:
         rule = Rule("whole_files", verdict.arm, name, None, 1.0, None, False, why)
         chance = None if verdict.pass_chance is None else 0.0
         rules = (*verdict.rules, rule)
-        return replace(verdict, passed=False, rules=rules, pass_chance=chance)
+        return replace(verdict, word="FAIL", rules=rules, pass_chance=chance)
 
 
 def find_expected(files: Sequence[StoredFile], indexes: Mapping[Path, CaseIndex]) -> Expected:

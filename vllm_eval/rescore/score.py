@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vllm_eval.compare import gate
-from vllm_eval.compare.gate import Verdict
-from vllm_eval.compare.intervals import Bootstrap
+from vllm_eval.compare.intervals import CONFIDENCE
 from vllm_eval.compare.summary import Comparison, as_repaired, compare_arms
+from vllm_eval.compare.verdict import Verdict
 from vllm_eval.config.settings import Config, GateConfig
 from vllm_eval.inputs.cases import CaseIndex, Place
 from vllm_eval.records import BASELINE, Outcome, Progress, Status, Watcher, free_arms
@@ -19,11 +19,11 @@ from vllm_eval.rescore import stored
 from vllm_eval.rescore.answers import Graded, StoredAnswer, grade_all
 from vllm_eval.rescore.origin import (
     Expected,
-    bootstrap_of,
     find_expected,
     find_files,
     index_all,
     other_data,
+    seed_of,
     task_of,
     thresholds_of,
 )
@@ -143,7 +143,7 @@ def score(
     notes += [f"no verdict: {why}"] if why else []
     for note in notes:
         watcher.stage(note)
-    bootstrap = None if why else bootstrap_of(files, config, thresholds)
+    seed = None if why else seed_of(files, config)
     reports: dict[tuple[Path, str], FileReport] = {}
     progress = Progress(total=sum(file.count for file in files))
     pairs = _pairs(files, indexes)
@@ -157,19 +157,19 @@ def score(
         progress.done += 1
         watcher.progress(progress)
     found = tuple(reports.values())
-    if bootstrap is None:
+    if seed is None:
         return Scored(found, (), (), tuple(notes), repair=config.repair)
-    comparison, verdicts = _grade_arms([r.now for r in found], expected, thresholds, bootstrap)
+    comparison, verdicts = _grade_arms([r.now for r in found], expected, thresholds, seed)
     before: tuple[Verdict, ...] = ()
     if all(_is_as_recorded(report) for report in found):
         before = verdicts
     elif not any(report.incomplete for report in found):
         recorded = [report.recorded for report in found]
-        _, before = _grade_arms(recorded, expected, thresholds, bootstrap)
+        _, before = _grade_arms(recorded, expected, thresholds, seed)
     after: tuple[Verdict, ...] = ()
     if config.repair:
         repaired = [[as_repaired(outcome) for outcome in report.now] for report in found]
-        _, after = _grade_arms(repaired, expected, thresholds, bootstrap)
+        _, after = _grade_arms(repaired, expected, thresholds, seed)
     return Scored(found, verdicts, before, tuple(notes), comparison, config.repair, after)
 
 
@@ -217,17 +217,16 @@ def _grade_arms(
     arms: Sequence[Sequence[Outcome]],
     expected: Expected,
     thresholds: GateConfig,
-    bootstrap: Bootstrap,
+    seed: int,
 ) -> tuple[Comparison, tuple[Verdict, ...]]:
     """The gate on each student, including one without any outcome yet."""
     outcomes = [outcome for arm in arms for outcome in arm]
     free = free_arms(expected.arms)
-    comparison = compare_arms(outcomes, free, bootstrap=bootstrap)
-    return comparison, tuple(
-        expected.refuse(gate.decide_student(comparison, name, expected.outcomes, thresholds))
-        for name in free
-        if name != BASELINE
-    )
+    level = thresholds.confidence or thresholds.certify or CONFIDENCE
+    comparison = compare_arms(outcomes, free, confidence=level)
+    students = [name for name in free if name != BASELINE]
+    verdicts = gate.decide(comparison, students, expected.outcomes, thresholds, seed=seed)
+    return comparison, tuple(expected.refuse(verdict) for verdict in verdicts)
 
 
 def count(report: FileReport, answer: StoredAnswer, graded: Graded) -> None:

@@ -14,8 +14,8 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from vllm_eval.compare.gate import Verdict
 from vllm_eval.compare.summary import Summary, as_repaired, summarise
+from vllm_eval.compare.verdict import Verdict
 from vllm_eval.records import Progress
 from vllm_eval.report.tables import doubt_lines, gate_table, interval_words, new_table, number
 from vllm_eval.report.terminal import PLAIN_INTERVAL_S, PLAIN_WIDTH, UnbreakableConsole, write_out

@@ -1,0 +1,280 @@
+"""A verdict with an error rate: every rule shown, one refuted, or neither."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.depth import count
+from vllm_eval.compare.evidence import Claim, ratio_claim, weigh
+from vllm_eval.compare.gate import decide
+from vllm_eval.compare.summary import compare_arms
+from vllm_eval.compare.verdict import Verdict
+from vllm_eval.config.settings import GateConfig
+from vllm_eval.records import Outcome
+
+Scores = Sequence[float | None]
+
+
+def answers(arm: str, scores: Sequence[float | None], samples: int = 1) -> list[Outcome]:
+    """Answers to case after case, so many to each; None for one that broke the contract."""
+    return [
+        Outcome(
+            arm,
+            f"K{n // samples:04}",
+            None,
+            n % samples,
+            "format_error" if score is None else "success",
+            None,
+            score,
+            1,
+            first_valid=score is not None,
+        )
+        for n, score in enumerate(scores)
+    ]
+
+
+def verdicts(
+    base: Sequence[float | None],
+    *students: Sequence[float | None],
+    samples: int = 1,
+    **gate: Any,
+) -> tuple[Verdict, ...]:
+    names = [f"s{n}" for n in range(len(students))]
+    outcomes = answers("baseline", base, samples)
+    for name, scores in zip(names, students, strict=True):
+        outcomes += answers(name, scores, samples)
+    cases = [f"K{n:04}" for n in range(len(base) // samples)]
+    comparison = compare_arms(outcomes, ["baseline", *names], drawn=cases)
+    return decide(comparison, names, len(base), GateConfig(**{"certify": 0.95} | gate))
+
+
+def states(verdict: Verdict) -> dict[str, str]:
+    return {f"{rule.kind} {rule.arm}": rule.state for rule in verdict.rules}
+
+
+def test_a_student_as_good_as_the_base_is_certified_by_enough_cases() -> None:
+    (verdict,) = verdicts([0.9] * 60, [0.9] * 60)
+    assert verdict.word == "PASS"
+    assert set(states(verdict).values()) == {"", "shown"}
+    assert verdict.p <= 0.05
+
+
+def test_a_student_as_good_as_the_base_is_undecided_with_few_cases() -> None:
+    (verdict,) = verdicts([0.9] * 10, [0.9] * 10)
+    assert (verdict.word, verdict.passed) == ("UNDECIDED", False)
+    assert "open" in states(verdict).values()
+    assert verdict.cases_to_settle is not None
+    assert 20 < verdict.cases_to_settle < 60
+
+
+def test_so_many_cases_as_it_says_do_settle_it() -> None:
+    (verdict,) = verdicts([0.9] * 10, [0.9] * 10)
+    more = verdict.cases_to_settle or 0
+    assert verdicts([0.9] * more, [0.9] * more)[0].word == "PASS"
+
+
+def test_a_student_that_is_far_worse_is_refuted() -> None:
+    (verdict,) = verdicts([0.9] * 60, [0.5] * 60)
+    assert verdict.word == "FAIL"
+    assert states(verdict)["ratio s0"] == "refuted"
+    (rule,) = (rule for rule in verdict.rules if rule.kind == "ratio")
+    assert rule.reason.startswith("refuted at 0.95")
+
+
+def test_one_refuted_rule_is_enough_to_fail() -> None:
+    scores: Scores = [0.9, 0.9, None] * 40
+    (verdict,) = verdicts([0.9] * 120, scores, min_ratio=0.5)
+    assert states(verdict)["ratio s0"] == "shown"
+    assert states(verdict)["valid_rate s0"] == "refuted"
+    assert verdict.word == "FAIL"
+
+
+def test_a_missing_answer_fails_and_leaves_nothing_undecided() -> None:
+    outcomes = [*answers("baseline", [0.9] * 10), *answers("s0", [0.9] * 9)]
+    comparison = compare_arms(outcomes, ["baseline", "s0"])
+    assert decide(comparison, ["s0"], 10, GateConfig(certify=0.95))[0].word == "FAIL"
+
+
+def test_failing_where_the_base_is_strong_does_not_help_to_be_certified() -> None:
+    """The spec's ratio over valid cases is perfect; with failures as 0 the student lost a tenth."""
+    base: Scores = [0.9] * 400
+    (verdict,) = verdicts(base, [None if n % 8 == 0 else 0.9 for n in range(400)], min_valid_rate=0)
+    (rule,) = (rule for rule in verdict.rules if rule.kind == "ratio")
+    assert rule.value == pytest.approx(1.0)
+    assert rule.state != "shown"
+    assert not verdict.passed
+
+
+def test_the_ratio_over_valid_cases_stays_a_rule_beside_the_evidence() -> None:
+    # Where the base fails, its 0 lifts the ratio with failures as 0, but not the spec's.
+    base: Scores = [None if n % 5 == 0 else 1.0 for n in range(200)]
+    options: dict[str, Any] = {
+        "min_baseline_valid_rate": 0.5,
+        "min_baseline_mean": 0.5,
+        "min_valid_rate": 0.5,
+    }
+    (verdict,) = verdicts(base, [0.85] * 200, **options)
+    (rule,) = (rule for rule in verdict.rules if rule.kind == "ratio")
+    assert (rule.state, rule.passed) == ("shown", False)
+    assert verdict.word == "UNDECIDED"
+
+
+def test_several_samples_of_a_case_are_no_several_cases() -> None:
+    (many,) = verdicts([0.9] * 60, [0.9] * 60)
+    (few,) = verdicts([0.9] * 60, [0.9] * 60, samples=6)
+    assert (many.word, few.word) == ("PASS", "UNDECIDED")
+
+
+def test_among_several_students_a_pass_takes_more_evidence() -> None:
+    good: Scores = [0.9] * 34
+    (alone,) = verdicts(good, good)
+    assert alone.word == "PASS"
+    together = verdicts(good, *[good] * 20)
+    assert {verdict.word for verdict in together} == {"UNDECIDED"}
+    assert "20 students" in together[0].notes[-1]
+    assert together[0].p_corrected == pytest.approx(20 * together[0].p)
+
+
+def test_the_spread_and_the_lowest_case_are_about_the_cases_at_hand() -> None:
+    (verdict,) = verdicts([0.9] * 60, [0.9] * 60, min_case_score=0.5, max_student_std=0.2)
+    assert verdict.word == "PASS"
+    (failed,) = verdicts([0.9] * 60, [0.9] * 59 + [0.4], min_case_score=0.5)
+    assert failed.word == "FAIL"
+
+
+def test_each_optional_rule_on_a_mean_is_shown_too() -> None:
+    options: dict[str, Any] = {
+        "min_student_mean": 0.7,
+        "max_abs_difference": 0.3,
+        "min_ratio_all": 0.8,
+    }
+    (verdict,) = verdicts([0.9] * 80, [0.9] * 80, **options)
+    assert verdict.word == "PASS"
+    for name in ("student_mean s0", "distance s0", "ratio_all s0"):
+        assert states(verdict)[name] == "shown"
+
+
+def test_a_student_too_far_from_the_baseline_in_either_direction_is_refuted() -> None:
+    for student in (0.5, 1.0):
+        (verdict,) = verdicts([0.75] * 200, [student] * 200, max_abs_difference=0.1)
+        assert states(verdict)["distance s0"] == "refuted"
+
+
+def test_a_rule_that_nothing_could_break_is_shown_at_once() -> None:
+    options: dict[str, Any] = {"min_valid_rate": 0, "min_ratio": 0, "min_baseline_mean": 0}
+    (verdict,) = verdicts([0.9] * 2, [0.9] * 2, **options)
+    assert verdict.word == "PASS"
+
+
+def test_a_valid_rate_of_one_can_be_refuted_but_never_shown() -> None:
+    (clean,) = verdicts([0.9] * 200, [0.9] * 200, min_valid_rate=1)
+    assert states(clean)["valid_rate s0"] == "open"
+    (failed,) = verdicts([0.9] * 200, [0.9] * 199 + [None], min_valid_rate=1)
+    assert states(failed)["valid_rate s0"] == "refuted"
+
+
+def test_the_evidence_depends_on_the_order_drawn_and_not_on_that_of_finishing() -> None:
+    scores: Scores = [0.9, 0.6, 0.8, None, 1.0] * 10
+    base: Scores = [0.8] * 50
+    cases = [f"K{n:04}" for n in range(50)]
+    found = []
+    outcomes = [*answers("baseline", base), *answers("s0", scores)]
+    for finished in (outcomes, outcomes[::-1], outcomes[::2] + outcomes[1::2]):
+        comparison = compare_arms(finished, ["baseline", "s0"], drawn=cases)
+        found.append(decide(comparison, ["s0"], 50, GateConfig(certify=0.95)))
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("planned", [10, 34, 200])
+@pytest.mark.parametrize("share", [0.05, 0.2])
+def test_a_false_claim_is_shown_at_some_case_in_at_most_five_percent_of_runs(
+    share: float, planned: int
+) -> None:
+    """Rare zeros, and a true ratio on the bound: what fools a t test most."""
+    draws = count(1000, deep=20_000)
+    generator = np.random.default_rng(planned)
+    worth = 0.9 / (1 - share)
+    shown = 0
+    for _ in range(draws):
+        student = np.where(generator.random(planned) < share, 0.0, min(worth, 1.0))
+        base = np.full(planned, min(worth, 1.0) * (1 - share) / 0.9)
+        shown += weigh(ratio_claim(student, base, 0.9), planned, 0.95).first_shown is not None
+    assert shown / draws <= 0.05 + 3 * (0.05 * 0.95 / draws) ** 0.5
+
+
+def test_the_wealth_after_the_last_case_is_one_on_average_if_the_claim_just_fails() -> None:
+    generator = np.random.default_rng(1)
+    ends = [
+        weigh(Claim(generator.choice([0.0, 1.0], 6, p=[0.1, 0.9]), 0.0, 1.0, 0.9), 6, 0.95).e_shown
+        for _ in range(20_000)
+    ]
+    assert np.mean(ends) == pytest.approx(1.0, abs=0.02)
+
+
+def test_without_certify_the_evidence_is_there_and_decides_nothing() -> None:
+    (verdict,) = verdicts([0.9] * 10, [0.9] * 10, certify=None)
+    assert verdict.word == "PASS"
+    assert set(states(verdict).values()) == {""}
+    assert 0.05 < verdict.p < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"confidence": 0.9}, "confidence"),
+        ({"against": "absolute"}, "min_student_mean"),
+        ({"against": "absolute", "min_student_mean": 0.5, "min_ratio_all": 1}, "min_ratio_all"),
+    ],
+)
+def test_rules_that_do_not_fit_together_are_refused(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        GateConfig(**{"certify": 0.95} | options)
+
+
+def test_a_student_that_learned_what_the_base_lacks_is_graded_by_itself() -> None:
+    base: Scores = [None] * 60
+    (against,) = verdicts(base, [0.9] * 60)
+    assert against.word == "FAIL"
+    assert "No student can pass against this baseline" in " ".join(against.notes)
+    assert "gate.against: absolute" in " ".join(against.notes)
+    (alone,) = verdicts(base, [0.9] * 60, against="absolute", min_student_mean=0.75)
+    assert alone.word == "PASS"
+    assert not alone.notes
+
+
+def test_the_baseline_has_a_valid_rate_of_its_own() -> None:
+    base: Scores = [None, 0.9] * 30
+    options: dict[str, Any] = {"certify": None, "min_baseline_valid_rate": 0.4}
+    assert verdicts(base, [0.9] * 60, **options)[0].word == "PASS"
+    assert verdicts(base, [0.9] * 60, certify=None)[0].word == "FAIL"
+
+
+def test_a_ratio_that_depends_on_which_cases_count_is_said_in_a_note() -> None:
+    """The student passes at 1.0 over its own valid cases and loses every case valid in both."""
+    base: Scores = [1.0] * 16 + [0.2] * 4
+    student: Scores = [0.85] * 16 + [None] * 4
+    (verdict,) = verdicts(base, student, certify=None, min_valid_rate=0.8)
+    assert verdict.word == "PASS"
+    assert verdict.ratios is not None
+    assert verdict.ratios.paired == pytest.approx(0.85)
+    assert "0.850 over the 16 cases valid in both" in verdict.notes[0]
+
+
+def test_the_ratio_with_failures_as_zero_can_be_a_rule() -> None:
+    student: Scores = [0.9] * 18 + [None] * 2
+    options: dict[str, Any] = {"certify": None, "min_ratio_all": 0.95}
+    (verdict,) = verdicts([0.9] * 20, student, **options)
+    assert [rule.kind for rule in verdict.rules if not rule.passed] == ["ratio_all"]
+
+
+def test_cases_to_settle_are_named_only_where_the_ratio_is_in_doubt() -> None:
+    student: Scores = [0.7, 1.0] * 8 + [None] * 4
+    (verdict,) = verdicts([0.9] * 20, student, certify=None)
+    assert (verdict.cases_to_settle, verdict.unsettled) == (
+        None,
+        "the ratio is not what is in doubt",
+    )

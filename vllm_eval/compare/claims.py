@@ -1,0 +1,125 @@
+"""The gate's rules as claims about cases that were not asked, and the evidence for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from vllm_eval.compare.evidence import Claim, Evidence, bets, log_wealth, ratio_claim, weigh
+from vllm_eval.compare.intervals import Cases
+from vllm_eval.compare.verdict import Kind
+from vllm_eval.config.settings import GateConfig
+
+Side = Literal["baseline", "student"]
+Claims = Mapping[tuple[Kind, Side], tuple[Claim, ...]]
+"""By the kind of a rule and the arm that must meet it; the rule holds where all of them do."""
+
+POWER = 0.8
+"""Chance of a settled verdict with the number of cases that is called enough."""
+REPEATS = 200
+"""Runs drawn from the cases at hand, to see how many cases would be enough."""
+MOST_CASES = 20_000
+"""Larger numbers are not looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The cases of one arm as arrays of [..., cases], in the order drawn."""
+
+    score: Any
+    """Mean score of all samples of the case, a failed one counted as 0."""
+    valid: Any
+    """Share of its samples that kept the contract."""
+
+
+def tables(student: Cases, base: Cases) -> tuple[Table, Table] | None:
+    """Both arms over the cases that either was asked; None if a score is unknown.
+
+    The order is the student's own. An answer that is missing counts as a failed one.
+    """
+    import numpy as np
+
+    names = [*student, *(name for name in base if name not in student)]
+    found = []
+    for side in (student, base):
+        cases = [side.get(name) for name in names]
+        if not all(case is None or case.scored for case in cases):
+            return None
+        scores = [case.score_all if case else 0.0 for case in cases]
+        shares = [case.share if case else 0.0 for case in cases]
+        found.append(Table(np.array(scores, float), np.array(shares, float)))
+    return found[0], found[1]
+
+
+def make_claims(student: Table, base: Table, gate: GateConfig) -> Claims:
+    """What must hold of cases like these, for every rule of the gate that is about a mean.
+
+    A failed answer counts as 0 in each score, on either side, so no arm is helped by failing. Rules
+    on the spread and on the lowest case are about the cases at hand alone.
+    """
+
+    def rate(table: Table, least: float) -> tuple[Claim, ...]:
+        return (Claim(table.valid, 0.0, 1.0, least),)
+
+    def mean(table: Table, least: float) -> tuple[Claim, ...]:
+        return (Claim(table.score, 0.0, 1.0, least),)
+
+    found: dict[tuple[Kind, Side], tuple[Claim, ...]] = {
+        ("valid_rate", "student"): rate(student, gate.min_valid_rate)
+    }
+    if gate.min_student_mean is not None:
+        found["student_mean", "student"] = mean(student, gate.min_student_mean)
+    if gate.against == "absolute":
+        return found
+    found["valid_rate", "baseline"] = rate(base, gate.baseline_valid_rate)
+    found["baseline_mean", "baseline"] = mean(base, gate.min_baseline_mean)
+    found["ratio", "student"] = (ratio_claim(student.score, base.score, gate.min_ratio),)
+    if (least := gate.min_ratio_all) is not None:
+        found["ratio_all", "student"] = (ratio_claim(student.score, base.score, least),)
+    if (most := gate.max_abs_difference) is not None:
+        apart = student.score - base.score
+        found["distance", "student"] = tuple(Claim(x, -1.0, 1.0, -most) for x in (apart, -apart))
+    return found
+
+
+def weigh_all(claims: Sequence[Claim], planned: int, level: float) -> Evidence:
+    """The evidence for a rule that makes one claim, or two that cannot both be wrong."""
+    found = [weigh(claim, planned, level) for claim in claims]
+    weakest = max(found, key=lambda evidence: evidence.p_shown)
+    if len(found) == 1:
+        return weakest
+    firsts = [e.first_shown for e in found if e.first_shown is not None]
+    against = min(found, key=lambda evidence: evidence.p_refuted)
+    return replace(
+        weakest,
+        e_shown=min(evidence.e_shown for evidence in found),
+        first_shown=max(firsts) if len(firsts) == len(found) else None,
+        p_refuted=min(1.0, len(found) * against.p_refuted),
+        e_refuted=sum(evidence.e_refuted for evidence in found) / len(found),
+        first_refuted=against.first_refuted,
+    )
+
+
+def cases_needed(claims: Sequence[Claim], level: float, seed: int) -> int | None:
+    """How many cases like those at hand show or refute a rule at `level`, with a chance of `POWER`.
+
+    At least those at hand; None if it would take more than `MOST_CASES`.
+    """
+    import numpy as np
+
+    generator, most = np.random.default_rng(seed), 0
+    for claim in claims:
+        right = claim if claim.x.mean() >= claim.bound else claim.opposite
+        cases = max(len(claim.x), 1)
+        while cases <= MOST_CASES:
+            drawn = generator.choice(right.x, (REPEATS, cases))
+            curves = log_wealth(replace(right, x=drawn), bets(cases, level))
+            if (curves.max(axis=-1) >= -math.log(1 - level)).mean() >= POWER:
+                break
+            cases = math.ceil(cases * 1.1)
+        else:
+            return None
+        most = max(most, cases)
+    return most

@@ -1,0 +1,107 @@
+"""The students side by side: best first, and each compared with the next."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from vllm_eval.compare.intervals import Cases, Interval, make_interval, mean_interval
+from vllm_eval.compare.paired import holm, signed_rank
+from vllm_eval.compare.summary import Comparison
+from vllm_eval.compare.verdict import NOT_FINISHED, Verdict
+
+BY = "verdict, then mean (failures = 0)"
+CORRECTION = "Holm 1979"
+ALPHA = 0.05
+"""Two students are tied where the test of one against the next is not below it."""
+WORDS = ("PASS", "UNDECIDED", "FAIL")
+"""Best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A student's place among the students."""
+
+    rank: int
+    """Students that are tied share the rank of the first of them."""
+    arm: str
+    word: str
+    """Of its verdict, by which students are ranked first."""
+    mean_all: Interval
+    """Mean over all cases, with failed answers as 0; by it among those of one verdict."""
+    p: float
+    """Of the test of its scores against the baseline's."""
+    p_corrected: float
+    """`p`, corrected for the number of students."""
+    ahead: Interval | None
+    """Its `mean_all` minus the next student's, over the cases of both; None for the last."""
+    p_next: float | None
+    """Of the signed-rank test against the next student, corrected like `p`; None for the last."""
+    tied: bool
+    """Whether the next student has the same verdict and scores that cannot be told apart."""
+
+
+def rank(comparison: Comparison, verdicts: Sequence[Verdict]) -> tuple[Ranked, ...]:
+    """Students by verdict, then by mean with failures as 0; equal ones keep their order."""
+    words = {verdict.arm: verdict.word for verdict in verdicts}
+    arms, cases = comparison.arms, comparison.cases
+
+    def place(arm: str) -> tuple[int, float]:
+        return WORDS.index(words[arm]), -(arms[arm].mean_all or 0.0)
+
+    order = sorted(words, key=place)
+    own = [comparison.students[arm].scores.p if arm in comparison.students else 1 for arm in order]
+    pairs = [_both(cases[one], cases[two]) for one, two in itertools.pairwise(order)]
+    found = [signed_rank([a - b for a, b in zip(*pair, strict=True)]).p for pair in pairs]
+    nexts, corrected = holm(found), holm(own)
+    ranked: list[Ranked] = []
+    for number, arm in enumerate(order):
+        last = number == len(order) - 1
+        level, pair = comparison.confidence, None if last else pairs[number]
+        same = not last and words[order[number + 1]] == words[arm]
+        tied_before = bool(ranked) and ranked[-1].tied
+        ranked.append(
+            Ranked(
+                rank=ranked[-1].rank if tied_before else number + 1,
+                arm=arm,
+                word=words[arm],
+                mean_all=_mean_all(cases[arm], level),
+                p=own[number],
+                p_corrected=corrected[number],
+                ahead=make_interval(*pair, "difference", level) if pair else None,
+                p_next=None if last else nexts[number],
+                tied=same and nexts[number] >= ALPHA,
+            )
+        )
+    return tuple(ranked)
+
+
+def to_json(ranking: Sequence[Ranked], pending: int) -> dict[str, Any]:
+    """The ranking as JSON values, without the words PASS and FAIL while outcomes are `pending`."""
+    word = {"word": NOT_FINISHED} if pending else {}
+    rows = [asdict(ranked) | word for ranked in ranking]
+    return {"by": BY, "correction": CORRECTION, "students": rows}
+
+
+def from_json(data: Mapping[str, Any]) -> tuple[Ranked, ...]:
+    """The ranking that `to_json` wrote."""
+    return TypeAdapter(tuple[Ranked, ...]).validate_python(tuple(data["students"]))
+
+
+def _both(one: Cases, two: Cases) -> tuple[list[float], list[float]]:
+    """The scores, failures as 0, of the cases that both students have one for."""
+    common = [case for case in sorted(one) if case in two and one[case].scored and two[case].scored]
+    return [one[case].score_all for case in common], [two[case].score_all for case in common]
+
+
+def _mean_all(cases: Cases, confidence: float) -> Interval:
+    import numpy as np
+
+    scores = [case.score_all for case in cases.values() if case.scored]
+    if not scores:
+        return Interval(None, None, None, confidence, "none", "no case has a known score")
+    return mean_interval(np.array(scores), 0.0, 1.0, confidence)
