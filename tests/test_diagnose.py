@@ -11,15 +11,19 @@ import pytest
 
 from tests.attempts import attempt, failed, graded, surveyed
 from tests.malformed import CORPUS, GOOD
+from tests.task_folders import CASE as HAIKU_CASE
+from tests.task_folders import write_task
 from vllm_eval.compare.summary import summarise
 from vllm_eval.config.settings import Config
 from vllm_eval.diagnose.diagnosis import UNTRAINED, diagnose
 from vllm_eval.diagnose.remedies import Patient, find_remedies
 from vllm_eval.diagnose.survey import LOOP, TIMES, Survey, runs_in_circles
 from vllm_eval.records import Outcome
+from vllm_eval.tasks import open_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from vllm_eval.diagnose.diagnosis import Diagnosis
     from vllm_eval.diagnose.remedies import Remedy
@@ -200,3 +204,14 @@ def test_a_pattern_names_the_commonest_place_and_how_far_off_it_is(task: Task, c
     assert (theirs.attempts, theirs.of, theirs.size, theirs.bound) == (3, 3, 1, 2)
     assert mine.todo == UNTRAINED
     assert theirs.todo != UNTRAINED
+
+
+def test_how_far_off_a_pattern_is_is_counted_where_it_is_found(tmp_path: Path) -> None:
+    """Both lists have too few items, but not by the same bound."""
+    keys = {"lines": {"type": "list", "min_items": 3}, "words": {"type": "list", "min_items": 9}}
+    haiku = open_task(str(write_task(tmp_path, blocks={"POEM": {"keys": keys}})))
+    sizes = ((1, 9), (2, 9), (3, 8))
+    texts = [f"```yaml POEM\nlines: {['a'] * one}\nwords: {['b'] * two}\n```" for one, two in sizes]
+    (pattern,) = survey(haiku, [graded(haiku, HAIKU_CASE, text) for text in texts]).patterns
+    assert (pattern.attempts, pattern.place, pattern.at_place) == (3, "POEM.lines", 2)
+    assert (pattern.size, pattern.bound) == (1.5, 3)

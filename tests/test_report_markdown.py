@@ -163,6 +163,29 @@ def test_a_pass_says_integrate_and_a_fail_names_what_dominates(
     assert "Answers of `pupil` are missing" in _report(failing)
 
 
+def test_a_count_stands_beside_the_reason_that_it_counts(tmp_path: Path) -> None:
+    """Of six answers that lack a key, five lack another one than most attempts do."""
+    lacks_summary = Answers().review()
+    del lacks_summary["summary"]
+    no_summary = Answers().text(review=lacks_summary)
+    script: list[dict[str, object]] = [
+        {"text": Answers().text()},
+        {"arm": "pupil", "text": Answers().bad()},
+        {"arm": "pupil", "attempt": 1, "text": no_summary},
+        {"arm": "pupil", "concept_id": "K6", "text": no_summary},
+    ]
+    cases = [{"concept_id": f"K{n}", "tier": "hard" if n == 6 else "simple"} for n in range(1, 7)]
+    folder = make_run(tmp_path, script, cases)
+    comparison = open_run(folder).comparison
+    reasons = {"review_missing_narrative": 5, "review_missing_summary": 1}
+    assert comparison["reasons"]["pupil"] == reasons
+    steps = _steps(comparison, folder)
+    assert "(6 of 6 answers, 5 of them `review_missing_narrative`)" in steps
+    for group in comparison["diagnosis"]["clusters"]:
+        assert sum(group["reasons"].values()) == group["attempts"]
+        assert sum(group["final_reasons"].values()) == group["outcomes"]
+
+
 def test_a_base_that_fails_is_not_answered_with_training(tmp_path: Path) -> None:
     script = [{"text": Answers().text()}, {"arm": "baseline", "text": Answers().bad()}]
     steps = _report(make_run(tmp_path, script)).partition("## Comparison")[0]

@@ -301,3 +301,15 @@ def test_a_run_without_a_report_still_has_its_archive(run: Run) -> None:
     names = {path.name.partition("_")[0] for path in run.folder.iterdir()}
     assert "eval" in names
     assert "report.html" not in names
+
+
+def test_a_run_without_any_answer_names_every_reason(bench: Bench, answers: Answers) -> None:
+    bench.dataset(2)
+    bench.answers({"text": answers.text()}, {"arm": "pupil", "error": "no blocks left"})
+    run = bench.run()
+    assert (run.code, "no case of pupil has an answer (engine_error)" in run.err) == (3, True)
+    rows = [row | {"reason": "other"} if row["concept_id"] == "K2" else row for row in run.journal]
+    journal = "".join(json.dumps(row) + "\n" for row in rows)
+    (run.folder / "attempts.jsonl").write_text(journal, "utf-8")
+    again = bench.call("--resume", str(run.folder))
+    assert "no case of pupil has an answer (engine_error, other)" in again.err

@@ -129,8 +129,8 @@ def refuse_unanswered(finished: Finished) -> None:
     comparison = finished.comparison
     for name, summary in comparison.arms.items():
         if not finished.pending and summary.errors == summary.total:
-            reason = next(iter(comparison.reasons[name]), "no reason")
-            raise EvalError(f"no case of {name} has an answer ({reason}); see {finished.folder}")
+            reasons = ", ".join(comparison.reasons[name]) or "no reason"
+            raise EvalError(f"no case of {name} has an answer ({reasons}); see {finished.folder}")
 
 
 def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finished:

@@ -41,7 +41,7 @@ class Pattern:
     at_place: int
     """How many of them."""
     size: float | None
-    """Median of the items or words, where their number is what is wrong."""
+    """Median of the items or words at the place, where their number is what is wrong."""
     bound: int | None
     """Least items, or most words."""
     todo: str
@@ -76,7 +76,7 @@ def diagnose(
     `constrained` has an arm's summary under the task's grammar, if the run has both.
     """
     groups = [
-        replace(group, reasons=dict(sorted(group.reasons.items(), key=lambda item: -item[1])))
+        replace(group, reasons=_most(group.reasons), final_reasons=_most(group.final_reasons))
         for group in (cluster.group for cluster in survey.clusters.values())
     ]
     groups.sort(key=lambda g: (-g.attempts, -g.outcomes, g.cluster, g.tier or "", g.arm))
@@ -104,6 +104,11 @@ def diagnose(
     )
 
 
+def _most(counts: Mapping[str, int]) -> dict[str, int]:
+    """The most frequent first."""
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
 def _clusters(survey: Survey, arm: str) -> dict[str, list[Cluster]]:
     found: dict[str, list[Cluster]] = {}
     for (name, of, _), cluster in survey.clusters.items():
@@ -120,8 +125,9 @@ def _patterns(
     total = sum(counts.values())
     for cluster in sorted(counts, key=lambda name: (-counts[name], name))[:MOST_PATTERNS]:
         places = sum((one.places for one in clusters[cluster]), Counter[str]())
-        sizes = sum((one.sizes for one in clusters[cluster]), Counter[int]())
         place, times = next(iter(places.most_common(1)), (None, 0))
+        every = (found for one in clusters[cluster] for found in one.sizes.elements())
+        sizes = [size for where, size in every if where == place]
         kind = KINDS[cluster]
         yield Pattern(
             arm=arm,
@@ -131,7 +137,7 @@ def _patterns(
             of=total,
             place=place,
             at_place=times,
-            size=statistics.median(sizes.elements()) if sizes else None,
+            size=statistics.median(sizes) if sizes else None,
             bound=_bound(place, declaration) if sizes else None,
             todo=UNTRAINED if arm == BASELINE and cluster not in _OURS else kind.todo,
         )

@@ -147,7 +147,8 @@ def _longer_answers(patient: Patient) -> Iterator[Remedy]:
 
 def _longer_prompts(patient: Patient) -> Iterator[Remedy]:
     """Prompts that did not fit are answered as validly as the others, at best."""
-    count = sum(one.final_reasons[TOO_LONG] for one in patient.clusters.get(NO_ANSWER, ()))
+    groups = [one.group for one in patient.clusters.get(NO_ANSWER, ())]
+    count = sum(group.final_reasons.get(TOO_LONG, 0) for group in groups)
     if not count:
         return
     answered = patient.summary.total - patient.summary.errors

@@ -110,6 +110,9 @@ class ClusterGroup:
     then_valid: int = 0
     """Of the retried ones, those whose next attempt was valid."""
     reasons: dict[str, int] = field(default_factory=dict)
+    """Of the attempts, those with each reason."""
+    final_reasons: dict[str, int] = field(default_factory=dict)
+    """Of the outcomes, those with each reason."""
     example: Example
     """The first one met."""
 
@@ -121,10 +124,9 @@ class Cluster:
     group: ClusterGroup
     looping: int = 0
     """Of the outcomes, those that were truncated while they repeated themselves."""
-    final_reasons: Counter[str] = field(default_factory=Counter)
-    """Reasons of the outcomes alone."""
     places: Counter[str] = field(default_factory=Counter)
-    sizes: Counter[int] = field(default_factory=Counter)
+    sizes: Counter[tuple[str | None, int]] = field(default_factory=Counter)
+    """Each with its place."""
 
 
 @dataclass(slots=True)
@@ -181,13 +183,13 @@ class Survey:
         cases = {example.concept_id for example in failures.examples}
         if len(failures.examples) < MAX_EXAMPLES and attempt.concept_id not in cases:
             failures.examples.append(make_example(attempt, self.blocks))
-        cluster.group.reasons[reason] = cluster.group.reasons.get(reason, 0) + 1
+        _add(cluster.group.reasons, reason)
         if cause.place is not None:
             cluster.places[cause.place] += 1
         if cause.size is not None:
-            cluster.sizes[cause.size] += 1
+            cluster.sizes[cause.place, cause.size] += 1
         if attempt.final:
-            cluster.final_reasons[reason] += 1
+            _add(cluster.group.final_reasons, reason)
             cluster.looping += attempt.truncated and runs_in_circles(attempt.raw_response)
             if cluster.group.repaired is not None:
                 cluster.group.repaired += repaired
@@ -207,6 +209,10 @@ class Survey:
             )
             self.clusters[key] = Cluster(group)
         return self.clusters[key]
+
+
+def _add(counts: dict[str, int], name: str) -> None:
+    counts[name] = counts.get(name, 0) + 1
 
 
 def _count(arm: ArmTally, attempt: Attempt) -> None:

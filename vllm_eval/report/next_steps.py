@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -96,12 +97,10 @@ def _remedy(comparison: Data, verdict: Data, rule: Data) -> Iterator[Md]:
 
 def _missing(comparison: Data, arm: str) -> str:
     """Why answers are missing, and what helps."""
-    groups = _groups(comparison, arm, {NO_ANSWER})
-    names = {reason for group in groups for reason in group["reasons"]}
-    found = {why: n for why, n in comparison["reasons"].get(arm, {}).items() if why in names}
+    found = _reasons(comparison, arm, NO_ANSWER)
     if not found:
         return "No reason was recorded."
-    reasons = ", ".join(f"{code(why)} ({_answers(times)})" for why, times in found.items())
+    reasons = ", ".join(f"{code(why)} ({_answers(times)})" for why, times in found)
     helps = _helps(comparison, arm, {NO_ANSWER})
     return f"The cause: {reasons}. {helps or sentence(KINDS[NO_ANSWER].todo)}"
 
@@ -115,8 +114,9 @@ def _main_cause(comparison: Data, arm: str) -> str:
         return "No answer to grade failed."
     cluster = max(final, key=lambda name: final[name])
     of = sum(final.values())
-    (reason, *_) = _groups(comparison, arm, {cluster})[0]["reasons"]
-    often = f"{count(final[cluster])} of {_answers(of)}, {code(reason)}"
+    reason, times = _reasons(comparison, arm, cluster)[0]
+    part = "" if times == final[cluster] else f"{count(times)} of them "
+    often = f"{count(final[cluster])} of {_answers(of)}, {part}{code(reason)}"
     most = f"What fails most: {KINDS[cluster].what} ({often})."
     patterns = comparison["diagnosis"]["patterns"]
     todos = (p["todo"] for p in patterns if (p["arm"], p["cluster"]) == (arm, cluster))
@@ -132,12 +132,18 @@ def _helps(comparison: Data, arm: str, clusters: Collection[str]) -> str:
         for remedy in comparison["diagnosis"]["remedies"]
         if remedy["arm"] == arm and set(clusters) & set(remedy["clusters"])
     ]
-    return f"What would make them valid: {'; '.join(found[:MOST_REMEDIES])}." if found else ""
+    return f"What would make more valid: {'; '.join(found[:MOST_REMEDIES])}." if found else ""
 
 
 def _groups(comparison: Data, arm: str, clusters: Collection[str]) -> list[Data]:
     groups = comparison["diagnosis"]["clusters"]
     return [group for group in groups if group["arm"] == arm and group["cluster"] in clusters]
+
+
+def _reasons(comparison: Data, arm: str, cluster: str) -> list[tuple[str, int]]:
+    """The reasons of an arm's failed answers in one cluster and their counts, highest first."""
+    counts = (Counter[str](group["final_reasons"]) for group in _groups(comparison, arm, {cluster}))
+    return sum(counts, Counter[str]()).most_common()
 
 
 def _answers(number: int) -> str:
