@@ -71,15 +71,35 @@ def test_a_sample_that_is_there_twice_is_refused_before_anything_is_graded(
     assert "first at line 1" in " ".join(scored.err.split())
 
 
-def test_a_repeated_case_without_a_sample_is_noted_and_counts_as_one(
+@pytest.mark.parametrize("twice", ["baseline", "student"])
+def test_a_repeated_case_without_a_sample_is_noted_and_blamed_on_its_own_arm(
+    bench: Bench, answers: Answers, twice: str
+) -> None:
+    """The other arm lacks no answer."""
+    other = ({"baseline", "student"} - {twice}).pop()
+    rows = [row(answers, name) for name in ("K1", "K2", "K3")]
+    repeated = write(bench, *rows, row(answers, "K2"), name=f"{twice}.jsonl")
+    scored = score(bench, write(bench, *rows, name=f"{other}.jsonl"), repeated)
+    assert (scored.code, scored.out.rstrip().endswith("FAIL  student")) == (1, True)
+    assert "1 answers repeat a concept_id without a `sample`" in scored.out
+    gap = f"{twice}.jsonl: 1 answers of {twice} repeat a case without a `sample`, and another arm"
+    assert f"{gap} lacks them, first line 4, concept_id 'K2'" in scored.out
+    assert "no answer to grade" not in scored.out
+    assert f"answers of {other} repeat" not in scored.out
+
+
+def test_a_repeated_case_is_a_further_sample_where_any_arm_says_so(
     bench: Bench, answers: Answers
 ) -> None:
-    base = write(bench, row(answers), row(answers), name="baseline.jsonl")
-    student = write(bench, row(answers))
-    scored = score(bench, base, student)
-    assert scored.code == 1
-    assert "1 answers repeat a concept_id without a `sample`" in scored.out
-    assert "1 of 2 have no answer to grade" in scored.out
+    """The third arm lacks it, and is the one that is blamed."""
+    said = write(bench, *(row(answers, sample=n) for n in (0, 1)), name="baseline.jsonl")
+    files = [write(bench, row(answers), row(answers), name="one.jsonl")]
+    files.append(write(bench, row(answers), name="two.jsonl"))
+    scored = score(bench, said, *files)
+    assert "repeat a case" not in scored.out
+    assert scored.out.count("1 of 2 have no answer to grade") == 1
+    assert "PASS  one" in scored.out
+    assert "FAIL  two" in scored.out
 
 
 @pytest.mark.parametrize("word", ["ok", "passed", 1])

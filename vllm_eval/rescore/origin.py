@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -201,17 +201,21 @@ def find_expected(files: Sequence[StoredFile], indexes: Mapping[Path, CaseIndex]
     """What complete files would hold, from what is stored in them and beside them.
 
     If a run does not state its size, each arm should have every case and sample that any arm has.
+    An answer that repeats a case without a `sample` is a further sample if all arms have it, and a
+    gap in its own file otherwise.
     """
     arms: dict[str, None] = {}
-    every: set[tuple[str, int]] = set()
+    every = {key[1:] for file in files for key in file.keys if key not in file.counted}
+    repeated = Counter(key[1:] for file in files for key in file.counted)
+    holders = sum(len(file.arms) for file in files)
+    every |= {key for key, times in repeated.items() if times == holders}
     sizes = [0]
     gaps: list[str] = []
     for file in files:
         arms |= dict.fromkeys(_arms(file))
-        every |= {key[1:] for key in file.keys}
         size = _run_size(file, indexes[file.path])
         sizes.append(size or 0)
-        gaps += _gaps(file, size)
+        gaps += [*_gaps(file, size), *_duplicates(file, every)]
     return Expected(tuple(arms), max(len(every), *sizes), tuple(gaps))
 
 
@@ -223,6 +227,16 @@ def _gaps(file: StoredFile, size: int | None) -> list[str]:
     each = Counter(key[0] for key, place in file.keys.items() if place)
     short = [arm for arm in _arms(file) if size is not None and each[arm] < size]
     return [*gaps, *(f"{path} holds {each[arm]} of {size} outcomes of {arm}" for arm in short)]
+
+
+def _duplicates(file: StoredFile, every: Collection[tuple[str, int]]) -> Iterator[str]:
+    """A gap for each arm with answers that repeat a case and that another arm lacks."""
+    for arm in file.arms:
+        keys = [key for key in file.counted if key[0] == arm and key[1:] not in every]
+        if keys:
+            first = f"{file.keys[keys[0]]}, concept_id {keys[0][1]!r}"
+            words = "repeat a case without a `sample`, and another arm lacks them"
+            yield f"{file.path}: {len(keys)} answers of {arm} {words}, first {first}"
 
 
 def _arms(file: StoredFile) -> tuple[str, ...]:

@@ -49,8 +49,8 @@ class StoredFile:
     """All of a result file but its results."""
     torn: str = ""
     """Place of an incomplete last line."""
-    counted: int = 0
-    """Answers that repeat a case without saying which sample they are."""
+    counted: dict[Key, None] = field(default_factory=dict)
+    """Outcomes that repeat a case without saying which sample they are."""
     statuses: dict[str, int] = field(default_factory=dict)
     """Unknown statuses, with counts."""
 
@@ -87,7 +87,8 @@ class StoredFile:
                 f"{self.keys[key]}; remove one of them"
             )
         self.keys[key] = answer.place if answer.final else self.keys.get(key, "")
-        self.counted += answer.counted_sample and answer.sample > 0 and answer.final
+        if answer.counted_sample and answer.sample > 0 and answer.final:
+            self.counted[key] = None
         if name := answer.unknown_status:
             name = name if name in self.statuses or len(self.statuses) < MAX_WORDS else "others"
             self.statuses[name] = self.statuses.get(name, 0) + 1
@@ -99,7 +100,8 @@ class StoredFile:
             found.append(f"{self.path}, {self.torn}: is truncated and was skipped")
         if self.counted:
             words = "repeat a concept_id without a `sample`, and count as its further samples"
-            found.append(f"{self.path}: {self.counted} answers {words}")
+            arms = ", ".join(dict.fromkeys(arm for arm, _, _ in self.counted))
+            found.append(f"{self.path}: {len(self.counted)} answers {words} ({arms})")
         if self.statuses:
             words = ", ".join(f"{name} ({count})" for name, count in self.statuses.items())
             known = ", ".join(STATUSES)
