@@ -57,6 +57,8 @@ def test_a_complete_answer_is_valid(reason_of: Grade, answers: Answers) -> None:
         ("product_name", ABSENT, "vision_missing_product_name"),
         ("product_name", "", "vision_missing_product_name"),
         ("product_name", None, "vision_missing_product_name"),
+        ("product_name", 0, None),
+        ("product_name", False, None),
         ("product_summary", ABSENT, "vision_missing_product_summary"),
         ("product_summary", "", "vision_missing_product_summary"),
         ("target_users", ABSENT, None),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from vllm_eval.diagnose.example import Blocks, split_lines
 from vllm_eval.diagnose.yaml_shapes import yaml_shape
 from vllm_eval.records import Attempt
-from vllm_eval.tasks.check import CLUSTERS, find_fault
+from vllm_eval.tasks.check import CLUSTERS, find_fault, is_missing
 from vllm_eval.tasks.declaration import Declaration, Value
 from vllm_eval.tasks.parse import parse_block
 
@@ -146,7 +146,7 @@ def _broken_rule(
 def _fault(value: object, declared: Value, reason: str | None) -> tuple[str, int | None]:
     if declared.ids is not None and reason == declared.ids.reason:
         return "no_ids", None
-    if declared.required == "filled" and not value:
+    if is_missing(value, declared.required):
         return "missing_key", None
     fault = find_fault(declared)(value)
     if fault is None:

@@ -7,7 +7,7 @@ looks things up. Source of the order: `product_owner.md`, "Output contract".
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 
@@ -135,6 +135,11 @@ def find_fault(value: Value) -> Callable[[object], str | None]:
     return fault
 
 
+def is_missing(found: object, need: str) -> bool:
+    """Whether a value is null, or empty where it must be `filled`; a number is never empty."""
+    return found is None or (need == "filled" and isinstance(found, Sized) and not found)
+
+
 def id_pattern(ids: Ids) -> re.Pattern[str]:
     """Finds the identifiers in a text, in any case."""
     return re.compile(rf"\b(?:{'|'.join(ids.prefixes)})\d{{{ids.min_digits},}}\b", re.IGNORECASE)
@@ -156,8 +161,7 @@ def _presence(place: _Place, value: Value, reasons: dict[str, str]) -> Iterator[
     def check(mapping: Mapping[object, object]) -> Problem | None:
         if need == "present":
             return None if key in mapping else problem
-        found = mapping.get(key)
-        return problem if found is None or (need == "filled" and not found) else None
+        return problem if is_missing(mapping.get(key), need) else None
 
     yield check
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from vllm_eval.records import Case
-from vllm_eval.tasks.check import find_fault, id_pattern
+from vllm_eval.tasks.check import find_fault, id_pattern, is_missing
 from vllm_eval.tasks.declaration import Block, Declaration, Part, Value
 
 Blocks = Mapping[str, Mapping[object, object]]
@@ -43,11 +43,11 @@ def _tests(inside: Block | Value) -> Iterator[Callable[[object], bool]]:
 
 
 def _test(key: str, value: Value) -> Callable[[object], bool]:
-    fault, filled = find_fault(value), value.required == "filled"
+    fault = find_fault(value)
 
     def test(around: object) -> bool:
         found = _under(around, key)
-        return found is not None and fault(found) is None and not (filled and not found)
+        return not is_missing(found, value.required) and fault(found) is None
 
     return test
 
