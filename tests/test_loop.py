@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -170,20 +171,121 @@ def test_the_last_attempt_decides_even_when_it_is_an_engine_error(
     bench: Bench, answers: Answers
 ) -> None:
     bench.dataset(1)
-    bench.answers({"text": answers.bad()}, {"attempt": 3, "error": "died"})
+    died = [{"attempt": number, "error": "died"} for number in (3, 4, 5)]
+    bench.answers({"text": answers.bad()}, *died)
     assert ends(bench.run())[-1] == ("error", "engine_error", True)
 
 
-def test_a_retry_after_an_engine_error_has_the_first_prompt_and_another_seed(
+def test_an_engine_error_takes_no_attempt_from_the_model(bench: Bench, answers: Answers) -> None:
+    bench.dataset(1)
+    errors = [{"attempt": number, "error": "gone"} for number in (1, 3)]
+    bench.answers(*errors, {"text": answers.bad()}, {"attempt": 5, "text": answers.text()})
+    run = bench.run("--retries", "2")
+    bad, gone = (
+        ("format_error", "review_missing_narrative", False),
+        ("error", "engine_error", False),
+    )
+    assert ends(run) == [gone, bad, gone, bad, ("success", None, True)]
+    rows = run.attempts("pupil", "K1")
+    assert [row["attempt"] for row in rows] == [1, 2, 3, 4, 5]
+    assert [row["engine_errors"] for row in rows] == [1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("retries", ["0", "5"])
+def test_an_answer_is_given_up_after_three_engine_errors(bench: Bench, retries: str) -> None:
+    bench.dataset(1)
+    bench.answers({"error": "no blocks left"})
+    assert len(bench.run("--retries", retries).attempts("pupil", "K1")) == 3
+
+
+def test_after_an_engine_error_the_same_attempt_is_made_again(
     bench: Bench, answers: Answers
 ) -> None:
+    """With the prompt and seed it had, be it the first or one with a reminder."""
     template = bench.folder / "mine.j2"
     template.write_text("{{ reminder or 'First.' }}", encoding="utf-8")
     bench.dataset(1)
-    bench.answers({"attempt": 1, "error": "gone"}, {"text": answers.text()})
-    first, second = bench.run("--prompt-template", str(template)).attempts("pupil", "K1")
-    assert second["prompt_tokens"] == 1
-    assert second["seed"] != first["seed"]
+    errors = [{"attempt": number, "error": "gone"} for number in (1, 3)]
+    bench.answers(*errors, {"text": answers.bad()}, {"attempt": 4, "text": answers.text()})
+    gone, bad, again, good = bench.run("--prompt-template", str(template)).attempts("pupil", "K1")
+    assert bad["prompt_tokens"] == 1
+    assert good["prompt_tokens"] > 5
+    assert (gone["seed"], again["seed"]) == (bad["seed"], good["seed"])
+    assert [bad["seed"], good["seed"]] == [derive_seed(42, "K1", 0, number) for number in (1, 2)]
+
+
+@pytest.fixture
+def troubled(bench: Bench, answers: Answers) -> Run:
+    """The student's K1 is valid at its first try and its K2 at its second, beside engine errors."""
+    bench.dataset(2)
+    bench.answers(
+        {"text": answers.text()},
+        *({"arm": "pupil", "attempt": number, "error": "gone"} for number in (1, 3)),
+        {"concept_id": "K2", "arm": "pupil", "attempt": 2, "text": answers.bad()},
+    )
+    return bench.run()
+
+
+def test_an_engine_error_does_not_count_against_first_try(troubled: Run) -> None:
+    student = troubled.result("student")
+    assert student["first_attempt_valid_samples"] == 1
+    assert {row["concept_id"]: row["attempts"] for row in student["results"]} == {"K1": 1, "K2": 2}
+    assert troubled.result("comparison")["arms"]["pupil"]["attempts"] == 3
+
+
+def test_figures_by_attempt_and_of_retries_are_of_the_models_attempts(troubled: Run) -> None:
+    found = troubled.result("comparison")
+    steps = found["attempts"]["pupil"]["by_attempt"]
+    assert [(s["attempt"], s["made"], s["valid_by_then"]) for s in steps] == [
+        (1, 2, 0.5),
+        (2, 1, 1.0),
+    ]
+    assert found["attempts"]["pupil"]["retries"]["attempts"] == 1
+    timing = found["timing"]["arms"]["pupil"]
+    assert (timing["attempts"], timing["retry_attempts"]) == (3, 1)
+    clusters = {of["cluster"]: of for of in found["diagnosis"]["clusters"]}
+    counts = ("attempts", "retried", "then_valid")
+    assert {name: [of[key] for key in counts] for name, of in clusters.items()} == {
+        "missing_key": [1, 1, 1],
+        "no_answer": [3, 3, 2],
+    }
+
+
+@pytest.mark.parametrize("lines", range(8))
+def test_engine_errors_are_counted_over_all_sessions(
+    bench: Bench, troubled: Run, lines: int
+) -> None:
+    def rows(run: Run) -> list[tuple[object, ...]]:
+        keys = ("arm", "concept_id", "attempt", "engine_errors", "final", "seed", "prompt_tokens")
+        return sorted(tuple(row[key] for key in keys) for row in run.journal)
+
+    whole, journal = rows(troubled), troubled.folder / "attempts.jsonl"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:lines]))
+    assert rows(bench.call("--resume", str(troubled.folder))) == whole
+
+
+def test_a_journal_that_counted_engine_errors_as_attempts_still_does(
+    bench: Bench, troubled: Run
+) -> None:
+    journal = troubled.folder / "attempts.jsonl"
+    lines = [json.loads(line) for line in journal.read_text("utf-8").splitlines()]
+    for line in lines:
+        del line["engine_errors"]
+    bench.write(journal, lines)
+    assert bench.call("--resume", str(troubled.folder)).code == 0
+    assert troubled.result("student")["first_attempt_valid_samples"] == 0
+    steps = troubled.result("comparison")["attempts"]["pupil"]["by_attempt"]
+    assert [step["made"] for step in steps] == [2, 2, 1, 1]
+
+
+def test_grading_again_counts_the_models_attempts(bench: Bench, troubled: Run) -> None:
+    journal = str(troubled.folder / "attempts.jsonl")
+    for stored in (journal, str(troubled.folder)):
+        run = bench.call("compare", stored, stored, "--json")
+        assert run.code == 0
+        (pair,) = (arm for arm in json.loads(run.out)["arms"] if arm["a"] == "pupil")
+        found = pair["comparison"]["arms"]["pupil (A)"]
+        assert (found["first_valid"], found["attempts"]) == (1, 3)
 
 
 def test_every_case_of_a_large_set_ends_exactly_once_per_arm(

@@ -90,7 +90,7 @@ def test_a_failed_case_stands_with_tier_arm_reason_and_the_place_in_its_answer(
 ) -> None:
     text = _report(failing)
     assert "| `K2` | `simple` | `pupil` | `format_error` | `review_missing_narrative` | 2 |" in text
-    assert "| `K4` | `simple` | `pupil` | `error` | `engine_error` | 2 |" in text
+    assert "| `K4` | `simple` | `pupil` | `error` | `engine_error` | 0 |" in text
     assert "| `K3` |" not in text  # repaired by its retry
     assert re.search(r"`K2`, `pupil`, .*\n\n```text\n +\d+ \| ", text)
 

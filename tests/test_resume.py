@@ -362,3 +362,32 @@ def test_a_partial_result_file_holds_the_cases_that_ended_and_no_others(
     (path,) = folder.glob("student_*.json")
     partial = json.loads(path.read_text("utf-8"))
     assert (partial["total_samples"], partial["results"]) == (0, [])
+
+
+OTHER_PROCESS = """
+import json, sys
+path, *arguments = sys.argv[1:]
+waiting = [path]
+def finish(event, given):
+    if event == "open" and str(given[0]).endswith(".lock") and waiting:
+        manifest = json.load(open(waiting.pop()))
+        manifest["sessions"].append({"total_s": 7.0})
+        json.dump(manifest, open(path, "w"))
+sys.addaudithook(finish)
+from vllm_eval import cli
+cli.main(arguments)
+"""
+
+
+def test_a_run_that_another_process_ends_as_it_is_resumed_keeps_that_session(
+    bench: Bench, whole: Run
+) -> None:
+    """The other one writes the manifest just before it lets go of the journal's lock."""
+    path = whole.folder / "manifest.json"
+    (first,) = json.loads(path.read_text("utf-8"))["sessions"]
+    cut(whole, 5)
+    command = [sys.executable, "-c", OTHER_PROCESS, str(path), "--resume", str(whole.folder)]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == whole.code
+    before, other, ours = json.loads(path.read_text("utf-8"))["sessions"]
+    assert (before, other) == (first, {"total_s": 7.0})
+    assert ours["total_s"] != 7.0

@@ -85,9 +85,11 @@ class Request:
     sample: int
     """Which of the samples of a case, counted from 0."""
     attempt: int
-    """Counted from 1."""
+    """Counted from 1, with those that an engine error ended."""
     prompt: str
     seed: int
+    engine_errors: int = 0
+    """How many of the earlier attempts at this answer an engine error ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,7 @@ class Attempt:
     tier: str | None
     sample: _Count
     attempt: _Count
+    """Place among the lines of its arm, case and sample, counted from 1."""
     final: bool
     """Whether this attempt is the outcome of its arm, case and sample."""
     status: Status
@@ -176,6 +179,19 @@ class Attempt:
     raw_response: str
     key: str | None = None
     """The problem's key."""
+    engine_errors: _Count = 0
+    """Engine errors up to this line, of its arm, case and sample; 0 from earlier versions, which
+    counted an engine error as an attempt of the model."""
+
+    @property
+    def number(self) -> int:
+        """Attempts of the model up to this line."""
+        return self.attempt - self.engine_errors
+
+    @property
+    def uncounted(self) -> bool:
+        """Whether an engine error ended it, so that it is no attempt of the model."""
+        return self.status == "error" and self.engine_errors > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +215,7 @@ class Outcome:
     reason: str | None
     score: float | None
     attempts: int
+    """Those of the model: an engine error is none."""
     first_valid: bool
     """Whether the first attempt already kept the contract."""
     repair: Repair | None = None
@@ -207,11 +224,13 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """An arm, case and sample whose last recorded attempt failed and needs a retry."""
+    """An arm, case and sample whose last recorded attempt failed and needs another one."""
 
     attempts: int
     problem: Problem | None
-    """None if the attempt had no answer."""
+    """Of its last answer; None if there was none."""
+    engine_errors: int = 0
+    """How many of the attempts an engine error ended."""
 
 
 @dataclass(slots=True)
@@ -239,7 +258,7 @@ class Progress:
     failed: int = 0
     running: int = 0
     retries: int = 0
-    """Of the running ones, how many are not a first attempt."""
+    """Of the running ones, how many are not the model's first attempt."""
     attempts: int = 0
     """Over all sessions of the run, like the tokens and seconds."""
     output_tokens: int = 0

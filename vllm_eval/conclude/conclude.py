@@ -160,7 +160,7 @@ def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finishe
         verdicts=verdicts,
         ranking=rank(comparison, verdicts),
         failures=tuple(failures),
-        attempts={arm: take_attempts(tally) for arm, tally in survey.arms.items()},
+        attempts={arm: take_attempts(tally) for arm, tally in survey.arms.items() if tally.numbers},
         timing=timing_to_json(take_timing(survey), run.manifest.get("sessions", ())),
         pending=reading.pending,
         repair=repair_to_json(

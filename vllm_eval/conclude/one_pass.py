@@ -132,7 +132,7 @@ def _outcome(key: Key, attempt: Attempt, repair: Repair | None) -> Outcome:
         status=attempt.status,
         reason=attempt.reason and intern(attempt.reason),
         score=attempt.score,
-        attempts=attempt.attempt,
-        first_valid=attempt.status == "success" and attempt.attempt == 1,
+        attempts=attempt.number,
+        first_valid=attempt.status == "success" and attempt.number == 1,
         repair=repair,
     )

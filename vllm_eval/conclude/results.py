@@ -219,7 +219,7 @@ def _result(
     history = [{key: one[key] for key in one if key not in CASE_KEYS} for one in attempts]
     return {
         **{key: last[key] for key in (*stated, "truncated")},
-        "attempts": len(attempts),
+        "attempts": last["attempt"] - last.get("engine_errors", 0),
         **about(last),
         "raw_response": last["raw_response"],
         "history": history,

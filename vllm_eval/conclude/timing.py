@@ -150,7 +150,7 @@ def timing_to_json(timing: Timing, sessions: Sequence[Mapping[str, Any]]) -> dic
 
 def take_attempts(tally: ArmTally) -> ArmAttempts:
     """Scores and costs of one arm by number of the attempt."""
-    answers = max(row.made for row in tally.numbers.values())
+    answers = max(row.made for row in tally.numbers.values()) + tally.unanswered
     every, again, rows, valid = tally.together(), tally.together(2), [], 0
     for number, row in sorted(tally.numbers.items()):
         valid += row.valid

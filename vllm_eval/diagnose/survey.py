@@ -25,7 +25,7 @@ def _doubles() -> array[float]:
 
 @dataclass(slots=True)
 class Numbered:
-    """The attempts of one arm with the same number, or with several."""
+    """The model's attempts of one arm with the same number, or with several."""
 
     made: int = 0
     valid: int = 0
@@ -37,12 +37,14 @@ class Numbered:
 
 @dataclass(slots=True)
 class ArmTally:
-    """All attempts of one arm."""
+    """All attempts of one arm; engine errors are none of the model's and not among them."""
 
     numbers: dict[int, Numbered] = field(default_factory=dict)
-    """By number of the attempt, counted from 1."""
+    """By number of the model's attempt, counted from 1."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    unanswered: int = 0
+    """Outcomes without any attempt of the model: the engine's errors came first."""
     truncated: int = 0
     """Outcomes truncated at the token limit."""
     ended: int = 0
@@ -146,8 +148,8 @@ class Survey:
     """By reason, tier and arm."""
     clusters: dict[tuple[str, str, str | None], Cluster] = field(default_factory=dict)
     """By cluster, arm and tier."""
-    _waiting: dict[Key, Cluster] = field(default_factory=dict)
-    """Where failed attempts that a retry will follow are counted."""
+    _waiting: dict[tuple[Key, bool], Cluster] = field(default_factory=dict)
+    """Where failed attempts that another will follow are counted; engine errors (true) apart."""
 
     def take(self, attempt: Attempt, *, repaired: bool = False) -> None:
         """Count one attempt, in the order of the journal.
@@ -157,16 +159,20 @@ class Survey:
         arm = self.arms.get(attempt.arm)
         if arm is None:
             arm = self.arms[attempt.arm] = ArmTally()
-        _count(arm, attempt)
+        if attempt.uncounted:
+            arm.unanswered += attempt.final and attempt.number == 0
+        else:
+            _count(arm, attempt)
         self.seconds = max(self.seconds, attempt.finished_at)
         if attempt.status != "error":
             _note(self.spans, attempt)
         valid = attempt.status == "success"
         if self._waiting:
             key = (attempt.arm, attempt.concept_id, attempt.sample)
-            if (before := self._waiting.pop(key, None)) is not None:
-                before.group.retried += 1
-                before.group.then_valid += valid
+            for kind in {True, attempt.uncounted}:  # an answer still follows an engine error
+                if (before := self._waiting.pop((key, kind), None)) is not None:
+                    before.group.retried += 1
+                    before.group.then_valid += valid
         if not valid:
             self._take_failed(attempt, repaired=repaired)
 
@@ -194,7 +200,8 @@ class Survey:
             if cluster.group.repaired is not None:
                 cluster.group.repaired += repaired
         else:
-            self._waiting[attempt.arm, attempt.concept_id, attempt.sample] = cluster
+            answer = (attempt.arm, attempt.concept_id, attempt.sample)
+            self._waiting[answer, attempt.uncounted] = cluster
 
     def _cluster(self, attempt: Attempt, cause: Cause) -> Cluster:
         key = (cause.cluster, attempt.arm, attempt.tier)
@@ -216,9 +223,9 @@ def _add(counts: dict[str, int], name: str) -> None:
 
 
 def _count(arm: ArmTally, attempt: Attempt) -> None:
-    row = arm.numbers.get(attempt.attempt)
+    row = arm.numbers.get(attempt.number)
     if row is None:
-        row = arm.numbers[attempt.attempt] = Numbered()
+        row = arm.numbers[attempt.number] = Numbered()
     row.made += 1
     row.output_tokens += attempt.output_tokens
     row.seconds += attempt.total_s
@@ -245,7 +252,7 @@ def _note(spans: Spans, attempt: Attempt) -> None:
     spans.first.append(max(0.0, attempt.finished_at - attempt.total_s + attempt.ttft_s))
     spans.end.append(attempt.finished_at)
     spans.tokens.append(attempt.output_tokens)
-    spans.retry.append(attempt.attempt > 1)
+    spans.retry.append(attempt.number > 1)
 
 
 def runs_in_circles(text: str) -> bool:

@@ -138,11 +138,13 @@ def _score(row: Mapping[str, Any]) -> tuple[float | None, str]:
 
 
 def _attempts(row: Mapping[str, Any]) -> int:
-    """How many attempts were made, recorded as a number or as a list; 1 if not recorded."""
-    value = row.get("attempt", row.get("attempts"))
+    """How many attempts the model made, recorded as a number or as a list; 1 if not recorded."""
+    value, errors = row.get("attempt", row.get("attempts")), row.get("engine_errors")
     if isinstance(value, list):
         value = len(value)
-    return value if isinstance(value, int) and value > 0 else 1
+    if not isinstance(value, int) or value < 0:
+        return 1
+    return value - errors if isinstance(errors, int) and 0 < errors <= value else value
 
 
 def _shown(value: object) -> str:

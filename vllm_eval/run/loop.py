@@ -16,6 +16,7 @@ from vllm_eval.records import (
     TOO_LONG,
     Arm,
     Attempt,
+    Begun,
     Case,
     Completion,
     Grade,
@@ -28,6 +29,10 @@ from vllm_eval.records import (
 from vllm_eval.tasks import Task
 
 UNANSWERED = Grade(None, None, {})
+ENGINE_ERROR = "engine_error"
+"""Reason of an attempt that the engine, not the model, brought to nothing."""
+MOST_ERRORS = 3
+"""Engine errors after which an answer is given up; they take nothing from the model's attempts."""
 PLACE = ("block", "line", "column", "key")
 """What an attempt takes unchanged from its answer's problem."""
 MEASURED = ("prompt_tokens", "output_tokens", "cached_tokens", "queued_s", "ttft_s", "total_s")
@@ -48,7 +53,7 @@ class Job:
     samples: int
     """Samples per case."""
     attempts: int
-    """Most attempts per arm, case and sample, at least 1."""
+    """Most attempts of the model per arm, case and sample, at least 1."""
     seed: int
 
 
@@ -102,7 +107,10 @@ def evaluate(
         record(attempts)
         _count(progress, attempts)
         progress.running = len(in_flight) + len(retries)
-        progress.retries = len(retries) + sum(r.attempt > 1 for _, r in in_flight.values())
+        running = itertools.chain(retries, in_flight.values())
+        progress.retries = sum(
+            request.attempt - request.engine_errors > 1 for _, request in running
+        )
         on_progress(progress)
 
 
@@ -145,13 +153,14 @@ def _pending(job: Job, ledger: Ledger) -> Iterator[tuple[Case, Request]]:
             key = (arm.name, case.id, sample)
             if key in ledger.done:
                 continue
-            begun = ledger.begun.get(key)
-            prompt = job.task.prompt(case, begun.problem) if begun else first
-            attempt = begun.attempts + 1 if begun else 1
-            yield case, _request(job, case, arm.name, sample, attempt, prompt)
+            begun = ledger.begun.get(key) or Begun(0, None)
+            prompt = job.task.prompt(case, begun.problem) if begun.problem else first
+            yield case, _request(job, case, arm.name, sample, begun, prompt)
 
 
-def _request(job: Job, case: Case, arm: str, sample: int, attempt: int, prompt: str) -> Request:
+def _request(job: Job, case: Case, arm: str, sample: int, begun: Begun, prompt: str) -> Request:
+    """The next one after what has `begun`; the same attempt of the model has the same seed."""
+    attempt = begun.attempts + 1
     return Request(
         id=f"{case.line}/{arm}/{sample}/{attempt}",
         arm=arm,
@@ -159,7 +168,8 @@ def _request(job: Job, case: Case, arm: str, sample: int, attempt: int, prompt: 
         sample=sample,
         attempt=attempt,
         prompt=prompt,
-        seed=derive_seed(job.seed, case.id, sample, attempt),
+        seed=derive_seed(job.seed, case.id, sample, attempt - begun.engine_errors),
+        engine_errors=begun.engine_errors,
     )
 
 
@@ -168,13 +178,19 @@ def _conclude(
 ) -> tuple[Attempt, Request | None]:
     """Grade a completion; returns the next attempt's request, if any."""
     grade = UNANSWERED if done.error is not None else job.task.grade(case, done.text)
-    attempt = _attempt(case, request, done, grade, "engine_error", now)
-    if attempt.status == "success" or request.attempt >= job.attempts:
+    attempt = _attempt(case, request, done, grade, ENGINE_ERROR, now)
+    prompt = request.prompt
+    if attempt.uncounted:
+        ended = attempt.engine_errors >= MOST_ERRORS
+    else:
+        ended = attempt.status == "success" or attempt.number >= job.attempts
+        if not ended:
+            prompt = job.task.prompt(case, grade.problem)
+            ended = engine.refusal(prompt) is not None  # too long with the reminder: this counts
+    if ended:
         return attempt, None
-    prompt = job.task.prompt(case, grade.problem)
-    if engine.refusal(prompt) is not None:  # too long with the reminder, so this answer counts
-        return attempt, None
-    retry = _request(job, case, request.arm, request.sample, request.attempt + 1, prompt)
+    begun = Begun(attempt.attempt, grade.problem, attempt.engine_errors)
+    retry = _request(job, case, request.arm, request.sample, begun, prompt)
     return replace(attempt, final=False), retry
 
 
@@ -205,6 +221,7 @@ def _attempt(
         finish_reason=done.finish_reason,
         finished_at=now,
         raw_response=done.text,
+        engine_errors=request.engine_errors + (done.error is not None and failure == ENGINE_ERROR),
         **unchanged,
     )
 

@@ -60,8 +60,7 @@ def run(
     start = time.monotonic()
     plan = _prepare(config, watcher)
     config = plan.config
-    folder, recorded = _open_folder(plan, resume, watcher)
-    with closing(Journal(folder.journal)) as journal:
+    with _opened(plan, resume, watcher) as (folder, recorded, journal):
         if changed := store.note_config(folder.path, dump_config(config)):
             watcher.stage(f"resumed with a different {', '.join(changed)}")
         if requeued := requeue_refused(plan, folder.path, recorded, journal):
@@ -135,10 +134,14 @@ def _evaluated(
     return Evaluated(folder, recorded, plan.config, paths, rows, plan.task, partial)
 
 
-def _open_folder(
+@contextmanager
+def _opened(
     plan: Plan, resume: Path | Literal["auto"] | None, watcher: Watcher
-) -> tuple[RunFolder, dict[str, Any]]:
-    """A new run folder, or the one to resume if it is of the same run; and its manifest."""
+) -> Iterator[tuple[RunFolder, dict[str, Any], Journal]]:
+    """A new run folder, or the one to resume if it is of the same run; its manifest and journal.
+
+    The manifest is read under the journal's lock, so that no other process changes it later.
+    """
     identity = manifest.identify(plan)
     output_dir = resolve_path(plan.config.output_dir)
 
@@ -151,14 +154,16 @@ def _open_folder(
         resume = store.find_like(output_dir, identity, usable=usable)
         watcher.stage(f"resume: {resume or 'no run like this one yet, so a new one starts'}")
     if resume is not None:
-        recorded = manifest.read(resume)
-        if changed := manifest.differences(recorded["identity"], identity):
-            msg = f"{resume}: cannot be resumed, it is a different run: {'; '.join(changed)}"
-            raise InputError(msg)
-        folder = RunFolder(resume, store.timestamp_of(resume, recorded))
-        if not (resume / store.CASES).is_file():
-            _note_cases(plan, folder)
-        return folder, recorded
+        with closing(Journal(resume / store.JOURNAL)) as journal:
+            recorded = manifest.read(resume)
+            if changed := manifest.differences(recorded["identity"], identity):
+                msg = f"{resume}: cannot be resumed, it is a different run: {'; '.join(changed)}"
+                raise InputError(msg)
+            folder = RunFolder(resume, store.timestamp_of(resume, recorded))
+            if not (resume / store.CASES).is_file():
+                _note_cases(plan, folder)
+            yield folder, recorded, journal
+        return
     if unfinished := store.find_like(output_dir, identity, finished=False):
         watcher.stage(f"an unfinished run like this one: continue it with --resume {unfinished}")
     now = datetime.now().astimezone()
@@ -168,7 +173,8 @@ def _open_folder(
     _note_cases(plan, folder)
     recorded = manifest.describe(plan, identity, now)
     store.write_json(folder.path / manifest.FILE, recorded)
-    return folder, recorded
+    with closing(Journal(folder.journal)) as journal:
+        yield folder, recorded, journal
 
 
 def _note_cases(plan: Plan, folder: RunFolder) -> None:

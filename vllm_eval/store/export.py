@@ -30,7 +30,7 @@ TEXT = (
 )
 WHOLE = (
     *("sample", "attempt", "line", "column", "seed"),
-    *("prompt_tokens", "output_tokens", "cached_tokens"),
+    *("prompt_tokens", "output_tokens", "cached_tokens", "engine_errors"),
 )
 REAL = ("score", "queued_s", "ttft_s", "total_s", "finished_at")
 YES_NO = ("final", "truncated")
@@ -40,8 +40,9 @@ def export_run(folder: Path, path: Path, *, attempts: bool = False) -> int:
     """Write every outcome of a run to `path`, whole or not at all, in the journal's order.
 
     The columns are the keys of the journal's lines; `attempt` is the number of attempts that an
-    outcome took, `parts` the points of each part of the metric as JSON. With `attempts` every
-    attempt is written; `final` marks the outcomes. Returns the number of rows.
+    outcome took, `engine_errors` of which the engine spoilt, and `parts` the points of each part of
+    the metric as JSON. With `attempts` every attempt is written; `final` marks the outcomes.
+    Returns the number of rows.
 
     Raises:
         InputError: the folder holds no run, or pyarrow is not installed.

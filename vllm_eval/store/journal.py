@@ -163,10 +163,12 @@ def _follow(ledger: Ledger, attempts: Iterable[Attempt]) -> None:
             ledger.done.add(key)
             ledger.begun.pop(key, None)
         else:
-            graded = attempt.status == "format_error"
-            place = (attempt.block, attempt.line, attempt.column)
-            problem = Problem(attempt.reason or "", attempt.error or "", *place) if graded else None
-            ledger.begun[key] = Begun(attempt.attempt, problem)
+            begun = ledger.begun.get(key)
+            problem = begun.problem if begun else None
+            if attempt.status == "format_error":
+                place = (attempt.block, attempt.line, attempt.column)
+                problem = Problem(attempt.reason or "", attempt.error or "", *place)
+            ledger.begun[key] = Begun(attempt.attempt, problem, attempt.engine_errors)
 
 
 def key_of(attempt: Attempt) -> Key:
