@@ -82,10 +82,10 @@ def test_a_repeated_case_without_a_sample_is_noted_and_blamed_on_its_own_arm(
     scored = score(bench, write(bench, *rows, name=f"{other}.jsonl"), repeated)
     assert (scored.code, scored.out.rstrip().endswith("FAIL  student")) == (1, True)
     assert "1 answers repeat a concept_id without a `sample`" in scored.out
-    gap = f"{twice}.jsonl: 1 answers of {twice} repeat a case without a `sample`, and another arm"
-    assert f"{gap} lacks them, first line 4, concept_id 'K2'" in scored.out
+    gap = f"{twice}.jsonl: 1 answer repeats a case of {twice} without a `sample`, and another arm"
+    assert f"{gap} has fewer (first line 4, concept_id 'K2')" in scored.out
     assert "no answer to grade" not in scored.out
-    assert f"answers of {other} repeat" not in scored.out
+    assert f"a case of {other}" not in scored.out
 
 
 def test_a_repeated_case_is_a_further_sample_where_any_arm_says_so(
@@ -96,7 +96,7 @@ def test_a_repeated_case_is_a_further_sample_where_any_arm_says_so(
     files = [write(bench, row(answers), row(answers), name="one.jsonl")]
     files.append(write(bench, row(answers), name="two.jsonl"))
     scored = score(bench, said, *files)
-    assert "repeat a case" not in scored.out
+    assert "another arm has fewer" not in scored.out
     assert scored.out.count("1 of 2 have no answer to grade") == 1
     assert "PASS  one" in scored.out
     assert "FAIL  two" in scored.out

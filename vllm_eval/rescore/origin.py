@@ -234,9 +234,9 @@ def _duplicates(file: StoredFile, every: Collection[tuple[str, int]]) -> Iterato
     for arm in file.arms:
         keys = [key for key in file.counted if key[0] == arm and key[1:] not in every]
         if keys:
-            first = f"{file.keys[keys[0]]}, concept_id {keys[0][1]!r}"
-            words = "repeat a case without a `sample`, and another arm lacks them"
-            yield f"{file.path}: {len(keys)} answers of {arm} {words}, first {first}"
+            repeat = "1 answer repeats" if len(keys) == 1 else f"{len(keys)} answers repeat"
+            repeat += f" a case of {arm} without a `sample`, and another arm has fewer"
+            yield f"{file.path}: {repeat} (first {file.keys[keys[0]]}, concept_id {keys[0][1]!r})"
 
 
 def _arms(file: StoredFile) -> tuple[str, ...]:

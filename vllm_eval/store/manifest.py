@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 FILE = "manifest.json"
 LOADER_KEY = "yaml"
-"""Key of the identity that earlier runs lack, which says nothing of their loader."""
+"""Key of the identity. Earlier runs lack it, so their loader is unknown, not another one."""
 _SAMPLE_BYTES = 2**20
 
 

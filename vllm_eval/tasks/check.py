@@ -136,7 +136,7 @@ def find_fault(value: Value) -> Callable[[object], str | None]:
 
 
 def is_missing(found: object, need: str) -> bool:
-    """Whether a value is null, or empty where it must be `filled`; a number is never empty."""
+    """Whether a value is null, or empty where it must be `filled`; 0 and false are not empty."""
     return found is None or (need == "filled" and isinstance(found, Sized) and not found)
 
 
