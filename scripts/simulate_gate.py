@@ -1,0 +1,317 @@
+"""Error rates, power and the price of a verdict, for students whose true ratio is known.
+
+Scores come from `outcome_models`. Whatever decides is the product's own: claims, wealth, intervals
+and rules are those of `vllm_eval.compare`, for many runs at a time where they take arrays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table as Grid
+
+from scripts.outcome_models import MODELS, Model, Scores, arms_of, deal
+from vllm_eval.compare import gate as rules
+from vllm_eval.compare.claims import Table, make_claims
+from vllm_eval.compare.evidence import bets, log_wealth
+from vllm_eval.compare.intervals import make_interval
+from vllm_eval.compare.summary import Summary, compare_arms
+from vllm_eval.config.settings import GateConfig
+from vllm_eval.records import BASELINE, Outcome
+
+LEVEL = 0.95
+PLAIN, CONFIDENT, CERTIFY = GateConfig(), GateConfig(confidence=LEVEL), GateConfig(certify=LEVEL)
+MODES = {
+    "Default gate": PLAIN,
+    f"--confidence {LEVEL:g}": CONFIDENT,
+    f"--certify {LEVEL:g}": CERTIFY,
+}
+STUDENT = "student"
+NEVER = 10**9
+CAP = 600
+"""Most cases of a run until settled."""
+CHUNK = 500_000
+"""Cases dealt at once."""
+NAMED = {model.name: model for model in MODELS}
+COUNTS = (10, 20, 34, 50, 200)
+SETUPS = tuple(product((1, 3), (None, 2)))
+"""Samples per case, and retries."""
+POWER = (
+    ("noise", 1.00, (34, 50, 100)),
+    ("rare zeros", 0.95, (200,)),
+    ("rare failures", 0.95, (200,)),
+)
+RATIOS = (0.80, 0.85, 0.88, 0.90, 0.95, 1.00, 1.05)
+BOUGHT = (20, 34, 50, 100, 200)
+SHOWN = ("noise", "rare failures")
+TEMPLATE = compare_arms(
+    [Outcome(arm, "case", None, 0, "success", None, 1.0, 1, True) for arm in (BASELINE, STUDENT)],
+    (BASELINE, STUDENT),
+    confidence=LEVEL,
+)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table to print."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is simulated."""
+
+    model: Model
+    ratio: float
+    """The true one."""
+    cases: int
+    samples: int = 1
+    """Of each case."""
+    retries: int | None = None
+    """None: every first attempt is valid, but for the model's bad answers."""
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Of many runs; arrays of runs."""
+
+    passed: Any
+    failed: Any
+    cases: Any
+    """Cases used."""
+    ratio_shown: Any
+    """Whether the rule on the ratio was shown, whatever the others say."""
+
+
+def simulate(setting: Setting, runs: int) -> Iterator[tuple[Scores, Scores]]:
+    """Base and student, some runs at a time; the same ones for the same arguments."""
+    arms = arms_of(setting.model, setting.ratio, setting.retries)
+    seed = [round(1000 * setting.ratio), setting.cases, setting.samples, setting.retries or 0]
+    random = np.random.default_rng(seed)
+    batch = max(1, CHUNK // (setting.cases * setting.samples))
+    for start in range(0, runs, batch):
+        yield deal(arms, min(batch, runs - start), setting.cases, setting.samples, random)
+
+
+def certify(base: Scores, student: Scores, *, settle: bool = False) -> Verdicts:
+    """PASS, FAIL or neither at `LEVEL`; with `settle`, at the first case that decides."""
+    runs, count = base.share.shape
+    shown, refuted = reached(base, student)
+    passed = np.logical_and.reduce([first < count for first in shown.values()])
+    failed = np.logical_or.reduce([first < count for first in refuted.values()])
+    used = np.full(runs, count)
+    if settle:
+        every, any_ = (
+            np.maximum.reduce(list(shown.values())),
+            np.minimum.reduce(list(refuted.values())),
+        )
+        used = np.minimum(np.where(passed, every, any_) + 1, count)
+    for run in np.flatnonzero(passed):
+        while used[run] < count and not keeps_rules(base, student, run, used[run]):
+            used[run] += 1
+        passed[run] = keeps_rules(base, student, run, used[run])
+    return Verdicts(passed, failed, used, shown["ratio"] < count)
+
+
+def reached(base: Scores, student: Scores) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The case at which each rule was shown, or else refuted, or `NEVER`; arrays of runs."""
+    tables = (Table(arm.score_all, arm.share) for arm in (student, base))
+    shares, level = bets(base.share.shape[1], LEVEL), -math.log(1 - LEVEL)
+    shown, refuted = {}, {}
+    for (kind, side), (claim,) in make_claims(*tables, CERTIFY).items():
+        curves = (log_wealth(one, shares) >= level for one in (claim, claim.opposite))
+        yes, no = (np.where(hit.any(axis=1), hit.argmax(axis=1), NEVER) for hit in curves)
+        name = kind if kind == "ratio" else f"{kind} of {side}"
+        shown[name], refuted[name] = np.where(yes < no, yes, NEVER), np.where(no < yes, no, NEVER)
+    return shown, refuted
+
+
+def keeps_rules(
+    base: Scores, student: Scores, run: int, cases: int, gate: GateConfig = PLAIN
+) -> bool:
+    """Whether the rules hold by the numbers of the first cases of a run."""
+    one, other = (summary_of(arm, run, cases) for arm in (base, student))
+    comparison = TEMPLATE
+    if gate.confidence is not None:
+        pairs = [arm.score[run, :cases] for arm in (student, base)]
+        both = ~np.isnan(pairs[0] + pairs[1])
+        ratio = make_interval(pairs[0][both], pairs[1][both], "ratio", gate.confidence)
+        paired = replace(TEMPLATE.students[STUDENT], ratio=ratio)
+        comparison = replace(TEMPLATE, students={STUDENT: paired})
+    terms = rules._Terms(comparison, STUDENT, cases, gate, None, 0)
+    return all(rule.passed for rule in rules._rules(terms, one, other))
+
+
+def summary_of(arm: Scores, run: int, cases: int) -> Summary:
+    share = arm.share[run, :cases]
+    score = arm.score[run, :cases][share > 0]
+    return replace(
+        TEMPLATE.arms[BASELINE],
+        total=cases,
+        valid_rate=float(share.mean()),
+        mean=float(score.mean()) if len(score) else None,
+        mean_all=float(arm.score_all[run, :cases].mean()),
+    )
+
+
+def errors(runs: int) -> Iterator[Sheet]:
+    """How often a student at the bound passes."""
+    rows = []
+    for model, (samples, retries) in product(MODELS, SETUPS):
+        row = [model.name, str(samples), "none" if retries is None else str(retries)]
+        for cases in COUNTS:
+            found = together(Setting(model, 0.90, cases, samples, retries), runs)
+            row.append(f"{percent(found.passed)} ({percent(found.ratio_shown)})")
+        rows.append(row)
+    title = (
+        f"False PASS at --certify {LEVEL:g}, true ratio 0.90 (in brackets: ratio alone), "
+        f"{runs} runs each, in %"
+    )
+    yield Sheet(title, ["scores", "samples", "retries", *map(str, COUNTS)], rows)
+
+
+def power(runs: int) -> Iterator[Sheet]:
+    rows = []
+    for name, ratio, counts in POWER:
+        for cases in counts:
+            found = together(Setting(NAMED[name], ratio, cases), runs)
+            row = [name, f"{ratio:.2f}", str(cases), percent(found.passed)]
+            rows.append([*row, percent(found.failed), percent(~(found.passed | found.failed))])
+    yield Sheet(
+        f"Power at --certify {LEVEL:g}, all first attempts valid, in %",
+        ["scores", "true ratio", "cases", "PASS", "FAIL", "UNDECIDED"],
+        rows,
+    )
+
+
+def settling(runs: int) -> Iterator[Sheet]:
+    rows = []
+    for (ratio, retries), model in product(((0.90, None), (1.00, None), (1.00, 2)), MODELS):
+        found = together(Setting(model, ratio, CAP, 1, retries), runs, settle=True)
+        rows.append(
+            [
+                model.name,
+                f"{ratio:.2f}",
+                "none" if retries is None else str(retries),
+                percent(found.passed),
+                percent(found.failed),
+                f"{found.cases.mean():.0f}",
+                f"{np.quantile(found.cases, 0.9):.0f}",
+            ]
+        )
+    yield Sheet(
+        f"--until-settled at {LEVEL:g}, at most {CAP} cases",
+        ["scores", "true ratio", "retries", "PASS %", "FAIL %", "mean cases", "9 in 10 at most"],
+        rows,
+    )
+
+
+def intervals(runs: int) -> Iterator[Sheet]:
+    """How often the lower end of the interval lies above the true ratio."""
+    rows = []
+    for model in MODELS:
+        row = [model.name]
+        for cases in COUNTS:
+            lows = [
+                make_interval(student.score_all[run], base.score_all[run], "ratio", LEVEL).low
+                for base, student in simulate(Setting(model, 0.90, cases), runs)
+                for run in range(len(base.share))
+            ]
+            row.append(percent(np.array([low <= 0.90 for low in lows if low is not None])))
+        rows.append(row)
+    title = f"Lower end of the {LEVEL:g} interval not above the true ratio of 0.90, in %"
+    yield Sheet(title, ["scores", *map(str, COUNTS)], rows)
+
+
+def buys(runs: int) -> Iterator[Sheet]:
+    """What a number of cases buys."""
+    for name, (mode, gate) in product(SHOWN, MODES.items()):
+        rows = []
+        for ratio in RATIOS:
+            row = [f"{ratio:.2f}"]
+            for cases in BOUGHT:
+                if gate is CERTIFY:
+                    found = together(Setting(NAMED[name], ratio, cases), runs)
+                    passed, failed = found.passed, found.failed
+                else:
+                    passed = np.array(
+                        [
+                            keeps_rules(base, student, run, cases, gate)
+                            for base, student in simulate(Setting(NAMED[name], ratio, cases), runs)
+                            for run in range(len(base.share))
+                        ]
+                    )
+                    failed = ~passed
+                row.append(split(passed, failed))
+            rows.append(row)
+        parts = "PASS / FAIL / UNDECIDED" if gate is CERTIFY else "PASS / FAIL"
+        yield Sheet(f"{mode}, {name}: {parts} in %", ["true ratio", *map(str, BOUGHT)], rows)
+
+
+def together(setting: Setting, runs: int, *, settle: bool = False) -> Verdicts:
+    """The verdicts of `--certify` on all runs."""
+    parts = [certify(*arms, settle=settle) for arms in simulate(setting, runs)]
+    columns = ([getattr(part, field.name) for part in parts] for field in fields(Verdicts))
+    return Verdicts(*map(np.concatenate, columns))
+
+
+def percent(share: Any) -> str:
+    return f"{100 * np.mean(share):.1f}"
+
+
+def split(passed: Any, failed: Any) -> str:
+    open_ = ~(passed | failed)
+    return " / ".join(f"{100 * part.mean():.0f}" for part in (passed, failed, open_))
+
+
+def show(sheet: Sheet, console: Console, *, markdown: bool) -> None:
+    if markdown:
+        rule = ["---", *["---:"] * (len(sheet.header) - 1)]
+        lines = [f"| {' | '.join(row)} |" for row in (sheet.header, rule, *sheet.rows)]
+        print(f"**{sheet.title}**\n", *lines, "", sep="\n")
+        return
+    grid = Grid(title=sheet.title, title_justify="left")
+    for number, name in enumerate(sheet.header):
+        grid.add_column(name, justify="right" if number else "left")
+    for row in sheet.rows:
+        grid.add_row(*row)
+    console.print(grid)
+
+
+PARTS: dict[str, Callable[[int], Iterator[Sheet]]] = {
+    "errors": errors,
+    "power": power,
+    "settled": settling,
+    "intervals": intervals,
+    "buys": buys,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; or all")
+    parser.add_argument("--runs", type=int, default=5000)
+    parser.add_argument("--markdown", action="store_true")
+    given = parser.parse_args()
+    console = Console(width=120)
+    for name in given.parts or PARTS:
+        start = time.monotonic()
+        for sheet in PARTS[name](given.runs):
+            show(sheet, console, markdown=given.markdown)
+        print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
