@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 BETS = 8
 LARGEST_BET = 0.99
 """Share of the largest bet that cannot lose everything. At 1, one lost case would end it."""
-MOST_CAREFUL = 0.92
+MOST_CAREFUL = 0.95
 """The smallest bet is at most this share, however few cases are planned."""
-SPREAD = 0.45
+SPREAD = 0.4
 """Standard deviation, as a share of what a case can lose, for which the smallest bet is the best
 one that so many cases can decide. Smaller bets would dilute the others and decide nothing."""
 EDGE = 1e-9
@@ -74,8 +74,8 @@ def bets(planned: int, level: float) -> list[float]:
     """Bets as shares of the largest one; the fewer cases are planned, the bolder they are."""
     best = math.sqrt(-2 * math.log(1 - level) / max(planned, 1)) / SPREAD
     least = min(MOST_CAREFUL, best)
-    step = (LARGEST_BET - least) / (BETS - 1)
-    return [least + step * n for n in range(BETS)]
+    step = (LARGEST_BET / least) ** (1 / (BETS - 1))
+    return [least * step**n for n in range(BETS)]
 
 
 def log_wealth(claim: Claim, shares: Sequence[float]) -> Any:
