@@ -90,7 +90,7 @@ def _shortfall(ratio: float) -> float:
 
 
 MODELS = (
-    Model("noise", 0.86, _normal(0.142)),  # about 0.145 between the arms of a case
+    Model("noise", 0.86, _normal(0.145)),  # about 0.145 between the arms of a case
     Model("collapse", 0.86, _normal(0.06), lambda _: 0.08, 0.3),
     Model("discrete", 0.86, _normal(0.15, 0.25)),
     Model("ceiling", 0.95, _full_marks),

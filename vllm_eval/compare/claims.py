@@ -18,9 +18,9 @@ Claims = Mapping[tuple[Kind, Side], tuple[Claim, ...]]
 
 POWER = 0.8
 """Chance of a settled verdict with the number of cases that is called enough."""
-REPEATS = 200
+REPEATS = 100
 """Runs drawn from the cases at hand, to see how many cases would be enough."""
-MOST_CASES = 20_000
+MOST_CASES = 10_000
 """Larger numbers are not looked for."""
 
 
@@ -109,16 +109,20 @@ def cases_needed(claims: Sequence[Claim], level: float, seed: int) -> int | None
     """
     import numpy as np
 
-    generator, most = np.random.default_rng(seed), 0
+    generator, most, goal = np.random.default_rng(seed), 0, -math.log(1 - level)
     for claim in claims:
         right = claim if claim.x.mean() >= claim.bound else claim.opposite
-        cases = max(len(claim.x), 1)
+        count, shares = max(len(claim.x), 1), bets(MOST_CASES, level)
+        growth = max(float(log_wealth(right, [share])[-1]) for share in shares) / count
+        if growth * MOST_CASES < goal:
+            return None
+        cases = max(count, math.ceil(goal / growth))  # which the best bet takes on average
         while cases <= MOST_CASES:
             drawn = generator.choice(right.x, (REPEATS, cases))
             curves = log_wealth(replace(right, x=drawn), bets(cases, level))
-            if (curves.max(axis=-1) >= -math.log(1 - level)).mean() >= POWER:
+            if (curves.max(axis=-1) >= goal).mean() >= POWER:
                 break
-            cases = math.ceil(cases * 1.1)
+            cases = math.ceil(cases * 1.15)
         else:
             return None
         most = max(most, cases)
