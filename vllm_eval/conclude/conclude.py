@@ -11,6 +11,7 @@ from vllm_eval.compare.intervals import CONFIDENCE
 from vllm_eval.compare.ranking import rank
 from vllm_eval.compare.summary import as_repaired, compare_arms
 from vllm_eval.conclude.constrained import compare_constrained
+from vllm_eval.conclude.looks import note_evidence
 from vllm_eval.conclude.one_pass import Evaluated, first_pending, read_attempts
 from vllm_eval.conclude.results import (
     SCHEMA_VERSION,
@@ -114,7 +115,7 @@ def conclude(run: Evaluated) -> Finished:
     if reading.pending and not run.partial:
         example = first_pending(reading, order, samples)
         raise EvalError(f"the journal lacks {reading.pending} outcomes, for example {example}")
-    finished = _summarise(run, reading, free_arms(names))
+    finished = note_evidence(run, reading, _summarise(run, reading, free_arms(names)))
     write_results(run, finished, reading)
     write_comparison(run, finished, reading)
     return finished

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -27,6 +27,7 @@ from vllm_eval.conclude.timing import ArmAttempts
 from vllm_eval.diagnose.diagnosis import Diagnosis
 from vllm_eval.diagnose.survey import FailureGroup
 from vllm_eval.records import BASELINE, CONSTRAINED, Case, Key, Outcome, free_arms
+from vllm_eval.store.evidence import Look
 from vllm_eval.store.folder import COMPARISON, read_row, write_json, written_whole
 from vllm_eval.tasks import Task
 from vllm_eval.tasks.repair import NAMES, mend
@@ -35,7 +36,7 @@ SCHEMA_VERSION = 6
 """Of `comparison.json`; 2 added cases, distributions, environment and the timing's details, 3 tells
 how many cases there are and whether those listed are a sample, 4 what repairs would recover and why
 answers failed, 5 renamed `owed` and `judging_s` and added the index, 6 added evidence and
-ranks by verdict."""
+looks, and ranks by verdict."""
 METRICS = ("mean", "std", "min", "max", "mean_all")
 CASE_KEYS = ("arm", "concept_id", "tier")
 """Keys of an attempt that its case states once."""
@@ -67,6 +68,10 @@ class Finished:
     """Each arm compared with its constrained variant."""
     quantization: str = "none"
     """Of the base model, as the engine calls it."""
+    looks: Mapping[str, Look] = field(default_factory=dict)
+    """By student, which look at these cases this run is; empty of an incomplete run."""
+    unread: tuple[str, ...] = ()
+    """Why runs beside this one could not be counted among the looks."""
 
     @property
     def passed(self) -> bool:
@@ -129,6 +134,7 @@ def write_comparison(run: Evaluated, finished: Finished, reading: Reading) -> No
         "passed": finished.passed,
         "quantization": finished.quantization,
         "verdicts": verdict.to_json(finished.verdicts, finished.pending),
+        "looks": {arm: asdict(look) for arm, look in finished.looks.items()},
         **comparison_to_json(comparison),
         "ranking": ranking.to_json(finished.ranking, finished.pending),
         "failures": [asdict(group) for group in finished.failures],

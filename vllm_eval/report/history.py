@@ -38,6 +38,8 @@ class PastArm:
     summary: Mapping[str, Any]
     ratio: float | None
     partial: bool
+    look: Mapping[str, Any] | None
+    """Which one at its cases; None for the baseline."""
     data: str
     """First characters of the data set's hash."""
 
@@ -82,6 +84,7 @@ def _rows(run: StoredRun, place: Path) -> list[PastArm]:
             summary=summary,
             ratio=_ratio(verdicts.get(arm)),
             partial=comparison["partial"],
+            look=comparison["looks"].get(arm),
             data=about["identity"]["dataset"][:8],
         )
         for arm, summary in comparison["arms"].items()

@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,6 +22,7 @@ from vllm_eval.conclude.results import Finished
 from vllm_eval.preflight.finding import Finding
 from vllm_eval.records import Progress
 from vllm_eval.report.tables import run_tables, timing_lines
+from vllm_eval.report.words import look_note
 from vllm_eval.text import plain
 
 PLAIN_INTERVAL_S = 10.0
@@ -92,6 +94,11 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
             only = note if finished.constrained.mode == "only" else ""
             text = f"{verdict.word}  {plain(verdict.arm)}{_base(finished.quantization)}{only}"
             self.console.print(Text(text, style=style))
+        for arm, found in finished.looks.items():
+            if note := look_note(asdict(found)):
+                self.stage(f"{arm}: {note}")
+        for why in finished.unread:
+            self.stage(f"not counted among the looks at these cases: {why}")
         if not finished.passed and finished.diagnosis.attempts:
             folder = shlex.quote(str(finished.folder))
             hint = f"why, and what would help: python -m vllm_eval diagnose {folder}"

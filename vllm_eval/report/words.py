@@ -69,7 +69,22 @@ def chance(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-NUMBERS = {f.__name__: f for f in (score, signed, percent, count, seconds, chance)}
+def look(found: Mapping[str, Any] | None) -> str:
+    """Which look at its cases a run is; empty of the first."""
+    if found is None or found["number"] < 2:
+        return ""
+    cases, shared = found["cases"], found["shared"]
+    which = "these cases" if shared == cases else f"{shared:,} of these {cases:,} cases"
+    return f"look {found['number']:,} at {which}"
+
+
+def look_note(found: Mapping[str, Any] | None) -> str:
+    """The same as sentences, with what it means for the verdict."""
+    words = look(found)
+    return words and f"This is {words}. Stated error rates hold for a single look."
+
+
+NUMBERS = {f.__name__: f for f in (score, signed, percent, count, seconds, chance, look, look_note)}
 """The templates' filters for numbers."""
 
 

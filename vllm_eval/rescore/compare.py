@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,10 @@ from vllm_eval.compare.summary import compare_arms, comparison_to_json
 from vllm_eval.config.settings import NOT_IDENTITY
 from vllm_eval.errors import InputError
 from vllm_eval.records import BASELINE
+from vllm_eval.report.words import look
 from vllm_eval.rescore import stored
 from vllm_eval.rescore.origin import config_of, find_files, identity_of
-from vllm_eval.store import manifest
+from vllm_eval.store import evidence, manifest
 from vllm_eval.store.folder import is_finished
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class RecordedRun:
     config: Mapping[str, Any]
     flags: list[str]
     """Notes on its files."""
+    looks: list[str]
+    """Its further looks at the same cases, a line for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +73,12 @@ class Compared:
     pairs: tuple[ArmPair, ...]
     flags: tuple[str, ...]
     """What makes the two runs less comparable."""
+    looks: tuple[str, ...] = ()
+    """Of a run that is not the first to grade an adapter on its cases, a line for each."""
 
     def __repr__(self) -> str:
-        lines = [f"A  {self.first}", f"B  {self.second}", *(f"note: {flag}" for flag in self.flags)]
+        notes = [f"note: {note}" for note in (*self.looks, *self.flags)]
+        lines = [f"A  {self.first}", f"B  {self.second}", *notes]
         for pair in self.pairs:
             found = pair.paired
             ratio = "-" if found.ratio.value is None else f"{found.ratio.value:.4f}"
@@ -105,7 +111,8 @@ def compare_runs(first: str | Path, second: str | Path) -> Compared:
             flags.append(f"{a} of A is compared with {b} of B")
         flags += _check_cases(one, two, a, b)
         pairs.append(_compare_arms(one.outcomes[a], two.outcomes[b]))
-    return Compared(first, second, tuple(pairs), tuple(dict.fromkeys(flags)))
+    notes, looks = tuple(dict.fromkeys(flags)), (*one.looks, *two.looks)
+    return Compared(first, second, tuple(pairs), notes, looks)
 
 
 def to_json(compared: Compared) -> dict[str, Any]:
@@ -114,6 +121,7 @@ def to_json(compared: Compared) -> dict[str, Any]:
         "a": str(compared.first),
         "b": str(compared.second),
         "flags": compared.flags,
+        "looks": compared.looks,
         "arms": [
             {"a": pair.first, "b": pair.second, "comparison": comparison_to_json(pair.comparison)}
             for pair in compared.pairs
@@ -129,7 +137,18 @@ def _open_side(path: Path) -> RecordedRun:
     flags = [f"{path} holds a run that did not finish"] if partial else []
     for file in files:
         flags += [*file.notes(), *_read_outcomes(file, outcomes)]
-    return RecordedRun(path, outcomes, identity_of(files[0]), config_of(files[0]), flags)
+    about, looks = files[0], [] if partial else _read_looks(path)
+    return RecordedRun(path, outcomes, identity_of(about), config_of(about), flags, looks)
+
+
+def _read_looks(path: Path) -> list[str]:
+    """What the evidence of a run folder says; nothing of a file, and where it cannot be used."""
+    try:
+        found = evidence.read(path)
+    except InputError:
+        return []
+    looks = {one.arm: look(asdict(one.look)) for one in found.students} if found else {}
+    return [f"{path}: {arm}: {words}" for arm, words in looks.items() if words]
 
 
 def _read_outcomes(file: StoredFile, outcomes: dict[str, list[Outcome]]) -> list[str]:

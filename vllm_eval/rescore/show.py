@@ -98,8 +98,8 @@ def show_compared(compared: Compared, *, as_json: bool) -> None:
     console = _console()
     _say(console, f"A  {compared.first}")
     _say(console, f"B  {compared.second}")
-    for flag in compared.flags:
-        _say(console, f"note: {flag}", style="yellow")
+    for note in (*compared.looks, *compared.flags):
+        _say(console, f"note: {note}", style="yellow")
     for pair in compared.pairs:
         _show_pair(console, pair)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,6 +32,8 @@ JOURNAL = "attempts.jsonl"
 TIME_FORMAT = "%Y%m%d-%H%M%S"
 ENGINE_LOG = "engine.log"
 NOT_ARCHIVED = frozenset((ENGINE_LOG, LOCK))
+NOT_CONTENT = frozenset(("concept_id", "tier", "asked"))
+"""Keys of a row of `cases.jsonl` that may differ between two files with the same case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +211,8 @@ class CaseRows:
     """Place of each case, by its id, in the order drawn."""
     offsets: array[int]
     """The byte at which each of them begins."""
+    contents: array[int]
+    """64 bits of a hash of the texts of each: of the same case in another data set, the same."""
 
 
 def index_rows(folder: Path) -> CaseRows:
@@ -216,16 +221,26 @@ def index_rows(folder: Path) -> CaseRows:
     Raises:
         InputError: the file is missing or damaged.
     """
-    path, order, offsets, offset = folder / CASES, {}, array("q"), 0
+    path, order, offset = folder / CASES, {}, 0
+    offsets, contents = array("q"), array("Q")
     try:
         with path.open("rb") as file:
             for place, line in enumerate(file):
-                order[intern(orjson.loads(line)["concept_id"])] = place
+                row = orjson.loads(line)
+                order[intern(row["concept_id"])] = place
                 offsets.append(offset)
+                contents.append(_hash_content(row))
                 offset += len(line)
     except (OSError, orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
-    return CaseRows(path, order, offsets)
+    return CaseRows(path, order, offsets, contents)
+
+
+def _hash_content(row: Mapping[str, Any]) -> int:
+    """Of a case's inputs and its own prompt; of its id only where it has no text."""
+    texts = {key: text for key, text in row.items() if text and key not in NOT_CONTENT}
+    data = orjson.dumps(texts or row["concept_id"], option=orjson.OPT_SORT_KEYS)
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
 
 
 def read_row(rows: CaseRows, declaration: Declaration, concept_id: str) -> Case:

@@ -1,0 +1,86 @@
+"""Which look at its cases a run is, and what it leaves for later runs to count."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vllm_eval.conclude.one_pass import Evaluated, Reading
+from vllm_eval.conclude.results import Finished
+from vllm_eval.errors import InputError
+from vllm_eval.store import evidence
+from vllm_eval.store.evidence import Look, RunEvidence, StudentEvidence
+
+
+def note_evidence(run: Evaluated, reading: Reading, finished: Finished) -> Finished:
+    """Write `evidence.json` of a complete run; the same run with its looks.
+
+    Nothing is written of a run with pending outcomes, or with an arm that never answered.
+    """
+    arms = finished.comparison.arms.values()
+    if finished.pending or any(summary.errors == summary.total for summary in arms):
+        return finished
+    order, contents = run.cases.order, run.cases.contents
+    answered = sorted({order[outcome.concept_id] for outcome in reading.outcomes})
+    identity, path = dict(run.manifest["identity"]), run.folder.path
+    draft = RunEvidence(
+        schema_version=1,
+        started_at=str(run.manifest.get("started_at")),
+        identity=identity,
+        cases=tuple(f"{contents[place]:016x}" for place in answered),
+        students=tuple(
+            StudentEvidence(v.arm, _adapter(identity, v.arm), v.rules, Look(1, 0, len(answered)))
+            for v in finished.verdicts
+        ),
+    )
+    before = _looks_before(path, draft)
+    looks, unread = (before, []) if before else _count_looks(path, draft)
+    students = (replace(student, look=looks[student.arm]) for student in draft.students)
+    evidence.write(path, replace(draft, students=tuple(students)))
+    return replace(finished, looks=looks, unread=tuple(unread))
+
+
+def _adapter(identity: Mapping[str, Any], arm: str) -> str:
+    """An adapter by its files; a label by its name and the script behind it, if there is one."""
+    script = identity.get("script")
+    return identity["adapters"].get(arm) or (f"{arm}, script {script}" if script else arm)
+
+
+def _looks_before(folder: Path, run: RunEvidence) -> Mapping[str, Look] | None:
+    """What the run was called when it was first concluded, if it was, on the same cases."""
+    try:
+        before = evidence.read(folder)
+    except InputError:
+        return None
+    if before is None or before.cases != run.cases:
+        return None
+    looks = {student.arm: student.look for student in before.students}
+    return looks if looks.keys() >= {student.arm for student in run.students} else None
+
+
+def _count_looks(folder: Path, run: RunEvidence) -> tuple[Mapping[str, Look], list[str]]:
+    """The looks by student, after the runs beside `folder`; and why some cannot be counted."""
+    times: dict[str, Counter[str]] = {student.arm: Counter() for student in run.students}
+    taken, unread = {run.started_at}, []
+    for neighbour in evidence.neighbours(folder):
+        try:
+            other = evidence.read(neighbour)
+        except InputError as error:
+            unread.append(str(error))
+            continue
+        if other is None or other.started_at in taken or not run.same_question(other):
+            continue
+        taken.add(other.started_at)  # a copy of its folder is no other run
+        adapters = {student.adapter for student in other.students}
+        for student in run.students:
+            if student.adapter in adapters:
+                times[student.arm].update(set(other.cases))
+    return {arm: _look(run, counter) for arm, counter in times.items()}, unread
+
+
+def _look(run: RunEvidence, times: Counter[str]) -> Look:
+    counts = [times[case] for case in run.cases]
+    return Look(1 + max(counts, default=0), sum(map(bool, counts)), len(counts))
