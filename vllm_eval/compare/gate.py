@@ -23,6 +23,7 @@ AT_MOST = ("student_std", "distance")
 """Rules whose threshold is an upper bound."""
 SHOWABLE = ("valid_rate", "baseline_mean", "ratio", "ratio_all", "student_mean", "distance")
 """Rules about means, so about cases that were not asked too."""
+BASE_RULES = ("valid_rate", "baseline_mean")
 RATIOS = ("ratio", "ratio_low", "ratio_all")
 
 
@@ -272,14 +273,22 @@ def _notes(terms: _Terms, rules: Sequence[Rule], ratios: Ratios | None) -> Itera
                 f"each arm, {ratios.paired:.3f} over the {pairs} cases valid in both, and "
                 f"{ratios.all:.3f} with failures as 0; the bound is {least:g}."
             )
-    failed = [r for r in rules if r.arm == BASELINE and not r.passed and r.state in ("", "refuted")]
-    own = [rule for rule in failed if rule.kind in ("valid_rate", "baseline_mean")]
-    if own:
-        why = "; ".join(f"{rule.name}: {rule.reason}" for rule in own)
+    base_mean = terms.comparison.arms[BASELINE].mean
+    impossible = [
+        f"{rule.name}: {rule.reason}"
+        for rule in rules
+        if not rule.passed
+        and (
+            (rule.kind == "ratio" and not base_mean)
+            or (rule.kind in BASE_RULES and rule.arm == BASELINE and rule.state in ("", "refuted"))
+        )
+    ]
+    if impossible:
+        lower = "lower `gate.min_baseline_valid_rate` and `gate.min_baseline_mean`, or "
         yield (
-            f"No student can pass against this baseline ({why}). If it is meant to be weak, lower "
-            "gate.min_baseline_valid_rate and gate.min_baseline_mean, or grade the student alone "
-            "with gate.against: absolute."
+            f"No student can pass against this baseline ({'; '.join(impossible)}). If it is meant "
+            f"to be weak, {lower if base_mean else ''}grade the student alone with "
+            "`gate.against: absolute` and `gate.min_student_mean`."
         )
 
 

@@ -16,7 +16,15 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from vllm_eval.config import machine, profiles
-from vllm_eval.config.settings import PACKAGE, RETIRED, Config, GateConfig, Record, resolve_path
+from vllm_eval.config.settings import (
+    LAYER,
+    PACKAGE,
+    RETIRED,
+    Config,
+    GateConfig,
+    Record,
+    resolve_path,
+)
 from vllm_eval.errors import ConfigError
 
 _R = TypeVar("_R", bound=Record)
@@ -58,7 +66,7 @@ def load_config(
     layers += [(f"-c {setting}", setting_layer(setting)) for setting in settings]
     layers.append((source, dict(flags or {})))
     for where, layer in layers:
-        validated(Config, layer, where)
+        validated(Config, layer, where, LAYER)
     profile = next((la["profile"] for _, la in reversed(layers) if "profile" in la), "auto")
     if profile == "auto":
         engine = next((la["engine"] for _, la in reversed(layers) if "engine" in la), "vllm")
@@ -113,7 +121,7 @@ def _profile_layers(name: str) -> list[dict[str, Any]]:
     layers: list[dict[str, Any]] = []
     while name != "none":
         layers.insert(0, read_layer(name, shipped_only=True))
-        validated(Config, layers[0], f"profile {name}")
+        validated(Config, layers[0], f"profile {name}", LAYER)
         name = layers[0].get("profile", "none")
     return layers
 
@@ -152,8 +160,10 @@ def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def validated(model: type[_R], layer: dict[str, Any], source: str) -> _R:
-    """The layer as a record.
+def validated(
+    model: type[_R], layer: dict[str, Any], source: str, context: str | None = None
+) -> _R:
+    """The layer as a record; in the context `LAYER`, keys need not fit together yet.
 
     Raises:
         ConfigError: unknown key or unusable value; names `source` and the key.
@@ -167,12 +177,14 @@ def validated(model: type[_R], layer: dict[str, Any], source: str) -> _R:
     text = json.dumps({str(key): value for key, value in layer.items()}, default=str)
     try:
         # Through JSON, since strict validation of Python objects refuses a list for a tuple.
-        return model.model_validate_json(text)
+        return model.model_validate_json(text, context=context)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             msg = f"{source}: unknown key {path!r}{_nearest(model, first['loc'])}"
+        elif first["type"] == "value_error":
+            msg = f"{source}: {path}: {first['ctx']['error']}"
         else:
             secret = first["loc"][0] == "base_url"  # it may hold a password
             given = "" if secret else f", not {first['input']!r}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from vllm_eval.errors import ConfigError
 
@@ -23,6 +23,8 @@ RETIRED = frozenset(("journal_part_mib",))
 WHAT, HOW, ENGINE, GATE, OUTPUT = "What to evaluate", "How to ask", "Engine", "Gate", "Output"
 """Help panels of the options, in their order."""
 NOT_CHECKED, VLLM = "not checked", "the profile's or vLLM's"
+LAYER = "layer"
+"""Context in which a record is validated that is only a part of a configuration."""
 _Positive = Annotated[int, Field(gt=0)]
 _NotNegative = Annotated[float, Field(ge=0)]
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -88,7 +90,9 @@ class GateConfig(Record):
         return self.min_valid_rate if own is None else own
 
     @model_validator(mode="after")
-    def _rules_fit_together(self) -> Self:
+    def _rules_fit_together(self, info: ValidationInfo) -> Self:
+        if info.context == LAYER:  # what it lacks, or contradicts, may be in another one
+            return self
         if self.against == "absolute":
             if self.min_student_mean is None:
                 msg = "against: absolute needs min_student_mean: there is no other rule on scores"

@@ -22,6 +22,8 @@ from vllm_eval.preflight import memory, needs
 from vllm_eval.preflight.adapter import LARGEST_RANK, check_adapter
 from vllm_eval.preflight.demand import Demand, as_loaded, demand_of
 from vllm_eval.preflight.finding import Finding, Findings, error, from_error, ok, warning
+from vllm_eval.preflight.gate import check_gate
+from vllm_eval.records import BASELINE, free_arms
 
 SHOWN_IDS = 3
 NO_MODEL_HERE = ("openai", "scripted")
@@ -75,6 +77,8 @@ def _check(draft: Draft, hardware: Machine, software: Software) -> list[Finding]
     if draft.dataset is not None:
         of = f"{draft.dataset.total} records, {len(draft.dataset.drawn)} drawn"
         findings.append(ok(str(draft.dataset.path), of))
+        students = [name for name in free_arms(arm.name for arm in draft.arms) if name != BASELINE]
+        findings += check_gate(config.gate, len(draft.dataset.drawn), len(students))
     findings += _check_output(draft) + needs.check_servers(config, draft.arms)
     findings += needs.check_ray(config)
     try:

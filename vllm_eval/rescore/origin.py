@@ -17,6 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from vllm_eval.compare.verdict import Rule, Verdict
+from vllm_eval.config.layers import validated
 from vllm_eval.config.settings import Config, GateConfig, resolve_path
 from vllm_eval.errors import InputError
 from vllm_eval.inputs.cases import CaseIndex, index_cases
@@ -85,8 +86,8 @@ def thresholds_of(files: Sequence[StoredFile], config: Config, *, graded: bool) 
     """The thresholds stored with the files, overridden by those that `config` sets.
 
     Raises:
-        InputError: stored thresholds are invalid, or differ between files although a verdict is
-            `graded` by them.
+        InputError: stored thresholds are invalid, do not fit those given, or differ between files
+            although a verdict is `graded` by them.
     """
     given = config.gate.model_dump(exclude_unset=True) if "gate" in config.model_fields_set else {}
     merged: dict[str, Any] = {}
@@ -98,7 +99,7 @@ def thresholds_of(files: Sequence[StoredFile], config: Config, *, graded: bool) 
                 raise _differ(f"gate.{key}", places)
             merged[key] = value
             taken.setdefault(key, file.path)
-    return GateConfig.model_validate_json(json.dumps(merged | given))
+    return validated(Config, {"gate": merged | given}, "stored thresholds and those given").gate
 
 
 def _thresholds(file: StoredFile) -> Mapping[str, Any]:
