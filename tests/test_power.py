@@ -163,7 +163,7 @@ def test_very_many_cases_are_not_simulated_one_by_one() -> None:
     (found,) = check_gate(CERTIFY, 100_000, 1)
     assert found.level == "ok"
     assert "with 100,000 cases" in found.what
-    assert "simulated for 2,000 cases" in found.what
+    assert "simulated for 1,000 cases" in found.what
 
 
 def test_the_lowest_certified_ratio_has_that_chance_and_the_next_lower_has_not() -> None:
