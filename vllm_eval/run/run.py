@@ -199,6 +199,8 @@ def _generate(
             with closing(open_engine(config, plan.arms, plan.base_model, log, life)) as engine:
                 load_s = load_s or time.monotonic() - begin
                 _note_engine(folder, recorded, engine.about)
+                if unproven := engine.about.get("canary_warning"):
+                    watcher.stage(f"warning  {unproven}")
                 watcher.stage(f"evaluating {len(plan.dataset.drawn)} cases, {len(plan.arms)} arms")
                 answer(engine)
                 _note_engine(folder, recorded, engine.about)  # including what it had to send again
