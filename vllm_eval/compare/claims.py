@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from vllm_eval.compare.evidence import Claim, Evidence, bets, log_wealth, ratio_claim, weigh
+from vllm_eval.compare.evidence import Claim, Evidence, Trace, bets, log_wealth, ratio_claim, trace
 from vllm_eval.compare.intervals import Cases
 from vllm_eval.compare.verdict import Kind
 from vllm_eval.config.settings import GateConfig
+from vllm_eval.records import BASELINE
 
 Side = Literal["baseline", "student"]
+Traces = Mapping[tuple[str, str], Trace]
+"""By the kind of a rule and the name of the arm that must meet it."""
 Claims = Mapping[tuple[Kind, Side], tuple[Claim, ...]]
 """By the kind of a rule and the arm that must meet it; the rule holds where all of them do."""
 
@@ -84,9 +87,22 @@ def make_claims(student: Table, base: Table, gate: GateConfig) -> Claims:
     return found
 
 
-def weigh_all(claims: Sequence[Claim], planned: int, level: float) -> Evidence:
+def trace_rules(claims: Claims, arm: str, planned: int, level: float) -> Traces:
+    """The evidence for the rules that make these claims; `arm` is the student."""
+    names = {"baseline": BASELINE, "student": arm}
+    return {
+        (kind, names[side]): _trace_all(found, planned, level)
+        for (kind, side), found in claims.items()
+    }
+
+
+def _trace_all(claims: Sequence[Claim], planned: int, level: float) -> Trace:
+    traces = [trace(claim, planned, level) for claim in claims]
+    return lambda cases: _together([after(cases) for after in traces])
+
+
+def _together(found: Sequence[Evidence]) -> Evidence:
     """The evidence for a rule that makes one claim, or two that cannot both be wrong."""
-    found = [weigh(claim, planned, level) for claim in claims]
     weakest = max(found, key=lambda evidence: evidence.p_shown)
     if len(found) == 1:
         return weakest

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from vllm_eval.compare.claims import Claims, cases_needed, make_claims, tables, weigh_all
+from vllm_eval.compare.claims import Claims, cases_needed, make_claims, tables, trace_rules
 from vllm_eval.compare.evidence import Evidence
 from vllm_eval.compare.intervals import CONFIDENCE, resample
 from vllm_eval.compare.paired import cases_to_settle, holm, pair_scores
@@ -48,7 +48,7 @@ def decide(
     Source: `product_owner.md`, "Aggregates and gate": PASS only if all rules hold. Rules beyond
     those of that page count only where the configuration sets them.
     """
-    found = [_decide(_Terms(comparison, arm, expected, gate, planned, seed)) for arm in students]
+    found = [_decide(Terms(comparison, arm, expected, gate, planned, seed)) for arm in students]
     corrected = holm([verdict.p for verdict in found])
     return tuple(
         _corrected(verdict, p, gate, len(found))
@@ -57,28 +57,30 @@ def decide(
 
 
 @dataclass(frozen=True, slots=True)
-class _Terms:
+class Terms:
     """What one student is graded by."""
 
     comparison: Comparison
     arm: str
     expected: int
     gate: GateConfig
-    planned: int | None
-    seed: int
+    planned: int | None = None
+    seed: int = 42
 
 
-def _decide(terms: _Terms) -> Verdict:
+def _decide(terms: Terms) -> Verdict:
     """The verdict on one student, as if it were the only one."""
     comparison, gate, arm = terms.comparison, terms.gate, terms.arm
     arms, cases = comparison.arms, comparison.cases
-    rules = _rules(terms, arms.get(BASELINE), arms.get(arm))
     if BASELINE not in cases or arm not in cases:
+        rules = _rules(terms, arms.get(BASELINE), arms.get(arm))
         return Verdict(arm, "FAIL", rules, unsettled="an arm is missing")
     sides = tables(cases[arm], cases[BASELINE])
     claims = make_claims(*sides, gate) if sides else {}
-    evidence = _weigh(terms, claims)
-    rules = tuple(_with_evidence(rule, evidence, gate.certify) for rule in rules)
+    count = max(len(cases[arm]), len(cases[BASELINE]))
+    traces = trace_rules(claims, arm, terms.planned or count, gate.certify or CONFIDENCE)
+    evidence = {key: after(len(sides[0].score)) for key, after in traces.items() if sides}
+    rules = grade_rules(terms, arms[BASELINE], arms[arm], evidence)
     word, chance, ratios = _word(rules, gate.certify), _pass_chance(terms), _ratios(terms)
     settle, unsettled = _cases_to_settle(terms, word, rules, claims)
     p = max((found.p_shown for found in evidence.values()), default=1.0)
@@ -105,16 +107,12 @@ def _corrected(verdict: Verdict, p: float, gate: GateConfig, students: int) -> V
     return replace(verdict, word="UNDECIDED", notes=(*verdict.notes, note))
 
 
-def _weigh(terms: _Terms, claims: Claims) -> Mapping[tuple[str, str], Evidence]:
-    """The evidence for each rule, by its kind and arm."""
-    cases = terms.comparison.cases
-    planned = terms.planned or max(len(cases[terms.arm]), len(cases[BASELINE]))
-    level = terms.gate.certify or CONFIDENCE
-    names = {"baseline": BASELINE, "student": terms.arm}
-    return {
-        (kind, names[side]): weigh_all(found, planned, level)
-        for (kind, side), found in claims.items()
-    }
+def grade_rules(
+    terms: Terms, base: Summary, student: Summary, evidence: Mapping[tuple[str, str], Evidence]
+) -> tuple[Rule, ...]:
+    """Every rule that is in force; `evidence` is by kind and arm, of the cases summarised."""
+    certify = terms.gate.certify
+    return tuple(_with_evidence(rule, evidence, certify) for rule in _rules(terms, base, student))
 
 
 def _with_evidence(
@@ -147,7 +145,7 @@ def _state(found: Evidence | None) -> State:
 
 
 def _rules(
-    terms: _Terms, base: Summary | None, student: Summary | None, *, resampled: bool = False
+    terms: Terms, base: Summary | None, student: Summary | None, *, resampled: bool = False
 ) -> tuple[Rule, ...]:
     """Every rule that is in force, by the numbers of these cases.
 
@@ -205,7 +203,7 @@ def _lower_end(comparison: Comparison, arm: str, confidence: float) -> tuple[flo
     return paired.ratio.low, "" if paired.ratio.low is not None else paired.ratio.reason
 
 
-def _pass_chance(terms: _Terms) -> float | None:
+def _pass_chance(terms: Terms) -> float | None:
     comparison, names = terms.comparison, (BASELINE, terms.arm)
     base, student = (comparison.arms[name] for name in names)
     cases = comparison.cases[BASELINE], comparison.cases[terms.arm]
@@ -217,7 +215,7 @@ def _pass_chance(terms: _Terms) -> float | None:
 
 
 def _cases_to_settle(
-    terms: _Terms, word: Word, rules: Sequence[Rule], claims: Claims
+    terms: Terms, word: Word, rules: Sequence[Rule], claims: Claims
 ) -> tuple[int | None, str]:
     """About how many cases settle what is in doubt, or why there is no such number."""
     gate = terms.gate
@@ -250,7 +248,7 @@ def _cases_to_certify(
     return needed or None, "" if needed else "no rule is open"
 
 
-def _ratios(terms: _Terms) -> Ratios | None:
+def _ratios(terms: Terms) -> Ratios | None:
     comparison, arms = terms.comparison, terms.comparison.arms
     paired = comparison.students.get(terms.arm)
     valid = _over(arms[terms.arm].mean, arms[BASELINE].mean)
@@ -261,7 +259,7 @@ def _ratios(terms: _Terms) -> Ratios | None:
     return Ratios(valid, paired.ratio.value, paired.ratio_all.value)
 
 
-def _notes(terms: _Terms, rules: Sequence[Rule], ratios: Ratios | None) -> Iterator[str]:
+def _notes(terms: Terms, rules: Sequence[Rule], ratios: Ratios | None) -> Iterator[str]:
     """What a reader must know beside the word."""
     least = terms.gate.min_ratio
     if ratios:

@@ -88,6 +88,10 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
             text = f"interrupted, {finished.pending} outcomes pending; --resume {finished.folder}"
             self.console.print(Text(plain(text), style="bold yellow"), soft_wrap=True)
             return
+        if settled := finished.settled:
+            text = f"settled after {settled['cases']} of at most {settled['of']} cases; "
+            text += f"{settled['outcomes_after']} outcomes after the decision are not counted"
+            self.console.print(Text(text), soft_wrap=True)
         for verdict in finished.verdicts:
             style = "bold green" if verdict.passed else "bold red"
             note = "  (every answer constrained to the task's grammar)"

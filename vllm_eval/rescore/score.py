@@ -223,9 +223,12 @@ def _grade_arms(
     outcomes = [outcome for arm in arms for outcome in arm]
     free = free_arms(expected.arms)
     level = thresholds.confidence or thresholds.certify or CONFIDENCE
-    comparison = compare_arms(outcomes, free, confidence=level)
-    students = [name for name in free if name != BASELINE]
-    verdicts = gate.decide(comparison, students, expected.outcomes, thresholds, seed=seed)
+    drawn, students = expected.drawn, [name for name in free if name != BASELINE]
+    comparison = compare_arms(outcomes, free, confidence=level, drawn=drawn)
+    planned = len(drawn) if drawn else None
+    verdicts = gate.decide(
+        comparison, students, expected.outcomes, thresholds, planned=planned, seed=seed
+    )
     return comparison, tuple(expected.refuse(verdict) for verdict in verdicts)
 
 
