@@ -164,7 +164,7 @@ def keeps_rules(
         ratio = make_interval(pairs[0][both], pairs[1][both], "ratio", gate.confidence)
         paired = replace(TEMPLATE.students[STUDENT], ratio=ratio)
         comparison = replace(TEMPLATE, students={STUDENT: paired})
-    terms = rules._Terms(comparison, STUDENT, cases, gate, None, 0)
+    terms = rules.Terms(comparison, STUDENT, cases, gate)
     return all(rule.passed for rule in rules._rules(terms, one, other))
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.attempts import attempt, failed, surveyed
-from vllm_eval.conclude.one_pass import read_attempts
+from vllm_eval.conclude.one_pass import Evaluated, read_attempts
 from vllm_eval.conclude.timing import take_attempts
+from vllm_eval.config.settings import Config
 from vllm_eval.diagnose.example import excerpt
 from vllm_eval.diagnose.survey import MAX_EXAMPLES
+from vllm_eval.store.folder import RunFolder, index_rows, write_cases
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from tests.conftest import Answers, Bench, Run
     from vllm_eval.conclude.timing import ArmAttempts
@@ -142,7 +146,7 @@ def test_retries_cost_attempts_tokens_and_seconds_of_their_arm() -> None:
     assert attempts_of(rows, "baseline").retries.attempts == 0
 
 
-def test_attempts_are_read_as_a_stream(task: Task, case: Case) -> None:
+def test_attempts_are_read_as_a_stream(task: Task, case: Case, tmp_path: Path) -> None:
     """No attempt is asked for before the one before it is done with; none is kept."""
     alive = 0
 
@@ -160,8 +164,10 @@ def test_attempts_are_read_as_a_stream(task: Task, case: Case) -> None:
             assert alive <= 2
             yield number, failed(f"K{number}", raw_response=Text("a: 1"))
 
-    order = {f"K{number}": number for number in range(50)}
-    reading = read_attempts(rows(), ["pupil"], order, 1, task, lambda _: case)
+    folder = RunFolder(tmp_path, "")
+    write_cases(folder, ((replace(case, id=f"K{number}"), "") for number in range(50)))
+    run = Evaluated(folder, {}, Config(), {"pupil": None}, index_rows(tmp_path), task)
+    reading = read_attempts(run, rows(), None)
     assert (len(reading.outcomes), alive) == (50, 0)
 
 

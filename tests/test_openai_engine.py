@@ -468,6 +468,21 @@ def test_texts_tell_the_arms_apart_where_there_are_no_log_probabilities(desk: De
     assert engine.about["canary"] == "texts"
 
 
+def test_an_adapter_hardly_told_from_the_base_is_a_warning_of_the_run_and_in_its_files(
+    desk: Desk,
+) -> None:
+    """Two of the canary's texts are answered apart, six alike."""
+    server = desk.server(
+        log_probabilities=False,
+        answer=lambda body: body["model"] if "portal" in str(body["prompt"]) else "the same",
+    )
+    run = desk.run(server, "--retries", "0")
+    (line,) = (line for line in run.out.splitlines() if line.startswith("warning  canary: "))
+    assert "'pupil' too weak to be told from the base" in line
+    comparison = json.loads((run.folder / "comparison.json").read_text("utf-8"))
+    assert line == f"warning  {comparison['environment']['engine']['canary_warning']}"
+
+
 def test_models_may_have_any_names(desk: Desk) -> None:
     server = desk.server(models={"org/base": None, "other": None, "team/v7": None})
     names = {BASELINE: "org/base", STUDENT: "team/v7"}

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from vllm_eval.compare.evidence import Claim, Evidence, bets, log_wealth, ratio_claim, weigh
+from vllm_eval.compare.evidence import Claim, Evidence, Trace, bets, log_wealth, ratio_claim, trace
 from vllm_eval.compare.intervals import Cases
-from vllm_eval.compare.verdict import Kind, Rule
+from vllm_eval.compare.verdict import Kind
 from vllm_eval.config.settings import GateConfig
 from vllm_eval.records import BASELINE
 
 Side = Literal["baseline", "student"]
+Traces = Mapping[tuple[str, str], Trace]
+"""By the kind of a rule and the name of the arm that must meet it."""
 Claims = Mapping[tuple[Kind, Side], tuple[Claim, ...]]
 """By the kind of a rule and the arm that must meet it; the rule holds where all of them do."""
 
@@ -23,7 +25,6 @@ REPEATS = 100
 """Runs drawn from the cases at hand, to see how many cases would be enough."""
 MOST_CASES = 10_000
 """Larger numbers are not looked for."""
-TOO_CLOSE = "{} is too close to its threshold to be settled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +87,22 @@ def make_claims(student: Table, base: Table, gate: GateConfig) -> Claims:
     return found
 
 
-def weigh_all(claims: Sequence[Claim], planned: int, level: float) -> Evidence:
+def trace_rules(claims: Claims, arm: str, planned: int, level: float) -> Traces:
+    """The evidence for the rules that make these claims; `arm` is the student."""
+    names = {"baseline": BASELINE, "student": arm}
+    return {
+        (kind, names[side]): _trace_all(found, planned, level)
+        for (kind, side), found in claims.items()
+    }
+
+
+def _trace_all(claims: Sequence[Claim], planned: int, level: float) -> Trace:
+    traces = [trace(claim, planned, level) for claim in claims]
+    return lambda cases: _together([after(cases) for after in traces])
+
+
+def _together(found: Sequence[Evidence]) -> Evidence:
     """The evidence for a rule that makes one claim, or two that cannot both be wrong."""
-    found = [weigh(claim, planned, level) for claim in claims]
     weakest = max(found, key=lambda evidence: evidence.p_shown)
     if len(found) == 1:
         return weakest
@@ -129,19 +143,3 @@ def cases_needed(claims: Sequence[Claim], level: float, seed: int) -> int | None
             return None
         most = max(most, cases)
     return most
-
-
-def cases_to_certify(
-    level: float, rules: Sequence[Rule], claims: Claims, seed: int
-) -> tuple[int | None, str]:
-    """The largest number of cases that a rule needs which is open at `level`."""
-    needed = 0
-    for rule in rules:
-        found = claims.get((rule.kind, "baseline" if rule.arm == BASELINE else "student"))
-        unsure = rule.evidence and rule.evidence.p_shown > 1 - level
-        if rule.state != "refuted" and unsure and found:
-            cases = cases_needed(found, level, seed)
-            if cases is None:
-                return None, TOO_CLOSE.format(rule.name)
-            needed = max(needed, cases)
-    return needed or None, "" if needed else "no rule is open"

@@ -54,6 +54,10 @@ class Evidence:
     first_refuted: int | None
 
 
+Trace = Callable[[int], Evidence]
+"""The evidence after so many of the cases, in the order drawn: from none to all of them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """That the mean of `x` in [`low`, `high`] is at least `bound`."""
@@ -90,40 +94,48 @@ def log_wealth(claim: Claim, shares: Sequence[float]) -> Any:
 
 
 def weigh(claim: Claim, planned: int, level: float) -> Evidence:
+    """The evidence of all cases of one run, as `trace` has it."""
+    return trace(claim, planned, level)(len(claim.x))
+
+
+def trace(claim: Claim, planned: int, level: float) -> Trace:
     """The evidence of one run, whose `claim.x` has one dimension; `planned` counts its cases.
 
     `planned` may exceed the cases at hand. It must not depend on the answers.
     """
-    shares, cases = bets(planned, level), len(claim.x)
-    if not cases:
-        return Evidence(0.0, claim.bound, 0, 1.0, 1.0, 1.0, 1.0, None, None)
+    import numpy as np
+
+    shares, sums = bets(planned, level), np.cumsum(claim.x)
     shown, refuted = (log_wealth(one, shares) for one in (claim, claim.opposite))
     if claim.bound <= claim.low:  # true of any cases
         shown = shown * 0 + SURE
-    return Evidence(
-        mean=float(claim.x.mean()),
-        bound=claim.bound,
-        cases=cases,
-        p_shown=p_value(shown),
-        p_refuted=p_value(refuted),
-        e_shown=_exp(float(shown[-1])),
-        e_refuted=_exp(float(refuted[-1])),
-        first_shown=_first(shown, level),
-        first_refuted=_first(refuted, level),
-    )
+    p_shown, p_refuted = p_values(shown), p_values(refuted)
+    firsts = [_first(curve, level) for curve in (shown, refuted)]
+
+    def after(cases: int) -> Evidence:
+        if not cases:
+            return Evidence(0.0, claim.bound, 0, 1.0, 1.0, 1.0, 1.0, None, None)
+        first = [at if at is not None and at <= cases else None for at in firsts]
+        return Evidence(
+            mean=float(sums[cases - 1]) / cases,
+            bound=claim.bound,
+            cases=cases,
+            p_shown=float(p_shown[cases - 1]),
+            p_refuted=float(p_refuted[cases - 1]),
+            e_shown=_exp(float(shown[cases - 1])),
+            e_refuted=_exp(float(refuted[cases - 1])),
+            first_shown=first[0],
+            first_refuted=first[1],
+        )
+
+    return after
 
 
-def p_value(curve: Any) -> Any:
-    """The p-value of a curve of log wealth, valid at any time: 1 / its peak, at most 1."""
+def p_values(curve: Any) -> Any:
+    """The p-value after each case of a curve of log wealth, 1 / its peak so far and at most 1."""
     import numpy as np
 
-    found = np.exp(-np.maximum(curve.max(axis=-1), 0.0))
-    return float(found) if found.ndim == 0 else found
-
-
-def chance(p: float) -> str:
-    """A p-value in words; small ones as `p < 0.001`."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return np.exp(-np.maximum(np.maximum.accumulate(curve, axis=-1), 0.0))
 
 
 def least_mean(x: Any, low: float, alpha: float) -> float:

@@ -14,7 +14,7 @@ from statistics import NormalDist
 from typing import Any
 
 from vllm_eval.compare.claims import MOST_CASES, POWER, Claims, Table, make_claims
-from vllm_eval.compare.evidence import bets, log_wealth, p_value, ratio_claim
+from vllm_eval.compare.evidence import bets, log_wealth, p_values, ratio_claim
 from vllm_eval.config.settings import GateConfig
 
 BASE_MEAN = 0.86
@@ -107,7 +107,7 @@ def _shown(claims: Claims, level: float, cases: int, students: int) -> list[Any]
     """Which runs show each claim that could be false; arrays of runs."""
     shares, alpha = bets(cases, level), (1 - level) / students
     return [
-        p_value(log_wealth(claim, shares)) <= alpha
+        p_values(log_wealth(claim, shares))[..., -1] <= alpha
         for found in claims.values()
         for claim in found
         if claim.bound > claim.low

@@ -167,7 +167,7 @@ def _grouped(
 
 
 def _by_case(outcomes: Iterable[Outcome]) -> dict[str, CaseScore]:
-    return {case: _aggregate(rows) for case, rows in _grouped(outcomes, "concept_id").items()}
+    return {case: aggregate(rows) for case, rows in _grouped(outcomes, "concept_id").items()}
 
 
 def _ordered(cases: Cases, order: Mapping[str, int] | None) -> Cases:
@@ -181,7 +181,7 @@ def _ordered(cases: Cases, order: Mapping[str, int] | None) -> Cases:
     return {name: cases[name] for name in sorted(cases, key=place)}
 
 
-def _aggregate(rows: Sequence[Outcome]) -> CaseScore:
+def aggregate(rows: Sequence[Outcome]) -> CaseScore:
     """A case with a valid sample of unknown score has no score."""
     if len(rows) == 1:  # the usual case, and most of the work in a large run
         (row,) = rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.compare import gate
@@ -12,7 +11,7 @@ from vllm_eval.compare.ranking import rank
 from vllm_eval.compare.summary import as_repaired, compare_arms
 from vllm_eval.conclude.constrained import compare_constrained
 from vllm_eval.conclude.looks import note_evidence
-from vllm_eval.conclude.one_pass import Evaluated, first_pending, read_attempts
+from vllm_eval.conclude.one_pass import Evaluated, first_pending, read_attempts, settle
 from vllm_eval.conclude.results import (
     SCHEMA_VERSION,
     Finished,
@@ -32,7 +31,6 @@ from vllm_eval.store.folder import (
     RunFolder,
     index_rows,
     read_comparison,
-    read_row,
     timestamp_of,
 )
 from vllm_eval.store.journal import Journal, read_journal
@@ -109,11 +107,12 @@ def conclude(run: Evaluated) -> Finished:
         EvalError: the journal does not hold exactly one outcome per arm and case.
     """
     config, names, order = run.config, list(run.adapters), run.cases.order
-    samples, case = config.samples_per_case, partial(read_row, run.cases, run.task.declaration)
-    attempts = read_journal(run.folder.journal)
-    reading = read_attempts(attempts, names, order, samples, run.task, case)
+    journal, settled = run.folder.journal, None
+    if config.until_settled:
+        settled = settle(run, read_journal(journal)).look()
+    reading = read_attempts(run, read_journal(journal), settled)
     if reading.pending and not run.partial:
-        example = first_pending(reading, order, samples)
+        example = first_pending(reading, order, config.samples_per_case)
         raise EvalError(f"the journal lacks {reading.pending} outcomes, for example {example}")
     finished = note_evidence(run, reading, _summarise(run, reading, free_arms(names)))
     write_results(run, finished, reading)
@@ -138,10 +137,15 @@ def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finishe
     """Everything computed; constrained variants of the `free` arms get no verdict."""
     config, survey, outcomes = run.config, reading.survey, reading.outcomes
     level, drawn = config.gate.confidence or config.gate.certify or CONFIDENCE, run.cases.order
-    each = len(run.cases.order) * config.samples_per_case
+    each, planned = reading.cases * config.samples_per_case, len(drawn)
+    settled = None
+    if reading.cases < planned or reading.after:
+        settled = {"cases": reading.cases, "of": planned, "outcomes_after": reading.after}
 
     def grade(comparison: Comparison) -> tuple[Verdict, ...]:
-        return gate.decide(comparison, free[1:], each, config.gate, seed=config.seed)
+        return gate.decide(
+            comparison, free[1:], each, config.gate, planned=planned, seed=config.seed
+        )
 
     comparison = compare_arms(outcomes, free, confidence=level, drawn=drawn)
     verdicts = grade(comparison)
@@ -164,6 +168,7 @@ def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finishe
         attempts={arm: take_attempts(tally) for arm, tally in survey.arms.items() if tally.numbers},
         timing=timing_to_json(take_timing(survey), run.manifest.get("sessions", ())),
         pending=reading.pending,
+        settled=settled,
         repair=repair_to_json(
             outcomes,
             repaired.arms,

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from sys import intern
 from typing import Any
 
+from vllm_eval.compare.settling import Settling
 from vllm_eval.config.settings import Config
 from vllm_eval.diagnose.survey import Survey
 from vllm_eval.errors import EvalError
 from vllm_eval.records import Attempt, Case, Key, Outcome, Repair
-from vllm_eval.store.folder import CaseRows, RunFolder
+from vllm_eval.store.folder import CaseRows, RunFolder, read_row
 from vllm_eval.store.journal import key_of
 from vllm_eval.tasks import Task
 from vllm_eval.tasks.repair import mend
@@ -57,30 +58,33 @@ class Reading:
     survey: Survey
     places: Mapping[str, Places]
     """By arm, also one without an attempt."""
+    cases: int
+    """The first so many drawn are those that count."""
     pending: int
-    """Answers without an outcome."""
+    """Of their answers, those without an outcome."""
+    after: int = 0
+    """Outcomes of other cases: those recorded after the verdict was settled."""
 
 
 def read_attempts(
-    attempts: Iterable[tuple[int, Attempt]],
-    arms: Sequence[str],
-    order: Mapping[str, int],
-    samples: int,
-    task: Task,
-    case: Callable[[str], Case],
+    run: Evaluated, attempts: Iterable[tuple[int, Attempt]], settled: int | None
 ) -> Reading:
     """Go through all attempts of a run, with one of them in memory at a time.
 
-    `attempts` come with the byte at which each begins, `order` is the place of each case by its id.
-    If `task` grades, failed outcomes are repaired and graded again; `case` reads a case by its id.
+    `attempts` come with the byte at which each begins. If the task grades, failed outcomes are
+    repaired and graded again. Only the first `settled` cases count, if that is given; of others
+    only the places are taken.
 
     Raises:
         EvalError: an answer has two outcomes, or is of an arm, case or sample not in the run.
     """
+    task, arms, order = run.task, list(run.adapters), run.cases.order
+    samples, case = run.config.samples_per_case, partial(read_row, run.cases, task.declaration)
     each = len(order) * samples
     places = {arm: Places(ended=bytearray(each)) for arm in arms}
     survey = Survey(task.blocks, task.declaration, repairs=task.grades)
     outcomes: list[Outcome] = []
+    after, counted = 0, len(order) if settled is None else settled
     for place, attempt in attempts:
         key = key_of(attempt)
         found, at = places.get(key[0]), order.get(key[1])
@@ -90,15 +94,27 @@ def read_attempts(
         answer = at * samples + key[2]
         found.answers.append(answer)
         found.bytes.append(place)
-        repair = None
         if attempt.final:
             if found.ended[answer]:
                 raise EvalError(foreign)
             found.ended[answer] = True
-            repair = _repair(task, case, attempt)
-            outcomes.append(_outcome(key, attempt, repair))
+        if at >= counted:
+            after += attempt.final
+            continue
+        repair = _repair(task, case, attempt) if attempt.final else None
+        if attempt.final:
+            outcomes.append(outcome_of(attempt, repair))
         survey.take(attempt, repaired=repair is not None)
-    return Reading(outcomes, survey, places, len(arms) * each - len(outcomes))
+    pending = len(arms) * counted * samples - len(outcomes)
+    return Reading(outcomes, survey, places, counted, pending, after)
+
+
+def settle(run: Evaluated, attempts: Iterable[tuple[int, Attempt]]) -> Settling:
+    """What all `attempts` so far say of when the verdict is settled."""
+    config, arms = run.config, list(run.adapters)
+    settling = Settling(run.cases.order, arms, config.samples_per_case, config.gate)
+    settling.take(outcome_of(attempt) for _, attempt in attempts if attempt.final)
+    return settling
 
 
 def first_pending(reading: Reading, order: Mapping[str, int], samples: int) -> Key:
@@ -123,12 +139,14 @@ def _repair(task: Task, case: Callable[[str], Case], attempt: Attempt) -> Repair
     return Repair(found.names, found.score) if found else None
 
 
-def _outcome(key: Key, attempt: Attempt, repair: Repair | None) -> Outcome:
+def outcome_of(attempt: Attempt, repair: Repair | None = None) -> Outcome:
+    """The outcome that a final attempt is."""
+    arm, concept_id, sample = key_of(attempt)
     return Outcome(
-        arm=key[0],
-        concept_id=key[1],
+        arm=arm,
+        concept_id=concept_id,
         tier=attempt.tier and intern(attempt.tier),
-        sample=attempt.sample,
+        sample=sample,
         status=attempt.status,
         reason=attempt.reason and intern(attempt.reason),
         score=attempt.score,

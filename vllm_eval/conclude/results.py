@@ -19,7 +19,7 @@ import orjson
 from vllm_eval.compare import ranking, verdict
 from vllm_eval.compare.ranking import Ranked
 from vllm_eval.compare.summary import Comparison, Summary, comparison_to_json
-from vllm_eval.compare.verdict import NOT_FINISHED, Verdict, overall
+from vllm_eval.compare.verdict import Verdict
 from vllm_eval.conclude.case_rows import CaseRow, case_rows, distributions, sample_rows
 from vllm_eval.conclude.constrained import Constrained
 from vllm_eval.conclude.one_pass import Evaluated, Places, Reading
@@ -35,8 +35,8 @@ from vllm_eval.tasks.repair import NAMES, mend
 SCHEMA_VERSION = 6
 """Of `comparison.json`; 2 added cases, distributions, environment and the timing's details, 3 tells
 how many cases there are and whether those listed are a sample, 4 what repairs would recover and why
-answers failed, 5 renamed `owed` and `judging_s` and added the index, 6 added evidence and
-looks, and ranks by verdict."""
+answers failed, 5 renamed `owed` and `judging_s` and added the index, 6 added evidence and looks,
+ranks by verdict, and says where the verdict was settled."""
 METRICS = ("mean", "std", "min", "max", "mean_all")
 CASE_KEYS = ("arm", "concept_id", "tier")
 """Keys of an attempt that its case states once."""
@@ -60,6 +60,9 @@ class Finished:
     timing: Mapping[str, Any]
     pending: int
     """Outcomes an interrupted run has not reached; 0 for a complete one."""
+    settled: Mapping[str, int] | None
+    """How many `cases` settled the verdict, `of` how many, and how many `outcomes_after` that are
+    not counted; None if all of them count."""
     repair: Mapping[str, Any]
     """With repaired answers counted as valid, as `repair_to_json` has it."""
     diagnosis: Diagnosis
@@ -74,9 +77,9 @@ class Finished:
     """Why runs beside this one could not be counted among the looks."""
 
     @property
-    def word(self) -> str:
-        """Of the whole run: NOT FINISHED, or what the gate says of all students."""
-        return NOT_FINISHED if self.pending else overall(self.verdicts)
+    def passed(self) -> bool:
+        """Whether the run is whole and every student passed the gate."""
+        return self.pending == 0 and all(verdict.passed for verdict in self.verdicts)
 
 
 def _stem(arm: str, arms: int) -> str:
@@ -95,7 +98,9 @@ def write_results(run: Evaluated, finished: Finished, reading: Reading) -> None:
         repaired = {(o.arm, o.concept_id, o.sample) for o in reading.outcomes if o.repair}
 
     def about(last: Mapping[str, Any]) -> dict[str, Any]:
-        found = {"blocks": task.blocks(last["raw_response"])}
+        found: dict[str, Any] = {"blocks": task.blocks(last["raw_response"])}
+        if run.cases.order[last["concept_id"]] >= reading.cases:
+            return found | {"after_decision": True}
         if (last["arm"], last["concept_id"], last["sample"]) in repaired:
             case = partial(read_row, run.cases, task.declaration, last["concept_id"])
             return found | _repaired(task, case, last)
@@ -107,6 +112,7 @@ def write_results(run: Evaluated, finished: Finished, reading: Reading) -> None:
             "adapter": adapter,
             "timestamp": folder.timestamp,
             "partial": finished.pending > 0,
+            "settled": finished.settled,
             "config": run.config.model_dump(mode="json"),
             "timing": dict(finished.timing),
         }
@@ -131,8 +137,8 @@ def write_comparison(run: Evaluated, finished: Finished, reading: Reading) -> No
         "schema_version": SCHEMA_VERSION,
         "partial": finished.pending > 0,
         "pending": finished.pending,
-        "word": finished.word,
-        "passed": finished.word == "PASS",
+        "settled": finished.settled,
+        "passed": finished.passed,
         "quantization": finished.quantization,
         "verdicts": verdict.to_json(finished.verdicts, finished.pending),
         "looks": {arm: asdict(look) for arm, look in finished.looks.items()},
@@ -146,13 +152,13 @@ def write_comparison(run: Evaluated, finished: Finished, reading: Reading) -> No
         "timing": dict(finished.timing),
         "distributions": {arm: asdict(d) for arm, d in distributions(comparison).items()},
         "environment": dict(run.manifest),
-        "cases_total": len(order),
+        "cases_total": reading.cases,
         "cases_answered": len(rows),
         "cases_sampled": sampled,
         "cases": [asdict(row) for row in shown],
         "index": {
             "journal_bytes": run.folder.journal.stat().st_size,
-            "cases": _index(run, reading, shown if sampled else None),
+            "cases": _index(run, reading, shown if sampled or reading.after else None),
         },
     }
     write_json(run.folder.path / COMPARISON, whole)

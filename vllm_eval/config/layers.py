@@ -184,7 +184,7 @@ def validated(
         if first["type"] == "extra_forbidden":
             msg = f"{source}: unknown key {path!r}{_nearest(model, first['loc'])}"
         elif first["type"] == "value_error":
-            msg = f"{source}: {path}: {first['ctx']['error']}"
+            msg = ": ".join(filter(None, (source, path, str(first["ctx"]["error"]))))
         else:
             secret = first["loc"][0] == "base_url"  # it may hold a password
             given = "" if secret else f", not {first['input']!r}"

@@ -145,8 +145,12 @@ class Config(Record):
         "artifacts/synthetic/product_owner/product_owner_val.jsonl"
     )
     """Cases: JSON lines (also .gz), Parquet, a saved data set, or hf:NAME."""
-    max_samples: Annotated[_Positive | None, Flag(WHAT, "all")] = None
+    max_samples: Annotated[
+        _Positive | None, Flag(WHAT, "all", names=("--max-samples", "--max-cases"))
+    ] = None
     """Number of cases to draw."""
+    until_settled: Annotated[bool, Flag(WHAT)] = False
+    """Draw cases only until the verdict is settled at the level of certify."""
     samples_per_case: Annotated[_Positive, Flag(WHAT)] = 1
     """Answers of each arm to each case, each with its own seed."""
     seed: Annotated[int, Flag(WHAT)] = 42
@@ -223,6 +227,12 @@ class Config(Record):
     report: Annotated[bool, Flag(OUTPUT)] = True
     """Write the report at the end of the run; the report command writes it at any time."""
 
+    @model_validator(mode="after")
+    def _settled_at_a_level(self, info: ValidationInfo) -> Self:
+        if info.context != LAYER and self.until_settled and self.gate.certify is None:
+            raise ValueError("until_settled needs gate.certify, the level at which it is settled")
+        return self
+
     @property
     def answering(self) -> str:
         """The engine that answers: within a replica, where the engine is ray."""
@@ -239,7 +249,7 @@ class Config(Record):
 NOT_IDENTITY = frozenset(
     (
         *("profile", "tag", "output_dir", "gate", "report", "repair", "engine_env"),
-        "max_engine_restarts",
+        *("until_settled", "max_engine_restarts"),
         "batch_size",  # decides what fits: each row is drawn with its own request's seed
         # where and how servers are asked; their models and release are noted by `run`
         *("base_url", "served_models", "load_adapters", "max_concurrency"),

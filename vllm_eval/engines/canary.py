@@ -1,21 +1,34 @@
-"""Proof at start that base answers come from the bare base and adapter answers from the adapter.
+"""Proof at start that every arm answers from its own weights.
 
 There is an engine build that serves base rows of a mixed batch with an adapter's weights
 (https://github.com/vllm-project/vllm/pull/48421); its scores would look like any other. So,
-before the first case, each arm is asked for the next token after a few texts: the base in a batch
-of its own, then all arms mixed.
+before the first case, each arm is asked for the next token after a few texts, alone and then in
+one batch with all others. Each answer of the mixed batch must be the arm's own.
+
+An engine repeats itself only up to rounding, which changes with the size of a batch. This noise is
+measured in the same start: each arm answers alone in batches of two sizes, and the noise is the
+largest distance from an arm's first answer to another of its answers to the same text. An answer is
+strange if it is more than `TIMES` the noise away from the arm's first. It is wrong if, besides,
+another arm's is less than half as far, or if half of the arm's answers are strange. The largest of
+so few repeats is itself uncertain; with three times it, simulated starts ended for noise alone less
+than once in 10,000, even where the noise moves all tokens together.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
 
 from vllm_eval.errors import EngineError
 from vllm_eval.records import BASELINE
 
 Distribution = Mapping[int, float]
+"""Log probability of the likeliest next tokens, in nats."""
+Rows = Sequence[Distribution]
+"""An arm's answers to all texts."""
 
 TEXTS = (
     "Concept: a booking portal for small clinics.\nRequirements:\n- FR001: book a visit\n",
@@ -29,55 +42,156 @@ TEXTS = (
 )
 TOP_TOKENS = 20
 """How many of the most likely next tokens are compared: vLLM's default limit."""
-SMALLEST = 1e-6
-"""Less is rounding: two rows of one batch with the same weights are exactly equal."""
+SMALLEST = 1e-5
+"""Nats. Rows of one batch this close have the same weights."""
+NEGLIGIBLE = 1e-3
+"""Nats. More than single precision rounds, and too little to change an answer."""
+TIMES = 3.0
 
 
 def distance(one: Distribution, other: Distribution) -> float:
-    """Total variation distance of two next-token distributions, in [0, 1].
+    """Root mean square difference in nats over all tokens of both lists, up to a common shift.
 
-    Counts only tokens in both lists: otherwise a token that rounding drops from one list would
-    count with all its weight. Distributions that share no token have distance 1.
+    The shift belongs to the normalisation: noise on a token that is almost certain moves all the
+    others together. A token that one list lacks is there at most as likely as the list's last, and
+    counts with the difference that is certain. Lists that share no token are infinitely far apart.
     """
-    common = one.keys() & other.keys()
-    if not common:
-        return 1.0
-    return 0.5 * sum(abs(math.exp(one[token]) - math.exp(other[token])) for token in common)
+    shared = one.keys() & other.keys()
+    if not shared:
+        return math.inf
+    shift = sum(one[token] - other[token] for token in shared) / len(shared)
+    last, last_other = min(one.values()), min(other.values())
+    gaps = [one[token] - shift - other[token] for token in shared]
+    gaps += [max(0.0, one[token] - shift - last_other) for token in one.keys() - shared]
+    gaps += [max(0.0, other[token] + shift - last) for token in other.keys() - shared]
+    return math.sqrt(sum(gap * gap for gap in gaps) / len(gaps))
 
 
-def prove(alone: Sequence[Distribution], mixed: Mapping[str, Sequence[Distribution]]) -> None:
-    """Compare the arms' next tokens: for each text, the log probability by token.
+def batches(arms: Sequence[str]) -> list[list[str]]:
+    """The arms to ask all texts in each batch: first batches of one arm, then of all arms.
 
-    `alone` is the base's, from a batch of its own; `mixed` is each arm's, from one common batch.
+    An arm named twice in a batch answers the texts twice. The base, the same for all, is also
+    asked alone in a batch as large as the mixed ones.
+    """
+    sizes = {arm: len(arms) if arm == BASELINE else 2 for arm in arms}
+    alone = [[arm] * size for arm in arms for size in (1, sizes[arm])]
+    return [*alone, list(arms), list(reversed(arms))]
+
+
+def prove(asked: Sequence[Sequence[str]], answers: Sequence[Sequence[Rows]]) -> str | None:
+    """Compare the answers in the `batches`, each arm's in its place; returns what is unproven.
 
     Raises:
-        EngineError: the base does not answer as itself, an adapter changes nothing, or two
+        EngineError: an arm does not answer as itself, an adapter changes nothing, or two
             adapters are the same.
     """
-    for arm, rows in (("the base alone", alone), *mixed.items()):
-        if not all(math.isfinite(p) for row in rows for p in row.values()):
-            _fail(f"{arm!r} answers with probabilities that are not numbers")
-    base = mixed[BASELINE]
-    moved = _apart(alone, base)
-    students = {arm: rows for arm, rows in mixed.items() if arm != BASELINE}
-    for arm, rows in students.items():
-        if moved > SMALLEST and _apart(base, rows) < moved:
-            _fail(
-                f"beside {arm!r} the base answers less like itself alone ({moved:.1e} away) than "
-                f"like that adapter ({_apart(base, rows):.1e} away): base requests are served with "
-                "an adapter's weights"
-            )
-    for arm, rows in students.items():
-        if _apart(alone, rows) <= max(SMALLEST, moved):  # no more than the base itself moves
-            _fail(f"adapter {arm!r} changes nothing: the engine answers as with the bare base")
-    for arm, other in itertools.combinations(students, 2):
-        if _apart(students[arm], students[other]) <= SMALLEST:
-            _fail(f"adapters {arm!r} and {other!r} give the same answers: are they the same?")
+    first: dict[str, Rows] = {}
+    alone: list[_Again] = []
+    mixed: list[_Again] = []
+    for batch, given in zip(asked, answers, strict=True):
+        for arm, rows in zip(batch, given, strict=True):
+            if not all(math.isfinite(p) for row in rows for p in row.values()):
+                _fail(f"{arm!r} answers with probabilities that are not numbers")
+            known = first.setdefault(arm, rows)
+            pairs = enumerate(zip(known, rows, strict=True))
+            again = [_Again(arm, text, row, distance(own, row)) for text, (own, row) in pairs]
+            (alone if len({*batch}) == 1 else mixed).extend(again)
+    limit = max(NEGLIGIBLE, TIMES * _noise(first, alone))
+    strange = [answer for answer in alone + mixed if answer.away > limit]
+    unsteady = [arm for arm in first if _hold(first, arm, [a for a in strange if a.arm == arm])]
+    for batch, given in zip(asked, answers, strict=True):
+        if len({*batch}) > 1:
+            _refuse_same(dict(zip(batch, given, strict=True)))
+    return _unproven(first, unsteady, limit)
 
 
-def _apart(one: Sequence[Distribution], other: Sequence[Distribution]) -> float:
-    return sum(distance(a, b) for a, b in zip(one, other, strict=True)) / len(one)
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """An answer to a text that the arm has answered alone before."""
+
+    arm: str
+    text: int
+    row: Distribution
+    away: float
+    """From the arm's first answer."""
 
 
-def _fail(what: str) -> None:
+def _other(first: Mapping[str, Rows], answer: _Again) -> tuple[float, str] | None:
+    """Another arm whose answer is less than half as far away, and how far; None without one."""
+    others = ((distance(rows[answer.text], answer.row), arm) for arm, rows in first.items())
+    near, arm = min(found for found in others if found[1] != answer.arm)
+    return (near, arm) if near < answer.away / 2 else None
+
+
+def _noise(first: Mapping[str, Rows], alone: Iterable[_Again]) -> float:
+    """How far an arm alone strays from its first answer, but for another arm's answers."""
+    farthest = sorted((a for a in alone if a.away < math.inf), key=lambda a: a.away, reverse=True)
+    return next((answer.away for answer in farthest if _other(first, answer) is None), 0.0)
+
+
+def _hold(first: Mapping[str, Rows], arm: str, strange: Sequence[_Again]) -> bool:
+    """Whether an arm has strange answers; EngineError if they are wrong."""
+    wrong = {a.text: (a.away, *found) for a in strange if (found := _other(first, a))}
+    # A single token is equal or not, and noise alone may turn it into another arm's.
+    texts = {answer.text for answer in strange if len(answer.row) > 1}
+    if wrong and (texts or len(wrong) > 1):
+        _fail(_blame(arm, *max(wrong.values()), len(wrong)))
+    if 2 * len(texts) >= len(TEXTS):
+        who = "the base" if arm == BASELINE else f"adapter {arm!r}"
+        _fail(f"{who} answers {len(texts)} of {len(TEXTS)} texts unlike alone when others answer")
+    return bool(texts)
+
+
+def _blame(arm: str, own: float, near: float, other: str, texts: int) -> str:
+    base = BASELINE in (arm, other)
+    who = f"beside {other!r} the base" if arm == BASELINE else f"adapter {arm!r}"
+    whom = "that adapter" if arm == BASELINE else "the base" if base else f"adapter {other!r}"
+    whose = "the base's" if other == BASELINE else "an adapter's" if base else "another adapter's"
+    return (
+        f"{who} answers less like itself alone ({own:.1e} away) than like {whom} ({near:.1e} away) "
+        f"in {texts} of {len(TEXTS)} texts: {'base' if arm == BASELINE else 'its'} requests are "
+        f"served with {whose} weights"
+    )
+
+
+def _refuse_same(mixed: Mapping[str, Rows]) -> None:
+    """EngineError if two arms of one batch answer exactly alike."""
+    for one, other in itertools.combinations(sorted(mixed, key=lambda arm: arm != BASELINE), 2):
+        if any(distance(*both) > SMALLEST for both in zip(mixed[one], mixed[other], strict=True)):
+            continue
+        if one == BASELINE:
+            changes = "changes nothing: the engine answers as with the bare base"
+            _fail(f"adapter {other!r} {changes}")
+        _fail(f"adapters {one!r} and {other!r} give the same answers: are they the same?")
+
+
+def _unproven(alone: Mapping[str, Rows], unsteady: Sequence[str], limit: float) -> str | None:
+    """One sentence that names the arms for which the engine's noise leaves a doubt."""
+
+    def hidden(one: str, other: str) -> bool:
+        found = [distance(*rows) > limit for rows in zip(alone[one], alone[other], strict=True)]
+        return 2 * sum(found) < len(found)
+
+    students = [arm for arm in alone if arm != BASELINE]
+    alike = {arm for pair in itertools.combinations(students, 2) if hidden(*pair) for arm in pair}
+    doubts = {
+        "too weak to be told from the base": [arm for arm in students if hidden(BASELINE, arm)],
+        "too similar to be told from each other": sorted(alike),
+        "unlike itself alone in some texts": unsteady,
+    }
+    named = [f"{', '.join(map(repr, arms))} {what}" for what, arms in doubts.items() if arms]
+    if not named:
+        return None
+    return (
+        f"canary: differences below {limit:.1e} nats may be the engine's noise, so some arms are "
+        f"not proven to answer from their own weights: {'; '.join(named)}"
+    )
+
+
+def note(unproven: str | None) -> dict[str, str]:
+    """What an engine says in `about` of an arm that is not proven."""
+    return {"canary_warning": unproven} if unproven else {}
+
+
+def _fail(what: str) -> NoReturn:
     raise EngineError(f"canary: {what}; no score of this engine can be trusted")

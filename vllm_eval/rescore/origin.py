@@ -25,7 +25,7 @@ from vllm_eval.inputs.plan import data_path
 from vllm_eval.records import BASELINE
 from vllm_eval.rescore.stored import MAX_BYTES, StoredFile
 from vllm_eval.store import manifest
-from vllm_eval.store.folder import CONFIG, JOURNAL, is_finished
+from vllm_eval.store.folder import CONFIG, JOURNAL, index_rows, is_finished
 from vllm_eval.tasks import Task, refuse_file
 
 OUR_KEYS = {"task", "engine", "gate", "dataset_path"}
@@ -186,6 +186,8 @@ class Expected:
     """Of each arm: the largest number of cases and samples that any arm is asked."""
     gaps: tuple[str, ...]
     """Why a file is incomplete."""
+    drawn: tuple[str, ...] | None = None
+    """The cases that could be drawn, in the order drawn; None if unknown."""
 
     def refuse(self, verdict: Verdict) -> Verdict:
         """The verdict, which fails if files have gaps."""
@@ -195,7 +197,7 @@ class Expected:
         rule = Rule("whole_files", verdict.arm, name, None, 1.0, None, False, why)
         chance = None if verdict.pass_chance is None else 0.0
         rules = (*verdict.rules, rule)
-        return replace(verdict, word="FAIL", certified="FAIL", rules=rules, pass_chance=chance)
+        return replace(verdict, word="FAIL", rules=rules, pass_chance=chance)
 
 
 def find_expected(files: Sequence[StoredFile], indexes: Mapping[Path, CaseIndex]) -> Expected:
@@ -217,7 +219,17 @@ def find_expected(files: Sequence[StoredFile], indexes: Mapping[Path, CaseIndex]
         size = _run_size(file, indexes[file.path])
         sizes.append(size or 0)
         gaps += [*_gaps(file, size), *_duplicates(file, every)]
-    return Expected(tuple(arms), max(len(every), *sizes), tuple(gaps))
+    return Expected(tuple(arms), max(len(every), *sizes), tuple(gaps), _drawn(files))
+
+
+def _drawn(files: Sequence[StoredFile]) -> tuple[str, ...] | None:
+    """The cases of the runs that all the files are of, if they drew the same."""
+    folders = {file.path.parent for file in files if _manifest_of(file)}
+    try:
+        orders = {tuple(index_rows(folder).order) for folder in folders}
+    except InputError:  # the answers are all there without it
+        return None
+    return orders.pop() if len(orders) == 1 and all(map(_manifest_of, files)) else None
 
 
 def _gaps(file: StoredFile, size: int | None) -> list[str]:
@@ -258,6 +270,7 @@ def _run_size(file: StoredFile, index: CaseIndex) -> int | None:
         if not file.partial and not (file.path.name == JOURNAL and settings):
             return None
     most, samples = settings.get("max_samples"), settings.get("samples_per_case")
+    most = file.settled or most
     drawn = min(most, records) if isinstance(most, int) else records
     return drawn * (samples if isinstance(samples, int) else 1)
 

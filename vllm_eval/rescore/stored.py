@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import orjson
 from vllm_eval.errors import InputError
 from vllm_eval.records import BASELINE, Key
 from vllm_eval.rescore.answers import STATUSES, StoredAnswer, read_answer, text_of
-from vllm_eval.store.folder import JOURNAL
+from vllm_eval.store.folder import JOURNAL, index_rows, read_comparison
 from vllm_eval.store.journal import refuse_parts
 
 MAX_BYTES = 2**30
@@ -46,7 +47,7 @@ class StoredFile:
     keys: dict[Key, str] = field(default_factory=dict)
     """The place of each outcome; empty if the file has only failed attempts."""
     head: dict[str, Any] = field(default_factory=dict)
-    """All of a result file but its results."""
+    """All of a result file but its results; of a journal, at which case its run was settled."""
     torn: str = ""
     """Place of an incomplete last line."""
     counted: dict[Key, None] = field(default_factory=dict)
@@ -64,6 +65,13 @@ class StoredFile:
     def partial(self) -> bool:
         """Whether the file says that its run did not finish."""
         return self.head.get("partial") is True
+
+    @property
+    def settled(self) -> int | None:
+        """How many cases settled the verdict of its run; None if all count."""
+        settled = self.head.get("settled")
+        cases = settled.get("cases") if isinstance(settled, dict) else None
+        return cases if isinstance(cases, int) else None
 
     @property
     def outcomes(self) -> int:
@@ -139,11 +147,14 @@ def _read(file: StoredFile) -> Iterator[StoredAnswer]:
     """Every answer; sets the `head` of `file`, and `torn`."""
     path = file.path
     before: dict[tuple[str, str], int] = {}
+    late = _late_cases(file)
     try:
         for place, row in _rows(file):
             if not isinstance(row, dict):
                 raise InputError(f"{path}, {place}: must be a JSON object")
             concept_id = row.get("concept_id")
+            if row.get("after_decision") is True or concept_id in late:
+                continue
             if concept_id in (None, "") or isinstance(concept_id, dict | list):
                 raise InputError(f"{path}, {place}: lacks `concept_id`, so its case is unknown")
             arm = text_of(row, "arm") or text_of(file.head, "arm") or arm_of(path)
@@ -155,6 +166,16 @@ def _read(file: StoredFile) -> Iterator[StoredAnswer]:
         raise InputError(f"{path}: is not UTF-8 text: {error.reason}") from error
     except OSError as error:
         raise InputError(f"{path}: cannot read the answers: {error.strerror}") from error
+
+
+def _late_cases(file: StoredFile) -> Collection[str]:
+    """The cases of a journal that its run does not count: the verdict was settled without them."""
+    folder = file.path.parent
+    found = (read_comparison(folder) or {}) if file.path.name == JOURNAL else {}
+    if settled := found.get("settled"):
+        file.head["settled"] = settled
+        return frozenset(islice(index_rows(folder).order, settled["cases"], None))
+    return ()
 
 
 def _rows(file: StoredFile) -> Iterator[tuple[str, object]]:

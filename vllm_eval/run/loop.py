@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -55,6 +56,8 @@ class Job:
     attempts: int
     """Most attempts of the model per arm, case and sample, at least 1."""
     seed: int
+    limit: Callable[[], float] = lambda: math.inf
+    """How many of the cases may be begun by now. It must grow once all of these are complete."""
 
 
 def evaluate(
@@ -72,7 +75,7 @@ def evaluate(
     the requests in flight, not the cases.
 
     `record` writes attempts to the journal; `progress` is updated in place, shown by `on_progress`
-    after each poll, and ends the evaluation by its `stopping`.
+    after each poll, and ends the evaluation by its `stopping`, which `record` may set.
 
     Raises:
         EngineError: the engine died, or lost requests.
@@ -81,11 +84,13 @@ def evaluate(
     fresh = _pending(job, ledger)
     in_flight: dict[str, tuple[Case, Request]] = {}
     retries: deque[tuple[Case, Request]] = deque()
-    while not progress.stopping:
+    while True:
         room = engine.capacity - len(in_flight)
         batch, refused = _next_batch(engine, room, retries, fresh, progress.seconds)
         record(refused)
         _count(progress, refused)
+        if progress.stopping:
+            return
         in_flight |= {request.id: (case, request) for case, request in batch}
         engine.submit([request for _, request in batch])
         if not in_flight:
@@ -118,7 +123,7 @@ def _next_batch(
     engine: Engine,
     room: int,
     retries: deque[tuple[Case, Request]],
-    fresh: Iterator[tuple[Case, Request]],
+    fresh: Iterator[tuple[Case, Request] | None],
     now: float,
 ) -> tuple[list[tuple[Case, Request]], list[Attempt]]:
     """Up to `room` requests to submit, and the outcomes of those that can never be answered."""
@@ -145,9 +150,14 @@ def derive_seed(seed: int, case_id: str, sample: int, attempt: int) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest()) & 0x7FFF_FFFF
 
 
-def _pending(job: Job, ledger: Ledger) -> Iterator[tuple[Case, Request]]:
-    """Each case's next attempts, with the arms side by side so that they share a batch."""
-    for case in job.cases():
+def _pending(job: Job, ledger: Ledger) -> Iterator[tuple[Case, Request] | None]:
+    """Each case's next attempts, with the arms side by side so that they share a batch.
+
+    None where the next case may not be begun yet.
+    """
+    for place, case in enumerate(job.cases()):
+        while place >= job.limit():
+            yield None
         first = job.task.prompt(case)
         for sample, arm in itertools.product(range(job.samples), job.arms):
             key = (arm.name, case.id, sample)

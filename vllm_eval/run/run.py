@@ -5,15 +5,17 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from vllm_eval.compare.settling import Settling
 from vllm_eval.conclude.conclude import conclude, refuse_unanswered
-from vllm_eval.conclude.one_pass import Evaluated
+from vllm_eval.conclude.one_pass import Evaluated, outcome_of, settle
 from vllm_eval.conclude.results import Finished
 from vllm_eval.config.layers import dump_config
 from vllm_eval.config.settings import Config, resolve_path
@@ -23,7 +25,7 @@ from vllm_eval.errors import EngineDiedError, EngineError, EvalError, InputError
 from vllm_eval.inputs import cases
 from vllm_eval.inputs.plan import Plan, complete, read_plan
 from vllm_eval.preflight.check import check_plan, refuse
-from vllm_eval.records import Ledger, Progress, Watcher
+from vllm_eval.records import Attempt, Ledger, Progress, Watcher
 from vllm_eval.report.stored_run import StoredRun, load_run
 from vllm_eval.report.write import write_reports
 from vllm_eval.run.loop import Job, evaluate
@@ -32,7 +34,7 @@ from vllm_eval.run.resume import AUTO, other_engine, refuse_other_engine, requeu
 from vllm_eval.store import folder as store
 from vllm_eval.store import manifest
 from vllm_eval.store.folder import RunFolder
-from vllm_eval.store.journal import Journal
+from vllm_eval.store.journal import Journal, read_journal
 from vllm_eval.tasks.declaration import TASK_FILE, dump_declaration
 
 _Stops = Callable[[Progress], AbstractContextManager[object]]
@@ -66,11 +68,21 @@ def run(
         if requeued := requeue_refused(plan, folder.path, recorded, journal):
             watcher.stage(f"asking {requeued} prompts again that were too long before")
         progress = _progress(plan, journal.ledger)
-        if progress.done < progress.total:
+        settling = None
+        if config.until_settled:
+            so_far = _evaluated(plan, folder, recorded, partial=True)
+            settling = settle(so_far, read_journal(folder.journal))
+        progress.stopping = settling is not None and settling.look() is not None
+        if progress.done < progress.total and not progress.stopping:
             refuse_other_engine(plan, folder.path, recorded)
             stops: _Stops = _stop_on_signals if stop_on_signals else nullcontext
             with watch_memory() as memory, _naming_folder(folder):
-                answer = partial(_answer, plan, journal, progress, watcher, stops)
+                job, record = _job(plan, settling), partial(_record, journal, settling, progress)
+
+                def answer(engine: Engine) -> None:
+                    with stops(progress):
+                        evaluate(job, engine, journal.ledger, record, progress, watcher.progress)
+
                 engine_load_s = _generate(plan, folder, recorded, progress, watcher, answer)
             session = {
                 "engine_load_s": engine_load_s,
@@ -128,7 +140,7 @@ def _write_reports(config: Config, folder: RunFolder, stored: StoredRun, watcher
 def _evaluated(
     plan: Plan, folder: RunFolder, recorded: Mapping[str, Any], *, partial: bool
 ) -> Evaluated:
-    """Conclude the run; without a stop nothing may be pending, so lost answers are noticed."""
+    """The run to conclude; without a stop nothing may be pending, so lost answers are noticed."""
     paths = {arm.name: str(arm.adapter.path) if arm.adapter else None for arm in plan.arms}
     rows = store.index_rows(folder.path)
     return Evaluated(folder, recorded, plan.config, paths, rows, plan.task, partial)
@@ -199,6 +211,8 @@ def _generate(
             with closing(open_engine(config, plan.arms, plan.base_model, log, life)) as engine:
                 load_s = load_s or time.monotonic() - begin
                 _note_engine(folder, recorded, engine.about)
+                if unproven := engine.about.get("canary_warning"):
+                    watcher.stage(f"warning  {unproven}")
                 watcher.stage(f"evaluating {len(plan.dataset.drawn)} cases, {len(plan.arms)} arms")
                 answer(engine)
                 _note_engine(folder, recorded, engine.about)  # including what it had to send again
@@ -213,20 +227,21 @@ def _generate(
             watcher.stage(f"{error}; {progress.done} of {progress.total} outcomes are safe")
 
 
-def _answer(
-    plan: Plan,
-    journal: Journal,
-    progress: Progress,
-    watcher: Watcher,
-    stops: _Stops,
-    engine: Engine,
-) -> None:
-    """Evaluate with a started engine."""
+def _job(plan: Plan, settling: Settling | None) -> Job:
     config, read = plan.config, partial(cases.read_cases, plan.dataset)
     samples, attempts = config.samples_per_case, 1 + config.retries
     job = Job(plan.task, plan.arms, read, samples, attempts, config.seed)
-    with stops(progress):
-        evaluate(job, engine, journal.ledger, journal.append, progress, watcher.progress)
+    return replace(job, limit=lambda: settling.limit) if settling else job
+
+
+def _record(
+    journal: Journal, settling: Settling | None, progress: Progress, attempts: Sequence[Attempt]
+) -> None:
+    """Write attempts to the journal, and end the evaluation if they settle the verdict."""
+    journal.append(attempts)
+    if settling is not None:
+        settling.take(outcome_of(attempt) for attempt in attempts if attempt.final)
+        progress.stopping = progress.stopping or settling.settled is not None
 
 
 def _note_engine(

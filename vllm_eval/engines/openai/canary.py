@@ -1,7 +1,8 @@
 """The canary of `engines.canary`, asked of a server over the wire.
 
-A client cannot choose what shares a batch. So all arms are asked while every adapter is busy with
-a long answer: the base's rows are then computed beside an adapter's.
+A client cannot choose what shares a batch. So what shall share one is sent at the same time, and
+all arms are asked together while every adapter is busy with a long answer: the base's rows are then
+computed beside an adapter's.
 """
 
 from __future__ import annotations
@@ -47,8 +48,10 @@ class Prover:
     models: Mapping[str, str]
     vllm: bool
 
-    async def prove(self) -> str:
-        """Ask the base alone, then all arms while every adapter is busy; returns what was compared.
+    async def prove(self) -> tuple[str, str | None]:
+        """Ask each arm alone, then all arms while every adapter is busy.
+
+        Returns what was compared, and what remains unproven, if anything.
 
         Raises:
             EngineError: an arm does not answer from its own weights.
@@ -56,15 +59,18 @@ class Prover:
         """
         await self._texts(self.models[BASELINE], canary.TEXTS[:1])  # the run's own way is open
         if len(self.models) == 1:
-            return "no adapter to tell from the base"
-        most, alone = await self._find_way(self.models[BASELINE])
+            return "no adapter to tell from the base", None
+        asked = canary.batches(list(self.models))
+        most, first = await self._find_way(self.models[BASELINE])
+        alone = [batch for batch in asked[1:] if len({*batch}) == 1]
+        answers = [[first], *[await self._answers(batch, most) for batch in alone]]
         async with contextlib.AsyncExitStack() as stack:
             for arm, model in self.models.items():
                 if arm != BASELINE:
                     await stack.enter_async_context(self._companion(model))
-            rows = await _together([partial(self._rows, m, most) for m in self.models.values()])
-        canary.prove(alone, dict(zip(self.models, rows, strict=True)))
-        return f"log probabilities of {most} tokens" if most else "texts"
+            answers += [await self._answers(batch, most) for batch in asked[len(answers) :]]
+        unproven = canary.prove(asked, answers)
+        return f"log probabilities of {most} tokens" if most else "texts", unproven
 
     async def prove_constraint(self, grammar: str) -> None:
         """Check that the server applies a grammar; one without support may silently ignore it.
@@ -105,6 +111,9 @@ class Prover:
                 if all(rows):
                     return most, rows
         return 0, await self._rows(model, 0)
+
+    async def _answers(self, arms: Sequence[str], most: int) -> list[Rows]:
+        return await _together([partial(self._rows, self.models[arm], most) for arm in arms])
 
     async def _rows(self, model: str, most: int) -> Rows:
         """For each text the likeliest next tokens or, without them, the answer as one token."""

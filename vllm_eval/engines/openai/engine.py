@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vllm_eval.config.settings import Config
+from vllm_eval.engines import canary
 from vllm_eval.engines.openai.server import FIRST_LIMIT, Done, Server
 from vllm_eval.engines.openai.start import HOPELESS, root_of
 from vllm_eval.engines.openai.traffic import Traffic
@@ -92,7 +93,7 @@ class OpenAIEngine:
         sizes = [one.max_model_len for one in served if one.max_model_len]
         counts, begun = self._traffic.counts, self._traffic.begun
         models = begun.models if begun else {}
-        return {
+        about: dict[str, str | int] = {
             "engine": "openai",
             "vllm": (begun and begun.vllm) or "unknown",
             "quantization": "unknown",  # no server says
@@ -106,6 +107,8 @@ class OpenAIEngine:
             "sent_again_timeout": counts.timeout,
             "sent_again_lost": counts.lost + counts.unreachable + counts.missing,
         }
+        unproven = sorted({one.unproven for one in served if one.unproven})
+        return about | canary.note("; ".join(unproven))
 
     def refusal(self, prompt: str) -> str | None:
         """A prompt must leave room for the whole answer, which vLLM would silently truncate.

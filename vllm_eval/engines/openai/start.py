@@ -34,6 +34,8 @@ class Served:
     max_model_len: int | None
     canary: str
     """What the canary compared."""
+    unproven: str | None
+    """What the canary could not show, if anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +63,12 @@ async def prepare(client: AsyncOpenAI, config: Config, arms: Sequence[Arm]) -> S
     models = name_models(listed, config, arms, str(client.base_url))
     version = await _version(client)
     prover = Prover(client, config, models, vllm=version is not None)
-    proved_by = await prover.prove()
+    proved_by, unproven = await prover.prove()
     if grammar := next((arm.grammar for arm in arms if arm.grammar), None):
         await prover.prove_constraint(grammar)
     lengths = [entry.max_model_len for entry in listed.values() if entry.max_model_len]
     named = models | {arm.name: models[arm.model] for arm in arms}
-    return Served(named, version, min(lengths, default=None), proved_by)
+    return Served(named, version, min(lengths, default=None), proved_by, unproven)
 
 
 def hold_to(begun: Served, served: Served, url: str) -> None:

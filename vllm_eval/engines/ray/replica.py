@@ -144,6 +144,6 @@ def unlike(first: Started, other: Started) -> str | None:
     """How the engine of another replica differs from the first one's, or None."""
     for key in first.about:
         here, there = first.about[key], other.about.get(key)
-        if key != "max_num_seqs" and here != there:  # which does not change answers
+        if key not in ("max_num_seqs", "canary_warning") and here != there:  # no answer changes
             return f"{key} is {there!r} on {other.host} and {here!r} on {first.host}"
     return None

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 from vllm_eval.config.settings import Config
@@ -50,6 +51,7 @@ class TransformersEngine:
     ) -> None:
         self._loaded: Loaded | None = loaded
         self._options, self._config, self._output = options, config, output
+        self._unproven: str | None = None
         self._rejected: list[Completion] = []
         self._waiting: deque[Queued] = deque()
         self._running: Future[list[Completion]] | None = None
@@ -78,10 +80,10 @@ class TransformersEngine:
             undo.callback(output.restore)
             with _or_say("the engine did not start", output):
                 loaded = model.load_base(options, config, base_model)
-            texts = [tuple(loaded.tokenizer.encode(text)) for text in canary.TEXTS]
+            asked = canary.batches([arm.name for arm in arms]) if len(arms) > 1 else []
             with _or_say("the canary could not be asked", output):
                 # Before there is any adapter: the base must keep answering like this.
-                alone = model.likeliest_tokens(loaded, "", texts, canary.TOP_TOKENS)
+                answers = [_next_tokens(loaded, batch) for batch in asked[:1]]
             with _or_say("an adapter cannot be served", output):
                 loaded = model.add_adapters(loaded, arms)
             engine = cls(loaded, options, config, output)
@@ -90,7 +92,8 @@ class TransformersEngine:
                 with _or_say("prompt_format: chat, but the tokenizer has no template", output):
                     engine._token_ids("test")
             with _or_say("the canary could not be asked", output):
-                _prove_arms(loaded, texts, alone)
+                answers += [_next_tokens(loaded, batch) for batch in asked[1:]]
+                engine._unproven = canary.prove(asked, answers)
             undo.pop_all()
             return engine
 
@@ -118,7 +121,7 @@ class TransformersEngine:
             "max_model_len": self._model.max_len,
             "batch_size": self._config.batch_size,
             "ignored": ", ".join(self._options.ignored) or "none",
-        }
+        } | canary.note(self._unproven)
 
     def refusal(self, prompt: str) -> str | None:
         """A prompt must leave room for the whole answer, so that we never truncate it."""
@@ -196,15 +199,15 @@ class TransformersEngine:
         self._running = self._worker.submit(answer, self._model, self._config, batch, watch)
 
 
-def _prove_arms(
-    loaded: Loaded, texts: Sequence[Sequence[int]], alone: Sequence[Mapping[int, float]]
-) -> None:
-    """Ask every arm the canary's texts, the base after the adapters; EngineError as `prove`."""
-    if len(loaded.adapters) > 1:
-        arms = sorted(loaded.adapters, key=lambda arm: loaded.adapters[arm] is None)
-        ask = partial(model.likeliest_tokens, loaded, rows=texts, count=canary.TOP_TOKENS)
-        tokens = {arm: ask(arm) for arm in arms}
-        canary.prove(alone, tokens)
+def _next_tokens(loaded: Loaded, arms: Sequence[str]) -> list[canary.Rows]:
+    """For each arm and canary text, the likeliest next tokens; one batch per run of an arm."""
+    texts = [tuple(loaded.tokenizer.encode(text)) for text in canary.TEXTS]
+    found: list[canary.Rows] = []
+    for arm, same in itertools.groupby(arms):
+        rows = texts * len(list(same))
+        known = model.likeliest_tokens(loaded, arm, rows, canary.TOP_TOKENS)
+        found += [known[i : i + len(texts)] for i in range(0, len(rows), len(texts))]
+    return found
 
 
 def _or_say(what: str, output: OutputToFile) -> contextlib.AbstractContextManager[None]:

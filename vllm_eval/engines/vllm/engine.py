@@ -13,6 +13,7 @@ import gc
 import math
 import os
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
@@ -49,6 +50,7 @@ class VllmEngine:
         self._loras = {arm.name: loras[arm.model] for arm in arms}
         self._grammars = {arm.name: arm.grammar for arm in arms if arm.grammar}
         self._rejected: list[Completion] = []
+        self._unproven: str | None = None
         self._tokenizer = llm.get_tokenizer()
         # All arms ask the same prompt, and its length is checked before it is submitted.
         self._token_ids = functools.lru_cache(maxsize=512)(
@@ -114,7 +116,7 @@ class VllmEngine:
             "quantization": str(model.quantization or "none"),
             "max_model_len": int(model.max_model_len),
             "max_num_seqs": self.capacity // 2,
-        }
+        } | canary.note(self._unproven)
 
     def refusal(self, prompt: str) -> str | None:
         """A prompt must leave room for the whole answer, so that we never truncate it."""
@@ -178,13 +180,9 @@ class VllmEngine:
         )
 
     def _prove_arms(self) -> None:
-        """Ask the canary's texts in batches of the same shape, so that only the weights differ."""
-        arms = self._free
-        if len(arms) == 1:
-            return
-        alone = self._next_tokens("alone", [(arm, None) for arm in arms])
-        mixed = self._next_tokens("mixed", [(arm, self._loras[arm]) for arm in arms])
-        canary.prove(alone[arms[0]], mixed)
+        if len(self._free) > 1:
+            asked = canary.batches(self._free)
+            self._unproven = canary.prove(asked, [self._next_tokens(batch) for batch in asked])
 
     def _prove_grammar(self) -> None:
         """Start an answer under the grammar; it is then compiled here, not by some request."""
@@ -211,26 +209,24 @@ class VllmEngine:
         grammar = self._grammars.get(arm)
         return StructuredOutputsParams(grammar=grammar) if grammar else None
 
-    def _next_tokens(
-        self, batch: str, arms: Sequence[tuple[str, LoRARequest | None]]
-    ) -> dict[str, list[dict[int, float]]]:
+    def _next_tokens(self, arms: Sequence[str]) -> list[list[dict[int, float]]]:
         """For each arm and canary text, the log probabilities of the likeliest next tokens."""
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
 
         sampling = SamplingParams(temperature=0.0, max_tokens=1, logprobs=canary.TOP_TOKENS)
-        found = {arm: [dict[int, float]() for _ in canary.TEXTS] for arm, _ in arms}
+        found = [[dict[int, float]() for _ in canary.TEXTS] for _ in arms]
         for number, text in enumerate(canary.TEXTS):
             ids = list(self._tokenizer.encode(text))
-            for arm, lora in arms:
+            for place, arm in enumerate(arms):
                 # A unique salt: a row with a cached prompt would have another shape.
-                salted = tokens_input(ids, cache_salt=f"{batch}/{number}/{arm}")
-                self._engine.add_request(f"{number}/{arm}", salted, sampling, lora_request=lora)
+                salted, lora = tokens_input(ids, cache_salt=uuid.uuid4().hex), self._loras[arm]
+                self._engine.add_request(f"{place}/{number}", salted, sampling, lora_request=lora)
         while self._engine.has_unfinished_requests():
             for output in filter(lambda out: out.finished, self._engine.step()):
-                number, _, arm = output.request_id.partition("/")
+                place, number = map(int, output.request_id.split("/"))
                 (likeliest,) = output.outputs[0].logprobs
-                found[arm][int(number)] = {t: entry.logprob for t, entry in likeliest.items()}
+                found[place][number] = {t: entry.logprob for t, entry in likeliest.items()}
         return found
 
 
