@@ -168,6 +168,25 @@ def test_a_mix_up_in_one_of_two_mixed_batches_is_found(engine: Engine) -> None:
         engine.prove(serves)
 
 
+def test_a_base_that_once_answers_alone_as_an_adapter_is_found_and_not_taken_for_noise(
+    engine: Engine,
+) -> None:
+    asked = canary.batches([BASELINE, "a", "b"])
+    answers = [engine._answer(batch, lambda arm, text: arm) for batch in asked]
+    answers[1] = engine._answer(["a"] * 3, lambda arm, text: arm)
+    with pytest.raises(EngineError, match=r"beside 'a' the base .* in 8 of 8 texts"):
+        canary.prove(asked, answers)
+
+
+def test_an_adapter_that_first_answers_alone_as_the_base_is_an_error(engine: Engine) -> None:
+    asked = canary.batches([BASELINE, "a", "b"])
+    answers = [engine._answer(batch, lambda arm, text: arm) for batch in asked]
+    assert asked[2] == ["a"]
+    answers[2] = answers[0]
+    with pytest.raises(EngineError, match="adapter 'a' changes nothing"):
+        canary.prove(asked, answers)
+
+
 def test_an_adapter_at_half_its_strength_beside_others_is_found(engine: Engine) -> None:
     engine.arms["b"] = moved(BASE, 0.6, seed=7)
     asked = canary.batches([BASELINE, "a", "b"])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.model_folders import write_adapter, write_base
 from vllm_eval.config.layers import load_config, profile_names
@@ -215,6 +216,19 @@ def test_two_students_that_are_the_same_are_found_by_the_canary(tmp_path: Path) 
     copies = [str(shutil.copytree(student, tmp_path / name)) for name in ("v1.0", "v1.1")]
     with pytest.raises(EngineError, match=r"'v1\.0' and 'v1\.1' give the same answers"):
         start(tmp_path / "engine.log", adapters=copies)
+
+
+@pytest.mark.engine
+def test_a_student_that_hardly_changes_the_base_is_named_in_a_warning(tmp_path: Path) -> None:
+    student = shutil.copytree(resolve_path("package:demo/po_student_demo"), tmp_path / "faint")
+    weights = load_file(student / "adapter_model.safetensors")
+    faint = {key: value * (1e-5 if "lora_B" in key else 1) for key, value in weights.items()}
+    save_file(faint, student / "adapter_model.safetensors")
+    engine = start(tmp_path / "engine.log", adapters=[str(student)])
+    try:
+        assert "'faint' too weak to be told from the base" in str(engine.about["canary_warning"])
+    finally:
+        engine.close()
 
 
 @pytest.mark.engine

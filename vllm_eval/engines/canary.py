@@ -47,6 +47,7 @@ SMALLEST = 1e-5
 NEGLIGIBLE = 1e-3
 """Nats. More than single precision rounds, and too little to change an answer."""
 TIMES = 3.0
+"""Times the noise, beyond which an answer is strange."""
 
 
 def distance(one: Distribution, other: Distribution) -> float:
@@ -99,9 +100,9 @@ def prove(asked: Sequence[Sequence[str]], answers: Sequence[Sequence[Rows]]) -> 
     limit = max(NEGLIGIBLE, TIMES * _noise(first, alone))
     strange = [answer for answer in alone + mixed if answer.away > limit]
     unsteady = [arm for arm in first if _hold(first, arm, [a for a in strange if a.arm == arm])]
-    for batch, given in zip(asked, answers, strict=True):
-        if len({*batch}) > 1:
-            _refuse_same(dict(zip(batch, given, strict=True)))
+    together = [dict(zip(*both, strict=True)) for both in zip(asked, answers, strict=True)]
+    for arms in (first, *(rows for rows in together if len(rows) > 1)):
+        _refuse_same(arms)
     return _unproven(first, unsteady, limit)
 
 
@@ -154,10 +155,10 @@ def _blame(arm: str, own: float, near: float, other: str, texts: int) -> str:
     )
 
 
-def _refuse_same(mixed: Mapping[str, Rows]) -> None:
-    """EngineError if two arms of one batch answer exactly alike."""
-    for one, other in itertools.combinations(sorted(mixed, key=lambda arm: arm != BASELINE), 2):
-        if any(distance(*both) > SMALLEST for both in zip(mixed[one], mixed[other], strict=True)):
+def _refuse_same(arms: Mapping[str, Rows]) -> None:
+    """EngineError if two arms answer exactly alike in batches of one shape."""
+    for one, other in itertools.combinations(sorted(arms, key=lambda arm: arm != BASELINE), 2):
+        if any(distance(*both) > SMALLEST for both in zip(arms[one], arms[other], strict=True)):
             continue
         if one == BASELINE:
             changes = "changes nothing: the engine answers as with the bare base"
