@@ -86,7 +86,7 @@ def call(
         text=True,
         check=False,
     )
-    if done.returncode not in (0, 1):
+    if done.returncode not in (0, 1, 4):
         sys.exit(done.stderr)
 
 

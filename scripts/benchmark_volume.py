@@ -149,7 +149,7 @@ def watch(arguments: list[str], kill_at: int | None = None, output: Path = Path(
             break
         time.sleep(0.2)
     _, errors = process.communicate()
-    assert killed or process.returncode in (0, 1), errors.decode()[-2000:]
+    assert killed or process.returncode in (0, 1, 4), errors.decode()[-2000:]
     return Process(time.monotonic() - start, processor_s() - before, peak, killed)
 
 

@@ -145,7 +145,7 @@ ARGUMENTS += OPTIONS
 run_tool("check", *ARGUMENTS);"""
 
 EVALUATE = """\
-said = run_tool("run", *ARGUMENTS, "--resume", "auto", good=(0, 1))  # PASS, FAIL"""
+said = run_tool("run", *ARGUMENTS, "--resume", "auto", good=(0, 1, 4))  # PASS, FAIL, UNDECIDED"""
 
 RUN = """\
 RUN = Path(re.search(r"^files in (.+)", said, re.MULTILINE)[1])"""

@@ -141,7 +141,8 @@ def cells(on: Platform) -> Cells:
 def _title(on: Platform) -> str:
     return f"""\
 # Is this LoRA adapter good enough? On {on.name}
-Base and student answer the same cases in one vLLM engine, and the gate says PASS or FAIL.
+Base and student answer the same cases in one vLLM engine, and the gate says PASS, FAIL or,
+with `--certify`, UNDECIDED.
 
 1. Choose {on.machine}.
 2. Fill in the parameters below.

@@ -225,7 +225,7 @@ def test_stored_answers_are_graded_again(evaluate: Evaluate) -> None:
     assert scored.passed
     assert told[-1] == 8
     assert "pupil: 3 of 4 valid, as recorded" in repr(scored)
-    assert repr(scored).endswith("PASS  pupil")
+    assert "\nPASS  pupil\n" in repr(scored)
 
 
 def test_two_runs_are_compared(evaluate: Evaluate) -> None:

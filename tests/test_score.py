@@ -224,13 +224,13 @@ def test_no_id_writes_to_the_terminal(bench: Bench, answers: Answers) -> None:
 def test_a_baseline_and_a_student_get_the_gates_verdict(good: Run, bench: Bench) -> None:
     scored = score(bench, good.folder)
     assert scored.code == good.code == 0
-    assert scored.out.rstrip().endswith("PASS  pupil")
+    assert "\nPASS  pupil\n" in scored.out
 
 
 def test_the_verdict_decides_even_where_all_is_reproduced(run: Run, bench: Bench) -> None:
     scored = score(bench, run.folder)
     assert scored.code == run.code == 1
-    assert scored.out.rstrip().endswith("FAIL  pupil")
+    assert "\nFAIL  pupil\n" in scored.out
 
 
 def test_a_verdict_that_falls_says_what_the_record_said(bench: Bench, answers: Answers) -> None:

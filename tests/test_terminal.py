@@ -59,11 +59,14 @@ def test_a_terminal_sees_the_cases_counted(bench: Bench, answers: Answers, show:
     assert "4/4" in shown
 
 
-def test_a_terminal_sees_the_verdict_last(bench: Bench, answers: Answers, show: Show) -> None:
+def test_a_terminal_sees_the_verdict_and_how_sure_it_is_last(
+    bench: Bench, answers: Answers, show: Show
+) -> None:
     bench.dataset(2)
     bench.answers({"text": answers.text()})
-    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", show()[1]).split()[-2:]
-    assert last == ["PASS", "pupil"]
+    verdict, sure = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", show()[1]).splitlines()[-2:]
+    assert verdict.split() == ["PASS", "pupil"]
+    assert sure.endswith("`--certify 0.95` would say UNDECIDED.")
 
 
 def test_a_terminal_gets_no_command_out_of_a_record(

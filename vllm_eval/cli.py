@@ -20,6 +20,7 @@ import typer
 from typer.completion import shell_complete
 
 from vllm_eval.bench.contestants import BenchOptions
+from vllm_eval.compare.verdict import NOT_FINISHED
 from vllm_eval.config.flags import SCRIPT, Command, Program, config_options, option
 from vllm_eval.config.layers import Layers
 from vllm_eval.errors import EvalError
@@ -28,11 +29,15 @@ from vllm_eval.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PASS, FAIL, BAD_INPUT, COULD_NOT_EVALUATE, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, BAD_INPUT, COULD_NOT_EVALUATE, INTERRUPTED = 0, 2, 3, 130
+VERDICTS = {"PASS": DONE, "FAIL": 1, "UNDECIDED": 4, NOT_FINISHED: INTERRUPTED}
 IMPOSSIBLE_NAMES = (errno.ENAMETOOLONG, errno.EILSEQ)
 """Errors of the file system that only a name given by the user can bring about."""
 MODULE = "python -m vllm_eval"
-EXAMPLES = f"""\
+EPILOG = f"""\
+Exit codes: 0 PASS, 1 FAIL, 2 bad usage or input, 3 could not evaluate,
+4 UNDECIDED, 130 interrupted.
+
 Examples:
 
   {MODULE} --adapter po_student_v1 --max-samples 20
@@ -45,7 +50,7 @@ app = typer.Typer(
     cls=Program,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    epilog=EXAMPLES,
+    epilog=EPILOG,
 )
 command = functools.partial(app.command, cls=Command)
 OutputDir = Annotated[str, option("Folder that holds the runs.", "results", metavar="FOLDER")]
@@ -71,15 +76,12 @@ def program(
     """Decide whether a LoRA adapter is good enough to ship.
 
     Base and adapters answer the same cases in one engine; the gate says PASS or
-    FAIL. The command run may be left out: the options below are its own. Every
-    switch has an opposite, such as --no-repair.
-
-    Exit codes: 0 PASS, 1 FAIL, 2 bad usage or input, 3 could not evaluate,
-    130 interrupted.
+    FAIL, or with --certify also UNDECIDED. The command run may be left out: the
+    options below are its own. Every switch has an opposite, such as --no-repair.
     """
 
 
-@command("run", epilog=EXAMPLES)
+@command("run", epilog=EPILOG)
 @config_options()
 def run_command(
     layers: Layers,
@@ -92,17 +94,10 @@ def run_command(
         ),
     ] = None,
 ) -> int:
-    """Evaluate the base and the adapters, and decide by the gate.
-
-    Exit codes: 0 PASS, 1 FAIL, 2 bad usage or input, 3 could not evaluate,
-    130 interrupted.
-    """
+    """Evaluate the base and the adapters, and decide by the gate."""
     from vllm_eval.api import evaluate_layers
 
-    result = evaluate_layers(layers, resume, progress=True, stop_on_signals=True)
-    if result.pending:
-        return INTERRUPTED
-    return PASS if result.passed else FAIL
+    return VERDICTS[evaluate_layers(layers, resume, progress=True, stop_on_signals=True).word]
 
 
 @command("check")
@@ -117,7 +112,7 @@ def check_command(layers: Layers, as_json: AsJson = False) -> int:
 
     findings = check_config(layers.load())
     show_findings(findings, as_json=as_json)
-    return BAD_INPUT if any(finding.level == "error" for finding in findings) else PASS
+    return BAD_INPUT if any(finding.level == "error" for finding in findings) else DONE
 
 
 @command("score")
@@ -137,9 +132,9 @@ def score_command(
     Result files are those of a run, or {"results": [...]} with the same keys.
     Task, data set, gate and seed come from the answers' own run unless given.
 
-    Exit codes: with one baseline and adapters 0 PASS, 1 FAIL; otherwise 0 where
-    every recorded status and score is reproduced, 1 where not; 2 bad usage or
-    input.
+    Exit codes: with one baseline and adapters 0 PASS, 1 FAIL, 4 UNDECIDED;
+    otherwise 0 where every recorded status and score is reproduced, 1 where not;
+    2 bad usage or input.
     """
     from vllm_eval.rescore.score import score
     from vllm_eval.rescore.show import ScoreProgress, show_row, show_scored
@@ -149,7 +144,7 @@ def score_command(
         scored = score(answers, config, progress, show_row if as_json else None)
     if not as_json:
         show_scored(scored)
-    return PASS if scored.passed else FAIL
+    return VERDICTS[scored.word]
 
 
 @command("compare")
@@ -167,7 +162,7 @@ def compare_command(
     from vllm_eval.rescore.show import show_compared
 
     show_compared(compare_runs(first, second), as_json=as_json)
-    return PASS
+    return DONE
 
 
 @command("report")
@@ -197,7 +192,7 @@ def report_command(
 
     with Terminal() as terminal:
         render(runs, terminal, output_dir, output, mlflow)
-    return PASS
+    return DONE
 
 
 @command("diagnose")
@@ -221,7 +216,7 @@ def diagnose_command(
     else:
         with Terminal() as terminal:
             terminal.show(diagnosis_tables(diagnosis))
-    return PASS
+    return DONE
 
 
 @command("export")
@@ -247,7 +242,7 @@ def export_command(
     with Terminal() as terminal:
         rows = export_run(find_run(run_name, output_dir), path, attempts=attempts)
         terminal.stage(f"{rows:,} rows in {path}")
-    return PASS
+    return DONE
 
 
 @command("bench")
@@ -268,7 +263,7 @@ def bench_command(layers: Layers, options: BenchOptions) -> int:
         done = bench(layers, options, terminal)
         terminal.show(bench_tables(done))
         terminal.stage(f"files in {done.folder}")
-    return PASS
+    return DONE
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from vllm_eval.compare.evidence import Claim, Evidence, Trace, bets, log_wealth, ratio_claim, trace
 from vllm_eval.compare.intervals import Cases
-from vllm_eval.compare.verdict import Kind
+from vllm_eval.compare.verdict import Kind, Rule
 from vllm_eval.config.settings import GateConfig
 from vllm_eval.records import BASELINE
 
@@ -25,6 +25,7 @@ REPEATS = 100
 """Runs drawn from the cases at hand, to see how many cases would be enough."""
 MOST_CASES = 10_000
 """Larger numbers are not looked for."""
+TOO_CLOSE = "{} is too close to its threshold to be settled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,3 +144,19 @@ def cases_needed(claims: Sequence[Claim], level: float, seed: int) -> int | None
             return None
         most = max(most, cases)
     return most
+
+
+def cases_to_certify(
+    level: float, rules: Sequence[Rule], claims: Claims, seed: int
+) -> tuple[int | None, str]:
+    """The largest number of cases that a rule needs which is open at `level`."""
+    needed = 0
+    for rule in rules:
+        found = claims.get((rule.kind, "baseline" if rule.arm == BASELINE else "student"))
+        unsure = rule.evidence and rule.evidence.p_shown > 1 - level
+        if rule.state != "refuted" and unsure and found:
+            cases = cases_needed(found, level, seed)
+            if cases is None:
+                return None, TOO_CLOSE.format(rule.name)
+            needed = max(needed, cases)
+    return needed or None, "" if needed else "no rule is open"

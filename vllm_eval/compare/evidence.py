@@ -138,6 +138,11 @@ def p_values(curve: Any) -> Any:
     return np.exp(-np.maximum(np.maximum.accumulate(curve, axis=-1), 0.0))
 
 
+def chance(p: float) -> str:
+    """A p-value in words; small ones as `p < 0.001`."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
 def least_mean(x: Any, low: float, alpha: float) -> float:
     """The lowest mean of values of at least `low` that these leave possible at `1 - alpha`.
 

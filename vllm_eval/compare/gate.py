@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from vllm_eval.compare.claims import Claims, cases_needed, make_claims, tables, trace_rules
-from vllm_eval.compare.evidence import Evidence
+from vllm_eval.compare.claims import (
+    TOO_CLOSE,
+    Claims,
+    cases_needed,
+    cases_to_certify,
+    make_claims,
+    tables,
+    trace_rules,
+)
+from vllm_eval.compare.evidence import Evidence, chance
 from vllm_eval.compare.intervals import CONFIDENCE, resample
+from vllm_eval.compare.notes import notes_of
 from vllm_eval.compare.paired import cases_to_settle, holm, pair_scores
 from vllm_eval.compare.summary import Comparison, Summary
-from vllm_eval.compare.verdict import Kind, Ratios, Rule, State, Verdict, Word
+from vllm_eval.compare.verdict import TOLERANCE, Kind, Ratios, Rule, State, Verdict, Word
 from vllm_eval.config.settings import GateConfig
 from vllm_eval.records import BASELINE
 
-TOLERANCE = 1e-9
-"""A value on its threshold passes, whichever way its last bit was rounded."""
 NO_NUMBER = "there is no such number in this run"
-TOO_CLOSE = "{} is too close to its threshold to be settled"
 AT_MOST = ("student_std", "distance")
 """Rules whose threshold is an upper bound."""
 SHOWABLE = ("valid_rate", "baseline_mean", "ratio", "ratio_all", "student_mean", "distance")
 """Rules about means, so about cases that were not asked too."""
-BASE_RULES = ("valid_rate", "baseline_mean")
 RATIOS = ("ratio", "ratio_low", "ratio_all")
 
 
@@ -48,12 +53,10 @@ def decide(
     Source: `product_owner.md`, "Aggregates and gate": PASS only if all rules hold. Rules beyond
     those of that page count only where the configuration sets them.
     """
-    found = [_decide(Terms(comparison, arm, expected, gate, planned, seed)) for arm in students]
+    terms = [Terms(comparison, arm, expected, gate, planned, seed) for arm in students]
+    found = [_decide(each) for each in terms]
     corrected = holm([verdict.p for verdict in found])
-    return tuple(
-        _corrected(verdict, p, gate, len(found))
-        for verdict, p in zip(found, corrected, strict=True)
-    )
+    return tuple(map(_corrected, terms, found, corrected, [len(found)] * len(found)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +78,43 @@ def _decide(terms: Terms) -> Verdict:
     if BASELINE not in cases or arm not in cases:
         rules = _rules(terms, arms.get(BASELINE), arms.get(arm))
         return Verdict(arm, "FAIL", rules, unsettled="an arm is missing")
-    sides = tables(cases[arm], cases[BASELINE])
-    claims = make_claims(*sides, gate) if sides else {}
+    claims, level = _claims(terms), gate.certify or CONFIDENCE
     count = max(len(cases[arm]), len(cases[BASELINE]))
-    traces = trace_rules(claims, arm, terms.planned or count, gate.certify or CONFIDENCE)
-    evidence = {key: after(len(sides[0].score)) for key, after in traces.items() if sides}
-    rules = grade_rules(terms, arms[BASELINE], arms[arm], evidence)
-    word, chance, ratios = _word(rules, gate.certify), _pass_chance(terms), _ratios(terms)
+    traces = trace_rules(claims, arm, terms.planned or count, level)
+    both = len(cases[arm].keys() | cases[BASELINE].keys())
+    evidence = {key: after(both) for key, after in traces.items()}
+    rules = _closed(grade_rules(terms, arms[BASELINE], arms[arm], evidence))
+    certain = gate.model_copy(update={"certify": level, "confidence": None})
+    sure = grade_rules(replace(terms, gate=certain), arms[BASELINE], arms[arm], evidence)
+    word, ratios = _word(rules, gate.certify), _ratios(terms)
     settle, unsettled = _cases_to_settle(terms, word, rules, claims)
     p = max((found.p_shown for found in evidence.values()), default=1.0)
-    notes = tuple(_notes(terms, rules, ratios))
-    return Verdict(arm, word, rules, chance, settle, unsettled, p, p, ratios, notes)
+    return Verdict(
+        arm=arm,
+        word=word,
+        rules=rules,
+        pass_chance=_pass_chance(terms),
+        cases_to_settle=settle,
+        unsettled=unsettled,
+        p=p,
+        p_corrected=p,
+        level=level,
+        certified=_word(_closed(sure), level),
+        ratios=ratios,
+        notes=tuple(notes_of(comparison, arm, gate.min_ratio, rules, ratios)),
+    )
+
+
+def _claims(terms: Terms) -> Claims:
+    cases = terms.comparison.cases
+    sides = tables(cases[terms.arm], cases[BASELINE])
+    return make_claims(*sides, terms.gate) if sides else {}
+
+
+def _closed(rules: Sequence[Rule]) -> tuple[Rule, ...]:
+    """At the end a rule without a number fails, whatever the evidence."""
+    lacking = (rule.value is None and rule.evidence for rule in rules)
+    return tuple(replace(r, state="") if no else r for r, no in zip(rules, lacking, strict=True))
 
 
 def _word(rules: Sequence[Rule], certify: float | None) -> Word:
@@ -95,16 +124,22 @@ def _word(rules: Sequence[Rule], certify: float | None) -> Word:
     return "FAIL" if certify is None or sure else "UNDECIDED"
 
 
-def _corrected(verdict: Verdict, p: float, gate: GateConfig, students: int) -> Verdict:
+def _corrected(terms: Terms, verdict: Verdict, p: float, students: int) -> Verdict:
     """With the p-value among several students, by which a PASS may become undecided."""
     verdict = replace(verdict, p_corrected=p)
-    if gate.certify is None or not verdict.passed or p <= 1 - gate.certify:
+    if verdict.certified != "PASS" or p <= 1 - verdict.level:
+        return verdict
+    verdict = replace(verdict, certified="UNDECIDED")
+    if terms.gate.certify is None:
         return verdict
     note = (
-        f"Every rule is shown at {gate.certify:g} for this student alone, but not among "
-        f"{students} students: p = {p:.2g}, corrected."
+        f"Every rule is shown at {verdict.level:g} for this student alone, but not among "
+        f"{students} students: {chance(p)}, corrected."
     )
-    return replace(verdict, word="UNDECIDED", notes=(*verdict.notes, note))
+    strict = 1 - (1 - verdict.level) / students
+    cases, why = cases_to_certify(strict, verdict.rules, _claims(terms), terms.seed)
+    notes = (*verdict.notes, note)
+    return replace(verdict, word="UNDECIDED", cases_to_settle=cases, unsettled=why, notes=notes)
 
 
 def grade_rules(
@@ -127,9 +162,9 @@ def _with_evidence(
     passed = rule.passed and state == "shown"
     reason = rule.reason
     if state == "refuted" and found:
-        reason = f"refuted at {certify:g} (p = {found.p_refuted:.2g})"
+        reason = f"refuted at {certify:g} ({chance(found.p_refuted)})"
     elif state == "open":
-        seen = f" (p = {found.p_shown:.2g})" if found else ": a score is unknown"
+        seen = f" ({chance(found.p_shown)})" if found else ": a score is unknown"
         reason = "; ".join(filter(None, (rule.reason, f"not shown at {certify:g}{seen}")))
     return replace(rule, passed=passed, reason="" if passed else reason, state=state)
 
@@ -220,7 +255,7 @@ def _cases_to_settle(
     """About how many cases settle what is in doubt, or why there is no such number."""
     gate = terms.gate
     if gate.certify is not None:
-        return _cases_to_certify(gate.certify, rules, claims, terms.seed)
+        return cases_to_certify(gate.certify, rules, claims, terms.seed)
     if not all(rule.passed for rule in rules if rule.kind not in RATIOS):
         return None, "the ratio is not what is in doubt"
     if gate.against == "absolute":
@@ -233,61 +268,15 @@ def _cases_to_settle(
     return cases_to_settle(one, two, gate.min_ratio, CONFIDENCE)
 
 
-def _cases_to_certify(
-    level: float, rules: Sequence[Rule], claims: Claims, seed: int
-) -> tuple[int | None, str]:
-    """The largest number of cases that an open rule needs."""
-    needed = 0
-    for rule in rules:
-        found = claims.get((rule.kind, "baseline" if rule.arm == BASELINE else "student"))
-        if rule.state == "open" and found:
-            cases = cases_needed(found, level, seed)
-            if cases is None:
-                return None, TOO_CLOSE.format(rule.name)
-            needed = max(needed, cases)
-    return needed or None, "" if needed else "no rule is open"
-
-
 def _ratios(terms: Terms) -> Ratios | None:
-    comparison, arms = terms.comparison, terms.comparison.arms
-    paired = comparison.students.get(terms.arm)
-    valid = _over(arms[terms.arm].mean, arms[BASELINE].mean)
+    arms, arm = terms.comparison.arms, terms.arm
+    paired = terms.comparison.students.get(arm)
+    valid = _over(arms[arm].mean, arms[BASELINE].mean)
     if terms.gate.against == "absolute" or paired is None or valid is None:
         return None
     if paired.ratio.value is None or paired.ratio_all.value is None:
         return None
     return Ratios(valid, paired.ratio.value, paired.ratio_all.value)
-
-
-def _notes(terms: Terms, rules: Sequence[Rule], ratios: Ratios | None) -> Iterator[str]:
-    """What a reader must know beside the word."""
-    least = terms.gate.min_ratio
-    if ratios:
-        values = (ratios.valid, ratios.paired, ratios.all)
-        if len({value >= least - TOLERANCE for value in values}) > 1:
-            pairs = terms.comparison.students[terms.arm].pairs
-            yield (
-                f"It depends on the cases: the ratio is {ratios.valid:.3f} over the valid cases of "
-                f"each arm, {ratios.paired:.3f} over the {pairs} cases valid in both, and "
-                f"{ratios.all:.3f} with failures as 0; the bound is {least:g}."
-            )
-    base_mean = terms.comparison.arms[BASELINE].mean
-    impossible = [
-        f"{rule.name}: {rule.reason}"
-        for rule in rules
-        if not rule.passed
-        and (
-            (rule.kind == "ratio" and not base_mean)
-            or (rule.kind in BASE_RULES and rule.arm == BASELINE and rule.state in ("", "refuted"))
-        )
-    ]
-    if impossible:
-        lower = "lower `gate.min_baseline_valid_rate` and `gate.min_baseline_mean`, or "
-        yield (
-            f"No student can pass against this baseline ({'; '.join(impossible)}). If it is meant "
-            f"to be weak, {lower if base_mean else ''}grade the student alone with "
-            "`gate.against: absolute` and `gate.min_student_mean`."
-        )
 
 
 def _answered(arm: str, summary: Summary | None, expected: int) -> Rule:

@@ -9,9 +9,13 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from vllm_eval.compare.evidence import Evidence
+from vllm_eval.compare.intervals import CONFIDENCE
 
 NOT_FINISHED = "NOT FINISHED"
 """Instead of a verdict while outcomes are pending: a partial run neither passes nor fails."""
+
+TOLERANCE = 1e-9
+"""A value on its threshold passes, whichever way its last bit was rounded."""
 
 _Basic = Literal["answered", "valid_rate", "baseline_mean", "ratio", "ratio_low", "ratio_all"]
 _Extra = Literal["student_mean", "student_std", "lowest_case", "distance", "whole_files"]
@@ -80,6 +84,10 @@ class Verdict:
     """Chance of such evidence for every rule, at most, if one of them did not hold."""
     p_corrected: float = 1.0
     """`p`, corrected for the number of students (Holm 1979)."""
+    level: float = CONFIDENCE
+    """That of `gate.certify`, or else the one at which `certified` is said."""
+    certified: Word = "FAIL"
+    """The word that `gate.certify` says, or would say, at `level`."""
     ratios: Ratios | None = None
     """None if one of them does not exist, and where no ratio is a rule."""
     notes: tuple[str, ...] = ()
@@ -89,6 +97,12 @@ class Verdict:
     def passed(self) -> bool:
         """Whether the student may ship."""
         return self.word == "PASS"
+
+
+def overall(verdicts: Iterable[Verdict]) -> Word:
+    """The word on all students: PASS if each passes, FAIL if one fails."""
+    words = {verdict.word for verdict in verdicts}
+    return "FAIL" if "FAIL" in words else "UNDECIDED" if "UNDECIDED" in words else "PASS"
 
 
 def to_json(verdicts: Iterable[Verdict], pending: int) -> list[dict[str, Any]]:

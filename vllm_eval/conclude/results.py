@@ -19,7 +19,7 @@ import orjson
 from vllm_eval.compare import ranking, verdict
 from vllm_eval.compare.ranking import Ranked
 from vllm_eval.compare.summary import Comparison, Summary, comparison_to_json
-from vllm_eval.compare.verdict import Verdict
+from vllm_eval.compare.verdict import NOT_FINISHED, Verdict, overall
 from vllm_eval.conclude.case_rows import CaseRow, case_rows, distributions, sample_rows
 from vllm_eval.conclude.constrained import Constrained
 from vllm_eval.conclude.one_pass import Evaluated, Places, Reading
@@ -77,9 +77,9 @@ class Finished:
     """Why runs beside this one could not be counted among the looks."""
 
     @property
-    def passed(self) -> bool:
-        """Whether the run is whole and every student passed the gate."""
-        return self.pending == 0 and all(verdict.passed for verdict in self.verdicts)
+    def word(self) -> str:
+        """Of the whole run: NOT FINISHED, or what the gate says of all students."""
+        return NOT_FINISHED if self.pending else overall(self.verdicts)
 
 
 def _stem(arm: str, arms: int) -> str:
@@ -138,7 +138,8 @@ def write_comparison(run: Evaluated, finished: Finished, reading: Reading) -> No
         "partial": finished.pending > 0,
         "pending": finished.pending,
         "settled": finished.settled,
-        "passed": finished.passed,
+        "word": finished.word,
+        "passed": finished.word == "PASS",
         "quantization": finished.quantization,
         "verdicts": verdict.to_json(finished.verdicts, finished.pending),
         "looks": {arm: asdict(look) for arm, look in finished.looks.items()},

@@ -16,6 +16,7 @@ from vllm_eval.conclude.conclude import concluded
 from vllm_eval.config.settings import resolve_path
 from vllm_eval.errors import InputError
 from vllm_eval.records import Attempt
+from vllm_eval.report.certainty import beside
 from vllm_eval.report.html import render_page
 from vllm_eval.report.markdown import render_summary
 from vllm_eval.report.plots import TITLES, slide_svgs
@@ -48,9 +49,14 @@ class Result:
         return self.run.folder
 
     @property
+    def word(self) -> str:
+        """PASS if every student passes, FAIL if one fails, else UNDECIDED; or NOT FINISHED."""
+        return self.run.word
+
+    @property
     def passed(self) -> bool:
         """Whether the run is complete and every student passed the gate."""
-        return bool(self.run.comparison["passed"])
+        return self.word == "PASS"
 
     @property
     def pending(self) -> int:
@@ -99,6 +105,7 @@ class Result:
         for found in comparison["verdicts"]:
             failed = [rule["name"] for rule in found["rules"] if not rule["passed"]]
             lines.append(f"{found['verdict']}  {found['arm']}  {'; '.join(failed)}".rstrip())
+            lines += [f"  {sentence}" for sentence in beside(found)]
         for arm, summary in self.comparison.arms.items():
             scores = f"mean {score(summary.mean)}, std {score(summary.std)}"
             lines.append(f"{arm}: {summary.valid} of {summary.total} valid, {scores}")

@@ -20,6 +20,7 @@ from vllm_eval.diagnose.diagnosis import pattern_line, recovered, retried
 from vllm_eval.diagnose.example import Blocks
 from vllm_eval.records import BASELINE, Attempt
 from vllm_eval.report import words
+from vllm_eval.report.certainty import VERDICTS
 from vllm_eval.report.plots import ARM_COLOURS, TITLES, inline_svgs
 from vllm_eval.report.stored_run import CaseDetail, StoredRun, read_details
 from vllm_eval.store.folder import write_text
@@ -128,7 +129,9 @@ def _templates() -> jinja2.Environment:
     )
     own = (words.visible, words.ticked, words.facts, words.tone, words.span)
     shared = (recovered, retried, pattern_line)
-    environment.filters |= words.NUMBERS | {make.__name__: make for make in (*own, *shared)}
+    environment.filters |= (
+        VERDICTS | words.NUMBERS | {make.__name__: make for make in (*own, *shared)}
+    )
     return environment
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 from vllm_eval.diagnose.example import Example
+from vllm_eval.report.certainty import beside, result, still_open
 from vllm_eval.report.stored_run import StoredRun, read_failures
 from vllm_eval.store.folder import index_rows, write_text
 from vllm_eval.text import plain
@@ -21,8 +22,9 @@ KINDS = ("failure", "error", "skipped")
 def write_junit(run: StoredRun, path: Path) -> Path:
     """A suite for each student's gate and one for each arm's cases.
 
-    A broken contract is a `failure`, a missing answer an `error`. In a partial run, a case with a
-    pending answer is `skipped`, and so is every rule. If there are very many cases, the sample in
+    A rule that fails and a broken contract are a `failure`, a missing answer an `error`, an open
+    rule is `skipped`. In a partial run, a case with a pending answer is `skipped`, and so is every
+    rule. If there are very many cases, the sample in
     `comparison.json` is listed. The time of an arm's suite is the sum over its attempts, which ran
     side by side; the time of all is that of the generation.
     """
@@ -45,10 +47,19 @@ def _gates(comparison: Mapping[str, Any]) -> Iterator[ET.Element]:
             why = f"{verdict['verdict']}: answers are still pending"
             tests = [_test(name, rule["name"], "skipped", None, why) for rule in rules]
         else:
-            kinds = {True: None, False: "failure"}
-            tests = [_test(name, r["name"], kinds[r["passed"]], "rule", r["reason"]) for r in rules]
+            tests = [_rule(name, rule) for rule in rules]
+            if verdict["word"] == "UNDECIDED" and not still_open(verdict):
+                why = " ".join(beside(verdict))
+                tests.append(_test(name, "among several students", "skipped", None, why))
         how = ", constrained answers" if comparison["constrained"]["mode"] == "only" else ""
         yield _suite(f"gate of {verdict['arm']}{how}", tests)
+
+
+def _rule(name: str, rule: Mapping[str, Any]) -> ET.Element:
+    """A rule that is neither shown nor refuted is skipped."""
+    word, why = result(rule)
+    kind = {"PASS": None, "FAIL": "failure", "UNDECIDED": "skipped"}[word]
+    return _test(name, rule["name"], kind, "rule" if word == "FAIL" else None, why)
 
 
 def _arms(run: StoredRun) -> Iterator[ET.Element]:

@@ -12,19 +12,19 @@ from typing import Any
 import jinja2
 
 from vllm_eval.diagnose.diagnosis import pattern_line, recovered, retried
+from vllm_eval.report.certainty import VERDICTS
 from vllm_eval.report.next_steps import next_steps
 from vllm_eval.report.stored_run import StoredRun, read_failures
 from vllm_eval.report.words import (
     NUMBERS,
     Md,
     code,
+    ends,
     facts,
     fence,
     finalize,
     percent,
-    score,
     sentence,
-    signed,
     tiers_of,
     words,
 )
@@ -118,7 +118,7 @@ def _templates() -> jinja2.Environment:
     own |= NUMBERS | {"recovered": recovered, "retried": retried}
     environment.filters |= {name: _trusted(make) for name, make in own.items()}
     shared = (code, fence, words, sentence, pattern_line)
-    environment.filters |= {make.__name__: make for make in shared}
+    environment.filters |= VERDICTS | {make.__name__: make for make in shared}
     return environment
 
 
@@ -127,15 +127,12 @@ def _trusted(make: Callable[..., str]) -> Callable[..., Md]:
 
 
 def _interval(interval: Mapping[str, Any], form: str = "score") -> str:
-    """An interval's value and ends, or why there are none."""
-    show = signed if form == "signed" else score
+    """An interval's value and ends with its level, or why there are none."""
     if interval["value"] is None:
         return f"unknown ({code(interval['reason'])})"
-    if interval["low"] is None or interval["high"] is None:
-        return f"{show(interval['value'])} ({code(interval['reason'])})"
-    ends = f"[{show(interval['low'])}, {show(interval['high'])}]"
-    level = percent(interval["confidence"])
-    return f"{show(interval['value'])} {ends} at {level} ({interval['method']})"
+    value = NUMBERS[form](interval["value"])
+    level = f"at {percent(interval['confidence'])} ({interval['method']})"
+    return f"{value} {ends(interval, form)} {level}"
 
 
 def _environment_facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -84,7 +84,7 @@ def _metrics(comparison: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         for key in ("difference", "ratio"):
             yield from _numbers(f"{arm}/{key}_", paired[key], ("value", "low", "high"))
     for verdict in comparison["verdicts"]:
-        yield from _numbers(f"{verdict['arm']}/", verdict, ("pass_chance",))
+        yield from _numbers(f"{verdict['arm']}/", verdict, ("pass_chance", "p_corrected"))
     yield from _numbers("timing/", comparison["timing"], TIMES)
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from vllm_eval.compare.evidence import chance
 from vllm_eval.diagnose.clusters import KINDS
 from vllm_eval.diagnose.diagnosis import recovered
 from vllm_eval.diagnose.remedies import NO_ANSWER
 from vllm_eval.inputs.adapters import SLOT_RANKS
+from vllm_eval.report.certainty import failing, is_certified, still_open, to_settle
 from vllm_eval.report.stored_run import StoredRun
 from vllm_eval.report.words import Md, code, count, percent, sentence, signed, words
+from vllm_eval.store.folder import CONFIG
 
 Data = Mapping[str, Any]
 SURE = 0.95
@@ -29,23 +32,38 @@ def next_steps(run: StoredRun) -> list[Md]:
         command = code(f"python -m vllm_eval --resume {shlex.quote(run.folder.name)}")
         why = f"{pending} answers are pending; a partial run has no verdict."
         return [Md(f"Resume the run: {command}."), Md(why)]
+    verdicts = {verdict["arm"]: verdict for verdict in run.comparison["verdicts"]}
+    ranked = run.comparison["ranking"]["students"]
     steps: dict[Md, None] = {}  # two students may ask for the same
-    for verdict in run.comparison["verdicts"]:
-        found = _integrate(run, verdict) if verdict["passed"] else _repair(run.comparison, verdict)
+    for number, place in enumerate(ranked):
+        verdict = verdicts[place["arm"]]
+        if verdict["word"] == "UNDECIDED":
+            found = _settle(run, verdict)
+        elif not verdict["passed"]:
+            found = _repair(run.comparison, verdict)
+        elif number:
+            found = iter([Md(f"{code(place['arm'])} passes too.")])
+        else:
+            found = _integrate(run, verdict, ranked)
         steps |= dict.fromkeys(found)
     return list(steps)
 
 
-def _integrate(run: StoredRun, verdict: Data) -> Iterator[Md]:
+def _integrate(run: StoredRun, verdict: Data, ranked: Sequence[Data]) -> Iterator[Md]:
+    """For the first of `ranked`."""
     arm, base = verdict["arm"], run.environment.get("base_model")
-    yield Md(f"Integrate {code(arm)}.")
+    tie = ""
+    if ranked[0]["tied"]:
+        other, p = code(ranked[1]["arm"]), chance(ranked[0]["p_next"])
+        tie = f" It comes first in the ranking, but {other} is as good: the two are tied ({p})."
+    yield Md(f"Integrate {code(arm)}.{tie}")
     adapter = run.environment["adapters"].get(arm)
     if base and adapter:
         slot = min((rank for rank in SLOT_RANKS if rank >= adapter["rank"]), default=SLOT_RANKS[-1])
         command = ["vllm", "serve", base, "--enable-lora", "--max-lora-rank", str(slot)]
         command += ["--lora-modules", f"{arm}={adapter['path']}"]
         yield Md(f"Serve it beside the base: {code(shlex.join(command), 400)}")
-    if verdict["pass_chance"] is not None and verdict["pass_chance"] < SURE:
+    if not is_certified(verdict) and (verdict["pass_chance"] or 1) < SURE:
         yield Md(f"The PASS is close: {_doubt(verdict)} Evaluate more cases before you rely on it.")
 
 
@@ -54,17 +72,31 @@ def _doubt(verdict: Data) -> str:
     parts = []
     if verdict["pass_chance"] is not None:
         share = percent(verdict["pass_chance"])
-        parts.append(f"the rules hold on {share} of resamples of the cases.")
-    if verdict["cases_to_settle"] is not None:
-        cases = count(verdict["cases_to_settle"])
-        parts.append(f"About {cases} such cases would settle the ratio.")
-    return " ".join(parts)
+        parts.append(f"the rules hold on {share} of resamples of these cases.")
+    return " ".join(filter(None, (*parts, to_settle(verdict))))
+
+
+def _settle(run: StoredRun, verdict: Data) -> Iterator[Md]:
+    arm, cases = verdict["arm"], verdict["cases_to_settle"]
+    yield Md(f"Do not integrate {code(arm)} yet.")
+    if names := ", ".join(code(rule["name"]) for rule in still_open(verdict)):
+        yield Md(f"Open: {names}.")
+    yield Md(sentence(to_settle(verdict)))
+    there, asked = run.environment["dataset"]["records"], run.comparison["cases_total"]
+    if cases is None or cases <= asked:
+        yield Md("Evaluate it on further cases.")
+    elif cases > there:
+        yield Md(f"The data set has {count(there)} cases: add more.")
+    else:
+        config = shlex.quote(str(run.folder / CONFIG))
+        command = f"python -m vllm_eval --config {config} --max-samples {cases}"
+        yield Md(f"Evaluate more cases: {code(command, 400)}")
 
 
 def _repair(comparison: Data, verdict: Data) -> Iterator[Md]:
     arm = verdict["arm"]
     yield Md(f"Do not integrate {code(arm)}.")
-    failed = [rule for rule in verdict["rules"] if not rule["passed"]]
+    failed = failing(verdict)
     # A number that does not exist follows from something else, such as answers that all failed.
     known = [rule for rule in failed if rule["value"] is not None]
     for rule in known:
@@ -72,7 +104,7 @@ def _repair(comparison: Data, verdict: Data) -> Iterator[Md]:
     if not known:
         for rule in failed:
             yield Md(f"{words(rule['name'])} is unknown: {code(rule['reason'])}")
-    if verdict["pass_chance"] is not None and verdict["pass_chance"] > 1 - SURE:
+    if not is_certified(verdict) and (verdict["pass_chance"] or 0) > 1 - SURE:
         yield Md(f"The FAIL of {code(arm)} is close: {_doubt(verdict)}")
 
 

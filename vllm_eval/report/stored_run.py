@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_eval.compare.verdict import NOT_FINISHED
 from vllm_eval.diagnose.example import Example, make_example
 from vllm_eval.errors import EvalError, InputError
 from vllm_eval.records import Attempt
@@ -28,9 +27,8 @@ class StoredRun:
 
     @property
     def word(self) -> str:
-        """Of the whole run: `NOT FINISHED`, `PASS` or `FAIL`."""
-        whole = "PASS" if self.comparison["passed"] else "FAIL"
-        return NOT_FINISHED if self.comparison["partial"] else whole
+        """Of the whole run: `NOT FINISHED`, `PASS`, `FAIL` or `UNDECIDED`."""
+        return str(self.comparison["word"])
 
     @property
     def arms(self) -> tuple[str, ...]:

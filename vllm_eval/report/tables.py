@@ -10,6 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
+from vllm_eval.compare.evidence import chance
 from vllm_eval.compare.intervals import Interval
 from vllm_eval.compare.paired import Paired, Significance
 from vllm_eval.compare.ranking import CORRECTION, Ranked
@@ -20,13 +21,20 @@ from vllm_eval.conclude.results import Finished
 from vllm_eval.conclude.timing import ArmAttempts
 from vllm_eval.diagnose.diagnosis import pattern_line, recovered, retried
 from vllm_eval.diagnose.survey import FailureGroup
-from vllm_eval.report.words import chance
+from vllm_eval.report.certainty import beside, on_these_cases, result
+from vllm_eval.report.words import NO_END
 from vllm_eval.text import plain
 
 MOST_CLUSTERS = 12
 """Groups shown; `comparison.json` has all of them."""
 MOST_EXAMPLES = 3
 """Of those, groups shown with an excerpt."""
+COLOURS = {"PASS": "green", "FAIL": "red", "UNDECIDED": "yellow"}
+RESULTS = (
+    {"PASS": "ok", "FAIL": "FAIL"},
+    {"PASS": "shown", "FAIL": "FAIL", "UNDECIDED": "open"},
+)
+"""What a rule's word is called, without and with evidence that decides."""
 MAX_FAILURES = 5
 """Kinds of failure shown; `comparison.json` has all of them."""
 UNMEASURED = "repairs: not measured, because code that only a stored run names is never run\n"
@@ -86,11 +94,20 @@ def gate_table(verdict: Verdict) -> Table:
     table.add_column("")
     for rule in verdict.rules:
         margin = number(rule.margin, "+.3f")
-        word = Text("ok", "green") if rule.passed else Text(f"FAIL: {plain(rule.reason)}", "red")
+        word, why = result(asdict(rule))
+        said = ": ".join(filter(None, (RESULTS[bool(rule.state)][word], plain(why))))
         sign = "≥" if rule.bound == "at least" else "≤"
         bound = f"{sign} {rule.threshold:.3f}"
-        table.add_row(Text(plain(rule.name)), number(rule.value), bound, margin, word)
+        table.add_row(
+            Text(plain(rule.name)), number(rule.value), bound, margin, Text(said, COLOURS[word])
+        )
     return table
+
+
+def verdict_lines(verdict: Verdict, note: str = "") -> Iterator[Text]:
+    """The word, and what a reader must know beside it."""
+    yield Text(f"{verdict.word}  {plain(verdict.arm)}{note}", f"bold {COLOURS[verdict.word]}")
+    yield from (Text(f"  {plain(line)}") for line in beside(asdict(verdict)))
 
 
 def repair_table(repair: Mapping[str, Any]) -> Table:
@@ -139,11 +156,8 @@ def doubt_lines(verdict: Verdict, paired: Paired) -> Iterator[Text]:
         f"{paired.wins} higher, {paired.losses} lower, {paired.ties} tied, {_p(paired.scores)}; "
         f"validity {paired.gained} gained, {paired.lost} lost, {_p(paired.validity)}"
     )
-    settle = verdict.unsettled
-    if verdict.cases_to_settle is not None:
-        settle = f"about {verdict.cases_to_settle:,} such pairs settle the ratio"
-    if verdict.pass_chance is not None:
-        yield Text(f"passes on {verdict.pass_chance:.0%} of resamples of the cases; {settle}")
+    if said := on_these_cases(asdict(verdict)):
+        yield Text(said)
 
 
 def timing_lines(timing: Mapping[str, Any]) -> Iterator[str]:
@@ -200,15 +214,16 @@ def _costs(costs: Mapping[str, ArmAttempts]) -> Iterator[Text]:
 
 
 def _ranking(ranking: Sequence[Ranked]) -> Table:
-    numbers = ("mean (failures = 0)", "ahead of the next", f"p, {CORRECTION}")
-    table = new_table("Students, best first", "rank", "arm", "verdict", right=numbers)
+    numbers = ("mean (failures = 0)", "ahead of the next", f"p ({CORRECTION})")
+    title = f"Students, best first, with intervals at {ranking[0].mean_all.confidence:g}"
+    table = new_table(title, "rank", "arm", "verdict", right=numbers)
     table.add_column("")
-    for ranked in ranking:
-        ahead = interval_words(ranked.ahead, "+.3f") if ranked.ahead else ""
+    for ranked, following in zip(ranking, (*ranking[1:], None), strict=True):
+        ahead = value_and_ends(ranked.ahead, "+.3f") if ranked.ahead else ""
         p = "" if ranked.p_next is None else chance(ranked.p_next)
-        words = (str(ranked.rank), Text(plain(ranked.arm)), ranked.word)
-        tie = "tied with the next" if ranked.tied else ""
-        table.add_row(*words, interval_words(ranked.mean_all), ahead, p, tie)
+        words = (str(ranked.rank), Text(plain(ranked.arm)), Text(ranked.word, COLOURS[ranked.word]))
+        tie = Text(f"tied with {plain(following.arm)}") if following and ranked.tied else ""
+        table.add_row(*words, value_and_ends(ranked.mean_all), ahead, p, tie)
     return table
 
 
@@ -216,10 +231,13 @@ def interval_words(interval: Interval, form: str = ".3f") -> str:
     """The value of an interval with its ends, confidence and method."""
     if interval.value is None:
         return f"unknown ({interval.reason})"
-    if interval.low is None or interval.high is None:
-        return f"{interval.value:{form}} ({interval.reason})"
-    ends = f"[{interval.low:{form}}, {interval.high:{form}}]"
-    return f"{interval.value:{form}} {ends} ({interval.confidence:g}, {interval.method})"
+    return f"{value_and_ends(interval, form)} ({interval.confidence:g}, {interval.method})"
+
+
+def value_and_ends(interval: Interval, form: str = ".3f") -> str:
+    """The value of an interval with its ends, of which the upper one may be missing."""
+    high = NO_END if interval.high is None else f"{interval.high:{form}}]"
+    return f"{number(interval.value, form)} [{number(interval.low, form)}, {high}"
 
 
 def _p(test: Significance) -> str:
@@ -292,7 +310,9 @@ def _remedies(remedies: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("gate")
     for remedy in remedies:
         valid = "-" if remedy["valid_rate"] is None else f"{remedy['valid_rate']:.1%}"
-        word = {True: Text("PASS", "green"), False: Text("FAIL", "red")}.get(remedy["passes"], "-")
+        word = {True: Text("PASS", "green"), False: Text("not PASS", "red")}.get(
+            remedy["passes"], "-"
+        )
         words = (Text(plain(remedy["setting"])), Text(plain(remedy["arm"])))
         table.add_row(*words, str(remedy["addressed"]), recovered(remedy), valid, word)
     return table

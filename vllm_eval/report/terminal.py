@@ -21,7 +21,7 @@ from rich.text import Text
 from vllm_eval.conclude.results import Finished
 from vllm_eval.preflight.finding import Finding
 from vllm_eval.records import Progress
-from vllm_eval.report.tables import run_tables, timing_lines
+from vllm_eval.report.tables import run_tables, timing_lines, verdict_lines
 from vllm_eval.report.words import look_note
 from vllm_eval.text import plain
 
@@ -93,17 +93,16 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
             text += f"{settled['outcomes_after']} outcomes after the decision are not counted"
             self.console.print(Text(text), soft_wrap=True)
         for verdict in finished.verdicts:
-            style = "bold green" if verdict.passed else "bold red"
             note = "  (every answer constrained to the task's grammar)"
             only = note if finished.constrained.mode == "only" else ""
-            text = f"{verdict.word}  {plain(verdict.arm)}{_base(finished.quantization)}{only}"
-            self.console.print(Text(text, style=style))
+            for said in verdict_lines(verdict, f"{_base(finished.quantization)}{only}"):
+                self.console.print(said, soft_wrap=True)
         for arm, found in finished.looks.items():
             if note := look_note(asdict(found)):
                 self.stage(f"{arm}: {note}")
         for why in finished.unread:
             self.stage(f"not counted among the looks at these cases: {why}")
-        if not finished.passed and finished.diagnosis.attempts:
+        if finished.word != "PASS" and finished.diagnosis.attempts:
             folder = shlex.quote(str(finished.folder))
             hint = f"why, and what would help: python -m vllm_eval diagnose {folder}"
             self.console.print(Text(plain(hint)), soft_wrap=True)

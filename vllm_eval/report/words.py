@@ -14,11 +14,14 @@ from typing import Any
 import orjson
 from markupsafe import Markup, escape
 
+from vllm_eval.compare.evidence import chance
 from vllm_eval.compare.summary import NO_TIER
 from vllm_eval.text import has_hidden, is_hidden, plain
 
 NOTHING = "\N{EN DASH}"
 """Shown if there is no number."""
+NO_END = "\N{INFINITY})"
+"""Shown if an interval has no upper end."""
 _MINUS = str.maketrans("-", "\N{MINUS SIGN}")
 _UNSAFE = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
 MOST = 120
@@ -28,7 +31,7 @@ MOST_WORDS = 400
 _PLAIN_SPAN = re.compile(r"[^|\\]+")
 _ACTIVE = re.compile(r"[^\w \-]|_")
 _WORDS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_ ,()/-]*")
-_SENTENCE = re.compile(r"(?:[A-Za-z0-9_ ,;:%()+'-]|\.(?=[ 0-9]|$))*")
+_SENTENCE = re.compile(r"(?:[A-Za-z0-9_ ,;:%()+'-]|\.(?=[ 0-9]|$)|[</=](?= ))*")
 _TICKS = re.compile("`+")
 
 
@@ -50,6 +53,15 @@ def percent(value: float | None) -> str:
     return f"{value:.1%}" if shown in ("0%", "100%") and value not in (0, 1) else shown
 
 
+def ends(interval: Mapping[str, Any], form: str = "score") -> str:
+    """The ends of an interval, of which the upper one may be missing."""
+    show = signed if form == "signed" else score
+    if interval["low"] is None:
+        return ""
+    high = NO_END if interval["high"] is None else f"{show(interval['high'])}]"
+    return f"[{show(interval['low'])}, {high}"
+
+
 def count(value: float | None) -> str:
     """With thousands separators."""
     return NOTHING if value is None else f"{value:,.0f}"
@@ -62,11 +74,6 @@ def seconds(value: float | None) -> str:
     if value < 1:
         return f"{value * 1000:.1f} ms" if value < 0.1 else f"{value * 1000:.0f} ms"
     return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f} s"
-
-
-def chance(p: float) -> str:
-    """A p-value; small ones as `p < 0.001`."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def look(found: Mapping[str, Any] | None) -> str:
@@ -84,7 +91,9 @@ def look_note(found: Mapping[str, Any] | None) -> str:
     return words and f"This is {words}. Stated error rates hold for a single look."
 
 
-NUMBERS = {f.__name__: f for f in (score, signed, percent, count, seconds, chance, look, look_note)}
+NUMBERS = {
+    f.__name__: f for f in (score, signed, ends, percent, count, seconds, chance, look, look_note)
+}
 """The templates' filters for numbers."""
 
 
@@ -115,19 +124,23 @@ def tiers_of(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def tone(word: str) -> str:
-    """The style class of a verdict; a run that has not finished has neither colour."""
-    return {"PASS": "pass", "FAIL": "fail"}.get(word, "open")
+    """The style class of a verdict, or of a run that has not finished."""
+    return word.lower() if word in ("PASS", "FAIL", "UNDECIDED") else "open"
 
 
 def span(interval: Mapping[str, Any], threshold: float, width: float = 100.0) -> dict[str, float]:
-    """The positions of an interval, its value and a threshold on a scale of `width`."""
+    """The positions of an interval, its value and a threshold on a scale of `width`.
+
+    An interval without an upper end reaches to the end of the scale.
+    """
     ends = [v for v in (interval["low"], interval["value"], interval["high"]) if v is not None]
     low, high = min([*ends, threshold]), max([*ends, threshold])
     pad = (high - low or 0.1) * 0.12
     start, length = low - pad, (high - low) + 2 * pad
     named = {"value": interval["value"], "low": interval["low"], "high": interval["high"]}
     places = {key: v for key, v in (named | {"threshold": threshold}).items() if v is not None}
-    return {key: round((v - start) / length * width, 2) for key, v in places.items()}
+    found = {key: round((v - start) / length * width, 2) for key, v in places.items()}
+    return {"high": width} | found if "low" in found else found
 
 
 def visible(text: object) -> Markup:

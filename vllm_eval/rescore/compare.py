@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_eval.compare.evidence import chance
 from vllm_eval.compare.summary import compare_arms, comparison_to_json
 from vllm_eval.config.settings import NOT_IDENTITY
 from vllm_eval.errors import InputError
@@ -84,7 +85,7 @@ class Compared:
             ratio = "-" if found.ratio.value is None else f"{found.ratio.value:.4f}"
             lines.append(
                 f"{pair.second}: B higher in {found.wins}, lower in {found.losses}, the same in "
-                f"{found.ties}; ratio of means B / A {ratio}, p = {found.scores.p:.4f}"
+                f"{found.ties}; ratio of means B / A {ratio}, {chance(found.scores.p)}"
             )
         return "\n".join(lines)
 

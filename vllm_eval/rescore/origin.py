@@ -197,7 +197,7 @@ class Expected:
         rule = Rule("whole_files", verdict.arm, name, None, 1.0, None, False, why)
         chance = None if verdict.pass_chance is None else 0.0
         rules = (*verdict.rules, rule)
-        return replace(verdict, word="FAIL", rules=rules, pass_chance=chance)
+        return replace(verdict, word="FAIL", certified="FAIL", rules=rules, pass_chance=chance)
 
 
 def find_expected(files: Sequence[StoredFile], indexes: Mapping[Path, CaseIndex]) -> Expected:

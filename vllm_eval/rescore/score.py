@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vllm_eval.compare import gate
 from vllm_eval.compare.intervals import CONFIDENCE
 from vllm_eval.compare.summary import Comparison, as_repaired, compare_arms
-from vllm_eval.compare.verdict import Verdict
+from vllm_eval.compare.verdict import Verdict, Word, overall
 from vllm_eval.config.settings import Config, GateConfig
 from vllm_eval.inputs.cases import CaseIndex, Place
 from vllm_eval.records import BASELINE, Outcome, Progress, Status, Watcher, free_arms
+from vllm_eval.report.certainty import beside
 from vllm_eval.rescore import stored
 from vllm_eval.rescore.answers import Graded, StoredAnswer, grade_all
 from vllm_eval.rescore.origin import (
@@ -103,11 +104,16 @@ class Scored:
     """The gate with repaired answers counted as valid; empty unless repairs were asked for."""
 
     @property
+    def word(self) -> Word:
+        """What the gate says of all students; without verdicts, PASS if all was reproduced."""
+        if self.verdicts or all(report.reproduced for report in self.reports):
+            return overall(self.verdicts)
+        return "FAIL"
+
+    @property
     def passed(self) -> bool:
-        """Whether the gate passes every student; without verdicts, whether all was reproduced."""
-        if self.verdicts:
-            return all(verdict.passed for verdict in self.verdicts)
-        return all(report.reproduced for report in self.reports)
+        """Whether `word` is PASS."""
+        return self.word == "PASS"
 
     def __repr__(self) -> str:
         lines = [f"note: {note}" for note in self.notes]
@@ -115,7 +121,10 @@ class Scored:
             valid = sum(outcome.status == "success" for outcome in report.now)
             said = "as recorded" if report.reproduced else "not as recorded"
             lines.append(f"{report.path}  {report.arm}: {valid} of {report.answers} valid, {said}")
-        return "\n".join(lines + [f"{verdict.word}  {verdict.arm}" for verdict in self.verdicts])
+        for verdict in self.verdicts:
+            lines.append(f"{verdict.word}  {verdict.arm}")
+            lines += [f"  {sentence}" for sentence in beside(asdict(verdict))]
+        return "\n".join(lines)
 
 
 def score(

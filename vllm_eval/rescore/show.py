@@ -14,10 +14,18 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from vllm_eval.compare.evidence import chance
 from vllm_eval.compare.summary import Summary, as_repaired, summarise
 from vllm_eval.compare.verdict import Verdict
 from vllm_eval.records import Progress
-from vllm_eval.report.tables import doubt_lines, gate_table, interval_words, new_table, number
+from vllm_eval.report.tables import (
+    doubt_lines,
+    gate_table,
+    interval_words,
+    new_table,
+    number,
+    verdict_lines,
+)
 from vllm_eval.report.terminal import PLAIN_INTERVAL_S, PLAIN_WIDTH, UnbreakableConsole, write_out
 from vllm_eval.rescore.compare import ArmPair, Compared, to_json
 from vllm_eval.rescore.score import FileReport, Scored
@@ -187,13 +195,13 @@ def _show_verdict(console: UnbreakableConsole, scored: Scored, verdict: Verdict)
         for line in doubt_lines(verdict, scored.comparison.students[verdict.arm]):
             console.print(line, soft_wrap=True)
     recorded = {before.arm: before for before in scored.recorded_verdicts}.get(verdict.arm)
-    if recorded is not None and recorded.passed != verdict.passed:
+    if recorded is not None and recorded.word != verdict.word:
         _say(console, f"on the recorded results the gate says {recorded.word}", style="yellow")
     mended = {after.arm: after for after in scored.repaired_verdicts}.get(verdict.arm)
     if mended is not None:
         _say(console, f"with repaired answers counted as valid the gate would say {mended.word}")
-    style = "bold green" if verdict.passed else "bold red"
-    _say(console, f"{verdict.word}  {verdict.arm}", style=style)
+    for line in verdict_lines(verdict):
+        console.print(line, soft_wrap=True)
 
 
 def _show_pair(console: UnbreakableConsole, pair: ArmPair) -> None:
@@ -210,8 +218,8 @@ def _show_pair(console: UnbreakableConsole, pair: ArmPair) -> None:
         f"  difference of means B - A   {interval_words(found.difference, '+.4f')}",
         f"  ratio of means B / A        {interval_words(found.ratio, '.4f')}",
         f"  the same, failures = 0      {interval_words(found.ratio_all, '.4f')}",
-        f"  {found.scores.name}: p = {found.scores.p:.4f}",
-        f"  validity: {validity}; {found.validity.name}: p = {found.validity.p:.4f}",
+        f"  {found.scores.name}: {chance(found.scores.p)}",
+        f"  validity: {validity}; {found.validity.name}: {chance(found.validity.p)}",
     ):
         _say(console, line)
 
