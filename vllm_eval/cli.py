@@ -176,8 +176,10 @@ def report_command(
         option("Page over several runs.", "history.html in --output-dir", metavar="FILE"),
     ] = None,
     mlflow: Annotated[
-        str | None,
-        option("MLflow store or server to log to as well.", metavar="URI"),
+        str | None, option("MLflow store or server to log to as well.", metavar="URI")
+    ] = None,
+    certify: Annotated[
+        float | None, option("Also say what they show together at a level.", metavar="LEVEL")
     ] = None,
 ) -> int:
     """Render stored runs again: HTML, Markdown, plots, JUnit and the ZIP.
@@ -185,13 +187,17 @@ def report_command(
     A run that was interrupted is concluded from what it has.
     Several runs also get a page over time.
 
-    Exit codes: 0 rendered, 2 bad usage or input.
+    Exit codes: 0 rendered, 2 bad usage or input; with --certify those of run.
     """
     from vllm_eval.report.terminal import Terminal
     from vllm_eval.report.write import render
 
     with Terminal() as terminal:
         render(runs, terminal, output_dir, output, mlflow)
+    if certify is not None:
+        from vllm_eval.rescore.show import show_certificates
+
+        return VERDICTS[show_certificates(runs, output_dir, certify)]
     return DONE
 
 
@@ -227,8 +233,7 @@ def export_command(
     ],
     output_dir: OutputDir = "results",
     attempts: Annotated[
-        bool,
-        option("Every attempt, not only the outcomes.", "off", "--attempts"),
+        bool, option("Every attempt, not only the outcomes.", "off", "--attempts")
     ] = False,
 ) -> int:
     """Write a run's outcomes as a Parquet table, one row each.

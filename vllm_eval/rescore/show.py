@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
@@ -14,11 +14,13 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from vllm_eval.compare.certificate import Certificate
 from vllm_eval.compare.evidence import chance
 from vllm_eval.compare.summary import Summary, as_repaired, summarise
-from vllm_eval.compare.verdict import Verdict
+from vllm_eval.compare.verdict import Verdict, Word, overall
 from vllm_eval.records import Progress
 from vllm_eval.report.tables import (
+    COLOURS,
     doubt_lines,
     gate_table,
     interval_words,
@@ -27,6 +29,7 @@ from vllm_eval.report.tables import (
     verdict_lines,
 )
 from vllm_eval.report.terminal import PLAIN_INTERVAL_S, PLAIN_WIDTH, UnbreakableConsole, write_out
+from vllm_eval.rescore.certify import certify_runs
 from vllm_eval.rescore.compare import ArmPair, Compared, to_json
 from vllm_eval.rescore.score import FileReport, Scored
 from vllm_eval.text import plain
@@ -110,6 +113,45 @@ def show_compared(compared: Compared, *, as_json: bool) -> None:
         _say(console, f"note: {note}", style="yellow")
     for pair in compared.pairs:
         _show_pair(console, pair)
+
+
+def show_certificates(names: Sequence[str], output_dir: str, level: float) -> Word:
+    """What the runs' evidence says of each student, and what of it was averaged and multiplied.
+
+    Returns the word on all of them.
+
+    Raises:
+        InputError: as for `certify_runs`.
+    """
+    console, certificates = _console(), certify_runs(names, output_dir, level)
+    for one in certificates:
+        verdict, sets = one.verdict, one.sets
+        for some in sets:
+            how = "averaged, because they share cases" if len(some) > 1 else "taken as it is"
+            _say(console, f"{', '.join(some)}: {how}")
+        if len(sets) > 1:
+            _say(console, f"multiplied, because they share no case: these {len(sets)} sets")
+        console.print(_evidence_table(one))
+        for note in verdict.notes:
+            _say(console, f"note: {note}", style="yellow")
+        count = sum(map(len, sets))
+        runs = f"{count} run{'s' * (count > 1)} and {one.cases:,} cases"
+        p, style = chance(verdict.p_corrected), f"bold {COLOURS[verdict.word]}"
+        _say(console, f"{verdict.word}  {verdict.arm} at {level:g}, over {runs}, {p}", style=style)
+    return overall(one.verdict for one in certificates)
+
+
+def _evidence_table(one: Certificate) -> Table:
+    right = ("value", "bound", "e-value for", "e-value against")
+    table = new_table(f"Evidence for {one.verdict.arm}", "rule", right=right)
+    table.add_column("")
+    for rule in one.verdict.rules:
+        found, sign = rule.evidence, "≥" if rule.bound == "at least" else "≤"
+        wealth = [f"{e:.3g}" for e in (found.e_shown, found.e_refuted)] if found else ["", ""]
+        word = Text(rule.state or "ok", "green") if rule.passed else Text(plain(rule.reason), "red")
+        bound = f"{sign} {rule.threshold:.3f}"
+        table.add_row(Text(plain(rule.name)), number(rule.value), bound, *wealth, word)
+    return table
 
 
 def _console() -> UnbreakableConsole:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import stat
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 from pydantic import TypeAdapter, ValidationError
 
+from vllm_eval.compare.evidence import SURE
 from vllm_eval.compare.verdict import Rule
 from vllm_eval.errors import InputError
 from vllm_eval.store.folder import write_json
@@ -113,7 +114,7 @@ def _is_sound(rule: Rule) -> bool:
     numbers = [] if rule.value is None else [abs(rule.value)]
     if (found := rule.evidence) is not None:
         numbers += [found.e_shown, found.e_refuted, abs(found.mean), found.cases]
-    return all(0 <= number <= sys.float_info.max for number in (*numbers, abs(rule.threshold)))
+    return all(0 <= number <= math.exp(SURE) for number in (*numbers, abs(rule.threshold)))
 
 
 @functools.cache
