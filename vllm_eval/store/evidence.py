@@ -103,11 +103,15 @@ def neighbours(folder: Path) -> Iterator[Path]:
 
 
 def _read_small(path: Path) -> bytes:
-    with open(os.open(path, NO_FOLLOWING), "rb") as file:  # noqa: PTH123  a descriptor
-        about = os.fstat(file.fileno())
+    file = os.open(path, NO_FOLLOWING)
+    try:
+        about = os.fstat(file)
         if not stat.S_ISREG(about.st_mode) or about.st_size > MOST_BYTES:
             raise OSError(f"not a file of at most {MOST_BYTES:,} bytes")
-        return file.read(MOST_BYTES)
+        with open(file, "rb", closefd=False) as data:
+            return data.read(MOST_BYTES)
+    finally:
+        os.close(file)
 
 
 def _is_sound(rule: Rule) -> bool:
