@@ -235,3 +235,14 @@ def test_a_link_to_a_run_folder_is_not_followed(bench: Bench, run: Callable[...,
     first.rename(bench.folder / "elsewhere")
     first.symlink_to(bench.folder / "elsewhere")
     assert "look" not in run(1, 4).out
+
+
+def test_only_the_cases_that_counted_before_a_verdict_was_settled_have_been_looked_at(
+    bench: Bench, run: Callable[..., Run]
+) -> None:
+    run(1, 200, "--until-settled", "--certify", "0.95")
+    (first,) = folders(bench)
+    settled = json.loads((first / "comparison.json").read_text())["settled"]["cases"]
+    assert settled < 100
+    assert len(json.loads((first / "evidence.json").read_text())["cases"]) == settled
+    assert f"look 2 at {settled} of these 200 cases" in run(1, 200).out
