@@ -49,7 +49,8 @@ POWER = (
 )
 RATIOS = (0.80, 0.85, 0.88, 0.90, 0.95, 1.00, 1.05)
 BOUGHT = (20, 34, 50, 100, 200)
-SHOWN = ("noise", "rare failures")
+SHOWN = (("noise", None), ("noise", 2), ("rare failures", None))
+"""What a number of cases buys, by scores and retries."""
 TEMPLATE = compare_arms(
     [Outcome(arm, "case", None, 0, "success", None, 1.0, 1, True) for arm in (BASELINE, STUDENT)],
     (BASELINE, STUDENT),
@@ -239,14 +240,16 @@ def intervals(runs: int) -> Iterator[Sheet]:
 
 def buys(runs: int) -> Iterator[Sheet]:
     """What a number of cases buys."""
-    for name, (mode, gate) in product(SHOWN, MODES.items()):
+    for (name, retries), (mode, gate) in product(SHOWN, MODES.items()):
         words = 3 if gate.certify else 2
         rows = []
         for ratio in RATIOS:
-            found = (together(Setting(NAMED[name], ratio, cases), runs, gate) for cases in BOUGHT)
-            cells = (" / ".join(f"{100 * w.mean():.0f}" for w in v.words[:words]) for v in found)
+            settings = (Setting(NAMED[name], ratio, cases, 1, retries) for cases in BOUGHT)
+            found = (together(setting, runs, gate).words[:words] for setting in settings)
+            cells = (" / ".join(f"{100 * word.mean():.0f}" for word in one) for one in found)
             rows.append([f"{ratio:.2f}", *cells])
-        title = f"{mode}, {name}: {' / '.join(('PASS', 'FAIL', 'UNDECIDED')[:words])} in %"
+        about = f"{name}, {retries or 0} retries"
+        title = f"{mode}, {about}: {' / '.join(('PASS', 'FAIL', 'UNDECIDED')[:words])} in %"
         yield Sheet(title, ["true ratio \\ cases", *map(str, BOUGHT)], rows)
 
 
