@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -213,6 +214,61 @@ def test_the_wealth_after_the_last_case_is_one_on_average_if_the_claim_just_fail
         for _ in range(20_000)
     ]
     assert np.mean(ends) == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_distance_is_refuted_at_the_stated_level_though_there_are_two_ways_to_refute_it() -> None:
+    """Equal arms and a bound of 0: refuted wrongly in at most 5 % of runs."""
+    generator = np.random.default_rng(3)
+    runs, wrong = count(200, deep=2000), 0
+    for _ in range(runs):
+        base, student = (generator.choice([0.7, 0.9], 60).tolist() for _ in range(2))
+        (verdict,) = verdicts(base, student, max_abs_difference=0)
+        wrong += states(verdict)["distance s0"] == "refuted"
+    assert wrong / runs <= 0.05 + 2 * (0.05 * 0.95 / runs) ** 0.5
+
+
+def test_a_run_without_any_case_is_no_pass_and_no_crash() -> None:
+    comparison = compare_arms([], ["baseline", "s0"])
+    (verdict,) = decide(comparison, ["s0"], 10, GateConfig(certify=0.95))
+    assert verdict.word == "FAIL"
+    assert verdict.cases_to_settle is None
+
+
+def test_what_it_takes_counts_the_other_students() -> None:
+    good: Scores = [0.9] * 34
+    together = verdicts(good, *[good] * 20)
+    more: Scores = [0.9] * (together[0].cases_to_settle or 0)
+    assert len(more) > 34
+    assert {verdict.word for verdict in verdicts(more, *[more] * 20)} == {"PASS"}
+
+
+def test_what_more_cases_cannot_settle_is_said() -> None:
+    (verdict,) = verdicts([0.9] * 60, [0.9] * 60, min_valid_rate=1)
+    assert verdict.word == "UNDECIDED"
+    assert "no number of cases shows so high a bound" in verdict.unsettled
+
+
+def test_arms_without_a_common_valid_case_are_told_apart_in_a_note() -> None:
+    base: Scores = [1.0, None] * 10
+    student: Scores = [None, 1.0] * 10
+    (verdict,) = verdicts(base, student, certify=None, min_valid_rate=0.5)
+    assert verdict.word == "PASS"
+    assert "no case is valid in both" in verdict.notes[0]
+
+
+def test_an_unknown_score_leaves_the_valid_rates_to_be_shown() -> None:
+    outcomes = [*answers("baseline", [0.9] * 60), *answers("s0", [0.9] * 60)]
+    outcomes = [replace(outcome, score=None) for outcome in outcomes]
+    comparison = compare_arms(outcomes, ["baseline", "s0"])
+    (verdict,) = decide(comparison, ["s0"], 60, GateConfig(certify=0.95))
+    assert states(verdict)["valid_rate s0"] == "shown"
+    assert states(verdict)["ratio s0"] == "open"
+    assert not verdict.passed
+
+
+def test_a_level_at_which_both_sides_could_be_shown_is_refused() -> None:
+    with pytest.raises(ValueError, match="certify"):
+        GateConfig(certify=0.4)
 
 
 def test_without_certify_the_evidence_is_there_and_decides_nothing() -> None:

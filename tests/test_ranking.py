@@ -53,11 +53,11 @@ def test_of_one_verdict_the_higher_mean_with_failures_as_zero_comes_first() -> N
     assert found[0].mean_all.value == pytest.approx(0.8)
 
 
-def test_students_that_cannot_be_told_apart_are_tied_and_share_the_rank() -> None:
+def test_students_that_cannot_be_told_apart_are_tied() -> None:
     one = answers("one", *[0.80, 0.85] * 10)
     two = answers("two", *[0.81, 0.83] * 10)
     first, second = ranked(20, one, two)
-    assert (first.rank, second.rank, first.tied, second.tied) == (1, 1, True, False)
+    assert (first.rank, second.rank, first.tied, second.tied) == (1, 2, True, False)
     assert first.p_next is not None
     assert first.p_next > 0.05
 
@@ -69,6 +69,19 @@ def test_a_student_that_is_better_case_by_case_is_not_tied() -> None:
     assert (first.arm, first.rank, first.tied, second.rank) == ("one", 1, False, 2)
     assert first.ahead is not None
     assert first.ahead.value == pytest.approx(0.1)
+
+
+def test_a_lead_by_a_few_cases_is_a_tie_even_if_most_cases_say_otherwise() -> None:
+    steady = answers("steady", *[0.79] * 28, 1.0, 1.0)
+    lucky = answers("lucky", *[0.80] * 28, 0.5, 0.5)
+    first, _ = ranked(30, steady, lucky)
+    assert (first.arm, first.tied) == ("steady", True)
+
+
+def test_the_ends_of_a_row_of_ties_do_not_share_a_rank() -> None:
+    rows = [[0.80 - 0.01 * n + 0.02 * (case % 3) for case in range(12)] for n in range(4)]
+    found = ranked(12, *(answers(f"s{n}", *row) for n, row in enumerate(rows)))
+    assert [r.rank for r in found] == [1, 2, 3, 4]
 
 
 def test_the_last_student_is_compared_with_none() -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from vllm_eval.compare.evidence import Claim, Evidence, Trace, bets, log_wealth, ratio_claim, trace
 from vllm_eval.compare.intervals import Cases
+from vllm_eval.compare.paired import POWER
 from vllm_eval.compare.verdict import Kind, Rule
 from vllm_eval.config.settings import GateConfig
 from vllm_eval.records import BASELINE
@@ -19,8 +20,6 @@ Traces = Mapping[tuple[str, str], Trace]
 Claims = Mapping[tuple[Kind, Side], tuple[Claim, ...]]
 """By the kind of a rule and the arm that must meet it; the rule holds where all of them do."""
 
-POWER = 0.8
-"""Chance of a settled verdict with the number of cases that is called enough."""
 REPEATS = 100
 """Runs drawn from the cases at hand, to see how many cases would be enough."""
 MOST_CASES = 10_000
@@ -33,13 +32,13 @@ class Table:
     """The cases of one arm as arrays of [..., cases], in the order drawn."""
 
     score: Any
-    """Mean score of all samples of the case, a failed one counted as 0."""
+    """Mean score of all samples of the case, a failed one counted as 0; None if one is unknown."""
     valid: Any
     """Share of its samples that kept the contract."""
 
 
-def tables(student: Cases, base: Cases) -> tuple[Table, Table] | None:
-    """Both arms over the cases that either was asked; None if a score is unknown.
+def tables(student: Cases, base: Cases) -> tuple[Table, Table]:
+    """Both arms over the cases that either was asked.
 
     The order is the student's own. An answer that is missing counts as a failed one.
     """
@@ -49,11 +48,10 @@ def tables(student: Cases, base: Cases) -> tuple[Table, Table] | None:
     found = []
     for side in (student, base):
         cases = [side.get(name) for name in names]
-        if not all(case is None or case.scored for case in cases):
-            return None
-        scores = [case.score_all if case else 0.0 for case in cases]
+        known = all(case is None or case.scored for case in cases)
+        scores = [case.score_all if case else 0.0 for case in cases] if known else None
         shares = [case.share if case else 0.0 for case in cases]
-        found.append(Table(np.array(scores, float), np.array(shares, float)))
+        found.append(Table(None if scores is None else np.array(scores), np.array(shares)))
     return found[0], found[1]
 
 
@@ -61,7 +59,8 @@ def make_claims(student: Table, base: Table, gate: GateConfig) -> Claims:
     """What must hold of cases like these, for every rule of the gate that is about a mean.
 
     A failed answer counts as 0 in each score, on either side, so no arm is helped by failing. Rules
-    on the spread and on the lowest case are about the cases at hand alone.
+    on the spread and on the lowest case are about the cases at hand alone. An unknown score leaves
+    out the rules on that arm's scores.
     """
 
     def rate(table: Table, least: float) -> tuple[Claim, ...]:
@@ -73,12 +72,15 @@ def make_claims(student: Table, base: Table, gate: GateConfig) -> Claims:
     found: dict[tuple[Kind, Side], tuple[Claim, ...]] = {
         ("valid_rate", "student"): rate(student, gate.min_valid_rate)
     }
-    if gate.min_student_mean is not None:
+    if gate.min_student_mean is not None and student.score is not None:
         found["student_mean", "student"] = mean(student, gate.min_student_mean)
     if gate.against == "absolute":
         return found
     found["valid_rate", "baseline"] = rate(base, gate.baseline_valid_rate)
-    found["baseline_mean", "baseline"] = mean(base, gate.min_baseline_mean)
+    if base.score is not None:
+        found["baseline_mean", "baseline"] = mean(base, gate.min_baseline_mean)
+    if base.score is None or student.score is None:
+        return found
     found["ratio", "student"] = (ratio_claim(student.score, base.score, gate.min_ratio),)
     if (least := gate.min_ratio_all) is not None:
         found["ratio_all", "student"] = (ratio_claim(student.score, base.score, least),)
@@ -98,7 +100,7 @@ def trace_rules(claims: Claims, arm: str, planned: int, level: float) -> Traces:
 
 
 def _trace_all(claims: Sequence[Claim], planned: int, level: float) -> Trace:
-    traces = [trace(claim, planned, level) for claim in claims]
+    traces = [trace(claim, planned, level, len(claims)) for claim in claims]
     return lambda cases: _together([after(cases) for after in traces])
 
 
@@ -113,23 +115,38 @@ def _together(found: Sequence[Evidence]) -> Evidence:
         weakest,
         e_shown=min(evidence.e_shown for evidence in found),
         first_shown=max(firsts) if len(firsts) == len(found) else None,
-        p_refuted=min(1.0, len(found) * against.p_refuted),
+        p_refuted=against.p_refuted,
         e_refuted=sum(evidence.e_refuted for evidence in found) / len(found),
         first_refuted=against.first_refuted,
     )
 
 
-def cases_needed(claims: Sequence[Claim], level: float, seed: int) -> int | None:
+def pairs_needed(
+    student: Sequence[float], base: Sequence[float], ratio: float, level: float, seed: int
+) -> int | None:
+    """How many pairs of valid scores like these put one end of the ratio's interval on `ratio`."""
+    import numpy as np
+
+    claim = ratio_claim(np.array(student), np.array(base), ratio)
+    return cases_needed((claim,), level, seed, at_last=True)
+
+
+def cases_needed(
+    claims: Sequence[Claim], level: float, seed: int, *, at_last: bool = False
+) -> int | None:
     """How many cases like those at hand show or refute a rule at `level`, with a chance of `POWER`.
 
-    At least those at hand; None if it would take more than `MOST_CASES`.
+    At least those at hand; None if it would take more than `MOST_CASES`, or there are none. It is
+    enough to show the rule at some case, or `at_last` after the last one.
     """
     import numpy as np
 
     generator, most, goal = np.random.default_rng(seed), 0, -math.log(1 - level)
     for claim in claims:
+        if not len(claim.x):
+            return None
         right = claim if claim.x.mean() >= claim.bound else claim.opposite
-        count, shares = max(len(claim.x), 1), bets(MOST_CASES, level)
+        count, shares = len(claim.x), bets(MOST_CASES, level)
         growth = max(float(log_wealth(right, [share])[-1]) for share in shares) / count
         if growth * MOST_CASES < goal:
             return None
@@ -137,7 +154,8 @@ def cases_needed(claims: Sequence[Claim], level: float, seed: int) -> int | None
         while cases <= MOST_CASES:
             drawn = generator.choice(right.x, (REPEATS, cases))
             curves = log_wealth(replace(right, x=drawn), bets(cases, level))
-            if (curves.max(axis=-1) >= goal).mean() >= POWER:
+            ends = curves[:, -1] if at_last else curves.max(axis=-1)
+            if (ends >= goal).mean() >= POWER:
                 break
             cases = math.ceil(cases * 1.15)
         else:
@@ -155,8 +173,13 @@ def cases_to_certify(
         found = claims.get((rule.kind, "baseline" if rule.arm == BASELINE else "student"))
         unsure = rule.evidence and rule.evidence.p_shown > 1 - level
         if rule.state != "refuted" and unsure and found:
+            if all(claim.bound >= claim.high for claim in found):
+                return None, f"{rule.name}: no number of cases shows so high a bound"
             cases = cases_needed(found, level, seed)
             if cases is None:
                 return None, TOO_CLOSE.format(rule.name)
             needed = max(needed, cases)
-    return needed or None, "" if needed else "no rule is open"
+    if needed:
+        return needed, ""
+    short = "; ".join(rule.name for rule in rules if not rule.passed)
+    return None, f"the evidence is there, but the number of these cases is not: {short}"

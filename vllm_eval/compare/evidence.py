@@ -38,13 +38,14 @@ class Evidence:
     """What the cases say about a claim: that the mean of `x` is at least `bound`."""
 
     mean: float
-    """Of `x`, over the cases."""
+    """Of `x` over the cases; for a ratio `r`, of student - r * baseline, and the bound is 0."""
     bound: float
     cases: int
     p_shown: float
     """Chance of looking this good at some case, at most, if the claim were false."""
     p_refuted: float
-    """Chance of looking this bad at some case, at most, if the claim were true."""
+    """Chance of looking this bad at some case, at most, if the claim and others of its rule were
+    true."""
     e_shown: float
     """Wealth of the bet on the claim after the last case; at most 1 on average if it is false."""
     e_refuted: float
@@ -98,10 +99,11 @@ def weigh(claim: Claim, planned: int, level: float) -> Evidence:
     return trace(claim, planned, level)(len(claim.x))
 
 
-def trace(claim: Claim, planned: int, level: float) -> Trace:
-    """The evidence of one run, whose `claim.x` has one dimension; `planned` counts its cases.
+def trace(claim: Claim, planned: int, level: float, claims: int = 1) -> Trace:
+    """The evidence of one run, whose `claim.x` has one dimension, after any number of its cases.
 
-    `planned` may exceed the cases at hand. It must not depend on the answers.
+    `planned` is the number of cases the run may have, which must not depend on the answers. So many
+    `claims` of a rule can each refute it; their p-values are corrected for that.
     """
     import numpy as np
 
@@ -109,8 +111,8 @@ def trace(claim: Claim, planned: int, level: float) -> Trace:
     shown, refuted = (log_wealth(one, shares) for one in (claim, claim.opposite))
     if claim.bound <= claim.low:  # true of any cases
         shown = shown * 0 + SURE
-    p_shown, p_refuted = p_values(shown), p_values(refuted)
-    firsts = [_first(curve, level) for curve in (shown, refuted)]
+    p_shown, p_refuted = p_values(shown), np.minimum(1.0, claims * p_values(refuted))
+    firsts = _first(shown, level), _first(refuted, 1 - (1 - level) / claims)
 
     def after(cases: int) -> Evidence:
         if not cases:
@@ -148,7 +150,8 @@ def least_mean(x: Any, low: float, alpha: float) -> float:
 
     `x` is a one-dimensional array; the order of the values does not matter.
     """
-    return _least(lambda bound: Claim(x, low, math.inf, bound), low, float(x.mean()), alpha)
+    shares = bets(len(x), 1 - alpha)
+    return _least(lambda m: Claim(x, low, math.inf, m), low, float(x.mean()), shares, alpha)
 
 
 def least_ratio(one: Any, other: Any, alpha: float) -> float:
@@ -156,8 +159,8 @@ def least_ratio(one: Any, other: Any, alpha: float) -> float:
 
     Both are one-dimensional arrays of values in [0, 1], in pairs, whose order does not matter.
     """
-    seen = float(one.mean() / max(other.mean(), EDGE))
-    return _least(lambda ratio: ratio_claim(one, other, ratio), 0.0, seen, alpha)
+    seen, shares = float(one.mean() / max(other.mean(), EDGE)), bets(len(one), 1 - alpha)
+    return _least(lambda ratio: ratio_claim(one, other, ratio), 0.0, seen, shares, alpha)
 
 
 def ratio_claim(student: Any, base: Any, ratio: float) -> Claim:
@@ -168,11 +171,11 @@ def ratio_claim(student: Any, base: Any, ratio: float) -> Claim:
     return Claim(student - ratio * base, -ratio, 1.0, 0.0)
 
 
-def _least(make: Callable[[float], Claim], start: float, seen: float, alpha: float) -> float:
+def _least(
+    make: Callable[[float], Claim], start: float, seen: float, shares: Sequence[float], alpha: float
+) -> float:
     """The bound from which on a claim is no longer shown by all cases together."""
     from scipy.optimize import brentq
-
-    shares = bets(make(seen).x.shape[-1], 1 - alpha)
 
     def beyond(bound: float) -> float:
         return _last(make(bound), shares) + math.log(alpha)
@@ -198,7 +201,7 @@ def _gain(claim: Claim) -> Any:
 
     room, above = claim.bound - claim.low, claim.x - claim.bound
     if room <= 0:  # the claim's opposite is impossible, and any case above the bound shows that
-        return np.where(above > 0, np.exp(SURE), 0.0)
+        return np.where(above > EDGE, np.exp(SURE), 0.0)
     return np.maximum(above / room, -1.0)
 
 

@@ -9,19 +9,19 @@ from typing import Literal
 from vllm_eval.compare.claims import (
     TOO_CLOSE,
     Claims,
-    cases_needed,
     cases_to_certify,
     make_claims,
+    pairs_needed,
     tables,
     trace_rules,
 )
 from vllm_eval.compare.evidence import Evidence, chance
-from vllm_eval.compare.intervals import CONFIDENCE, resample
+from vllm_eval.compare.intervals import resample
 from vllm_eval.compare.notes import notes_of
 from vllm_eval.compare.paired import cases_to_settle, holm, pair_scores
 from vllm_eval.compare.summary import Comparison, Summary
 from vllm_eval.compare.verdict import TOLERANCE, Kind, Ratios, Rule, State, Verdict, Word
-from vllm_eval.config.settings import GateConfig
+from vllm_eval.config.settings import CONFIDENCE, GateConfig
 from vllm_eval.records import BASELINE
 
 NO_NUMBER = "there is no such number in this run"
@@ -29,7 +29,7 @@ AT_MOST = ("student_std", "distance")
 """Rules whose threshold is an upper bound."""
 SHOWABLE = ("valid_rate", "baseline_mean", "ratio", "ratio_all", "student_mean", "distance")
 """Rules about means, so about cases that were not asked too."""
-RATIOS = ("ratio", "ratio_low", "ratio_all")
+RATIOS = ("ratio", "ratio_low")
 
 
 def decide(
@@ -47,8 +47,8 @@ def decide(
     it must be fixed before the first answer. `seed` is that of the resamples.
 
     With `gate.certify`, a student passes only if every rule is shown at that level, and fails if
-    one is refuted. Among several students the chance that any passes wrongly is kept below
-    1 - level too (Holm 1979).
+    one is refuted. The chance of a wrong PASS is below 1 - level, also that of any among several
+    students (Holm 1979); that of a wrong FAIL is below 1 - level for each rule.
 
     Source: `product_owner.md`, "Aggregates and gate": PASS only if all rules hold. Rules beyond
     those of that page count only where the configuration sets them.
@@ -56,7 +56,8 @@ def decide(
     terms = [Terms(comparison, arm, expected, gate, planned, seed) for arm in students]
     found = [_decide(each) for each in terms]
     corrected = holm([verdict.p for verdict in found])
-    return tuple(map(_corrected, terms, found, corrected, [len(found)] * len(found)))
+    found = list(map(_corrected, terms, found, corrected, [len(found)] * len(found)))
+    return tuple(map(_with_cases, terms, found, [len(found)] * len(found)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,27 +76,22 @@ def _decide(terms: Terms) -> Verdict:
     """The verdict on one student, as if it were the only one."""
     comparison, gate, arm = terms.comparison, terms.gate, terms.arm
     arms, cases = comparison.arms, comparison.cases
-    if BASELINE not in cases or arm not in cases:
+    if missing := [name for name in (BASELINE, arm) if name not in cases]:
         rules = _rules(terms, arms.get(BASELINE), arms.get(arm))
-        return Verdict(arm, "FAIL", rules, unsettled="an arm is missing")
-    claims, level = _claims(terms), gate.certify or CONFIDENCE
-    count = max(len(cases[arm]), len(cases[BASELINE]))
-    traces = trace_rules(claims, arm, terms.planned or count, level)
-    both = len(cases[arm].keys() | cases[BASELINE].keys())
-    evidence = {key: after(both) for key, after in traces.items()}
+        return Verdict(arm, "FAIL", rules, unsettled=f"there is no answer of {missing[0]}")
+    count, level = len(cases[arm].keys() | cases[BASELINE].keys()), gate.certify or CONFIDENCE
+    traces = trace_rules(_claims(terms), arm, terms.planned or count, level)
+    evidence = {key: after(count) for key, after in traces.items()}
     rules = _closed(grade_rules(terms, arms[BASELINE], arms[arm], evidence))
     certain = gate.model_copy(update={"certify": level, "confidence": None})
     sure = grade_rules(replace(terms, gate=certain), arms[BASELINE], arms[arm], evidence)
     word, ratios = _word(rules, gate.certify), _ratios(terms)
-    settle, unsettled = _cases_to_settle(terms, word, rules, claims)
     p = max((found.p_shown for found in evidence.values()), default=1.0)
     return Verdict(
         arm=arm,
         word=word,
         rules=rules,
         pass_chance=_pass_chance(terms),
-        cases_to_settle=settle,
-        unsettled=unsettled,
         p=p,
         p_corrected=p,
         level=level,
@@ -107,8 +103,7 @@ def _decide(terms: Terms) -> Verdict:
 
 def _claims(terms: Terms) -> Claims:
     cases = terms.comparison.cases
-    sides = tables(cases[terms.arm], cases[BASELINE])
-    return make_claims(*sides, terms.gate) if sides else {}
+    return make_claims(*tables(cases[terms.arm], cases[BASELINE]), terms.gate)
 
 
 def _closed(rules: Sequence[Rule]) -> tuple[Rule, ...]:
@@ -136,10 +131,22 @@ def _corrected(terms: Terms, verdict: Verdict, p: float, students: int) -> Verdi
         f"Every rule is shown at {verdict.level:g} for this student alone, but not among "
         f"{students} students: {chance(p)}, corrected."
     )
-    strict = 1 - (1 - verdict.level) / students
-    cases, why = cases_to_certify(strict, verdict.rules, _claims(terms), terms.seed)
-    notes = (*verdict.notes, note)
-    return replace(verdict, word="UNDECIDED", cases_to_settle=cases, unsettled=why, notes=notes)
+    return replace(verdict, word="UNDECIDED", notes=(*verdict.notes, note))
+
+
+def _with_cases(terms: Terms, verdict: Verdict, students: int) -> Verdict:
+    """The verdict with how many cases would settle what is in doubt."""
+    cases = terms.comparison.cases
+    if terms.arm not in cases or BASELINE not in cases:
+        return verdict
+    if terms.gate.certify is None:
+        settle, why = _cases_to_settle(terms, verdict)
+    elif verdict.word == "UNDECIDED":
+        strict = 1 - (1 - verdict.level) / students  # which Holm asks of the first of them
+        settle, why = cases_to_certify(strict, verdict.rules, _claims(terms), terms.seed)
+    else:
+        settle, why = None, ""
+    return replace(verdict, cases_to_settle=settle, unsettled=why)
 
 
 def grade_rules(
@@ -249,23 +256,18 @@ def _pass_chance(terms: Terms) -> float | None:
     return passed / draws if draws else None
 
 
-def _cases_to_settle(
-    terms: Terms, word: Word, rules: Sequence[Rule], claims: Claims
-) -> tuple[int | None, str]:
-    """About how many cases settle what is in doubt, or why there is no such number."""
-    gate = terms.gate
-    if gate.certify is not None:
-        return cases_to_certify(gate.certify, rules, claims, terms.seed)
-    if not all(rule.passed for rule in rules if rule.kind not in RATIOS):
+def _cases_to_settle(terms: Terms, verdict: Verdict) -> tuple[int | None, str]:
+    """About how many cases settle the ratio, or why there is no such number."""
+    gate, cases = terms.gate, terms.comparison.cases
+    if not all(rule.passed for rule in verdict.rules if rule.kind not in RATIOS):
         return None, "the ratio is not what is in doubt"
     if gate.against == "absolute":
         return None, "no ratio is a rule"
-    if gate.confidence is not None and word == "FAIL" and ("ratio", "student") in claims:
-        cases = cases_needed(claims["ratio", "student"], (1 + gate.confidence) / 2, terms.seed)
-        return cases, "" if cases else TOO_CLOSE.format("the ratio")
-    cases_of = terms.comparison.cases
-    one, two = pair_scores(cases_of[terms.arm], cases_of[BASELINE])
-    return cases_to_settle(one, two, gate.min_ratio, CONFIDENCE)
+    one, two = pair_scores(cases[terms.arm], cases[BASELINE])
+    if gate.confidence is None or verdict.passed or not one:
+        return cases_to_settle(one, two, gate.min_ratio, CONFIDENCE)
+    found = pairs_needed(one, two, gate.min_ratio, (1 + gate.confidence) / 2, terms.seed)
+    return found, "" if found else TOO_CLOSE.format("the ratio")
 
 
 def _ratios(terms: Terms) -> Ratios | None:
@@ -274,9 +276,8 @@ def _ratios(terms: Terms) -> Ratios | None:
     valid = _over(arms[arm].mean, arms[BASELINE].mean)
     if terms.gate.against == "absolute" or paired is None or valid is None:
         return None
-    if paired.ratio.value is None or paired.ratio_all.value is None:
-        return None
-    return Ratios(valid, paired.ratio.value, paired.ratio_all.value)
+    every = paired.ratio_all.value
+    return None if every is None else Ratios(valid, paired.ratio.value, every)
 
 
 def _answered(arm: str, summary: Summary | None, expected: int) -> Rule:

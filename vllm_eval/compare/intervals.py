@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from vllm_eval.compare.evidence import least_mean, least_ratio
+from vllm_eval.config.settings import CONFIDENCE
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
 _Summary = TypeVar("_Summary", bound="DataclassInstance")
-CONFIDENCE = 0.95
-"""Default level of an interval."""
 
 Statistic = Literal["difference", "ratio"]
 Method = Literal["betting", "none"]

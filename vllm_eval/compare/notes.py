@@ -20,13 +20,16 @@ def notes_of(
 ) -> Iterator[str]:
     """A sentence each; `least` is the bound of the ratio."""
     if ratios:
-        values = (ratios.valid, ratios.paired, ratios.all)
-        if len({value >= least - TOLERANCE for value in values}) > 1:
+        values, paired = [ratios.valid, ratios.all], "no case is valid in both"
+        if ratios.paired is not None:
             pairs = comparison.students[arm].pairs
+            paired = f"{ratios.paired:.3f} over the {pairs} cases valid in both"
+            values.append(ratios.paired)
+        if len({value >= least - TOLERANCE for value in values}) > 1 or ratios.paired is None:
             yield (
                 f"It depends on the cases: the ratio is {ratios.valid:.3f} over the valid cases of "
-                f"each arm, {ratios.paired:.3f} over the {pairs} cases valid in both, and "
-                f"{ratios.all:.3f} with failures as 0; the bound is {least:g}."
+                f"each arm, {paired}, and {ratios.all:.3f} with failures as 0; the bound is "
+                f"{least:g}."
             )
     base_mean = comparison.arms[BASELINE].mean
     impossible = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +13,12 @@ from vllm_eval.compare.intervals import Cases, Interval, make_interval
 SAME = 1e-9
 """Scores closer than this are a tie; the rest is rounding."""
 POWER = 0.8
-MAX_EXACT_PAIRS = 500
+"""Chance of a settled verdict with the number of cases that is called enough."""
+MOST_PAIRS = 10**7
+"""Larger numbers are not looked for."""
+EXCHANGES = 9999
+MAX_EXCHANGED = 500
+MAX_EXACT_PAIRS = 100
 """Above it the signed-rank test uses its normal approximation, which is then just as good."""
 
 
@@ -23,7 +29,7 @@ class Significance:
     name: str
     p: float
     """1 where nothing differs."""
-    method: Literal["exact", "normal approximation"]
+    method: Literal["exact", "normal approximation", "resampled"]
     cases: int
     """Cases in which the arms differ; only these carry information."""
 
@@ -123,6 +129,36 @@ def signed_rank(distances: Sequence[float]) -> Significance:
     return Significance(name, _exact_p(ranks, float(above)), "exact", len(apart))
 
 
+def paired_means(one: Sequence[float], other: Sequence[float]) -> Significance:
+    """Whether the means of paired scores differ, by exchanging the scores of each pair.
+
+    Exact for few pairs, else by `EXCHANGES` random ones; of many pairs, the t test is the same.
+    Source: Fisher, The Design of Experiments, 1935, section 21.
+    """
+    import numpy as np
+    from scipy import stats
+
+    apart = np.array(one) - np.array(other)
+    differ = int((np.abs(apart) > SAME).sum())
+    if not differ:
+        return Significance("paired exchange", 1.0, "exact", 0)
+    if len(apart) > MAX_EXCHANGED:
+        return Significance(
+            "paired t", float(stats.ttest_1samp(apart, 0).pvalue), "normal approximation", differ
+        )
+    found = stats.permutation_test(
+        (apart,),
+        lambda x, axis=-1: x.mean(axis=axis),
+        permutation_type="samples",
+        n_resamples=EXCHANGES,
+        batch=1000,
+        rng=np.random.default_rng(0),
+    )
+    exact = 2 ** len(apart) <= EXCHANGES
+    how: Literal["exact", "resampled"] = "exact" if exact else "resampled"
+    return Significance("paired exchange", min(1.0, float(found.pvalue)), how, differ)
+
+
 def _exact_p(ranks: Any, above: float) -> float:
     """Probability of a rank sum as far from its mean as `above`, if all signs are random."""
     import numpy as np
@@ -185,12 +221,12 @@ def cases_to_settle(
         return None, "the ratio lies on its threshold"
     if std <= SAME:
         return None, "every pair is as far from the threshold, so their spread is unknown"
-    cases = 2.0
-    for _ in range(50):  # the quantiles depend on the number that they lead to
+
+    def enough(cases: int) -> bool:
         sides = t.ppf((1 + confidence) / 2, cases - 1) + t.ppf(POWER, cases - 1)
-        cases, before = max(2.0, (float(sides) * std / mean) ** 2), cases
-        if abs(cases - before) < 0.5:
-            break
-    if cases <= count:
+        return cases >= (float(sides) * std / mean) ** 2
+
+    if enough(count):
         return None, "these pairs are enough"
-    return math.ceil(cases), ""
+    found = bisect_left(range(MOST_PAIRS), True, lo=count, key=enough)
+    return (found, "") if found < MOST_PAIRS else (None, "the ratio is too close to its threshold")

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from vllm_eval.compare.intervals import Cases, Interval, make_interval, mean_interval
-from vllm_eval.compare.paired import holm, signed_rank
+from vllm_eval.compare.paired import holm, paired_means
 from vllm_eval.compare.summary import Comparison
 from vllm_eval.compare.verdict import NOT_FINISHED, Verdict
 
@@ -27,7 +27,8 @@ class Ranked:
     """A student's place among the students."""
 
     rank: int
-    """Students that are tied share the rank of the first of them."""
+    """From 1; tied students have ranks of their own, because ties do not add up: the first of
+    several tied in a row may well be better than the last."""
     arm: str
     word: str
     """Of its verdict, by which students are ranked first."""
@@ -38,11 +39,12 @@ class Ranked:
     p_corrected: float
     """`p`, corrected for the number of students."""
     ahead: Interval | None
-    """Its `mean_all` minus the next student's, over the cases of both; None for the last."""
+    """Its `mean_all` minus the next student's, over the cases of both, at the level of one
+    interval; None for the last."""
     p_next: float | None
-    """Of the signed-rank test against the next student, corrected like `p`; None for the last."""
+    """Of the test that both means are the same, corrected like `p`; None for the last."""
     tied: bool
-    """Whether the next student has the same verdict and scores that cannot be told apart."""
+    """Whether the next student has the same verdict and a mean that cannot be told apart."""
 
 
 def rank(comparison: Comparison, verdicts: Sequence[Verdict]) -> tuple[Ranked, ...]:
@@ -56,17 +58,16 @@ def rank(comparison: Comparison, verdicts: Sequence[Verdict]) -> tuple[Ranked, .
     order = sorted(words, key=place)
     own = [comparison.students[arm].scores.p if arm in comparison.students else 1 for arm in order]
     pairs = [_both(cases[one], cases[two]) for one, two in itertools.pairwise(order)]
-    found = [signed_rank([a - b for a, b in zip(*pair, strict=True)]).p for pair in pairs]
+    found = [paired_means(*pair).p for pair in pairs]
     nexts, corrected = holm(found), holm(own)
     ranked: list[Ranked] = []
     for number, arm in enumerate(order):
         last = number == len(order) - 1
         level, pair = comparison.confidence, None if last else pairs[number]
         same = not last and words[order[number + 1]] == words[arm]
-        tied_before = bool(ranked) and ranked[-1].tied
         ranked.append(
             Ranked(
-                rank=ranked[-1].rank if tied_before else number + 1,
+                rank=number + 1,
                 arm=arm,
                 word=words[arm],
                 mean_all=_mean_all(cases[arm], level),

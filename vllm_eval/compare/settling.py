@@ -15,7 +15,7 @@ from itertools import islice
 from vllm_eval.compare.claims import Traces, make_claims, tables, trace_rules
 from vllm_eval.compare.evidence import Evidence
 from vllm_eval.compare.gate import Terms, grade_rules
-from vllm_eval.compare.intervals import CONFIDENCE, CaseScore
+from vllm_eval.compare.intervals import CaseScore
 from vllm_eval.compare.paired import holm
 from vllm_eval.compare.summary import Comparison, Summary, aggregate
 from vllm_eval.compare.verdict import Rule
@@ -102,9 +102,8 @@ class Settling:
         unknown = (place for place, row in both if not all(case.scored for case in row))
         known = next(unknown, self.complete)
         found = tables(*(dict(islice(side.items(), known)) for side in sides))
-        claims = make_claims(*found, self._gate) if found else {}
-        level = self._gate.certify or CONFIDENCE
-        return trace_rules(claims, arm, len(self._order), level), known
+        claims = make_claims(*found, self._gate)
+        return trace_rules(claims, arm, len(self._order), self._gate.level), known
 
 
 def _is_settled(
@@ -114,8 +113,7 @@ def _is_settled(
     gate: GateConfig,
 ) -> bool:
     """Whether each student in `evidence` has passed, or failed whatever further cases say."""
-    level, nothing = gate.certify or CONFIDENCE, Comparison({}, {}, {})
-    p_values, passed = [], []
+    nothing, p_values, passed = Comparison({}, {}, {}), [], []
     for arm, found in evidence.items():
         rules = grade_rules(Terms(nothing, arm, expected, gate), arms[BASELINE], arms[arm], found)
         failed = any(_fails_for_good(rule) for rule in rules)
@@ -124,7 +122,7 @@ def _is_settled(
         passed.append(not failed)
         p_values.append(max((one.p_shown for one in found.values()), default=1.0))
     corrected = zip(passed, holm(p_values), strict=True)
-    return all(not one_passed or p <= 1 - level for one_passed, p in corrected)
+    return all(not one_passed or p <= 1 - gate.level for one_passed, p in corrected)
 
 
 def _fails_for_good(rule: Rule) -> bool:

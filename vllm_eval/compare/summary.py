@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from vllm_eval.compare.intervals import CONFIDENCE, Cases, CaseScore
+from vllm_eval.compare.intervals import Cases, CaseScore
 from vllm_eval.compare.paired import Paired, compare_cases
+from vllm_eval.config.settings import CONFIDENCE
 from vllm_eval.records import BASELINE, Outcome
 
 NO_TIER = "-"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from vllm_eval.compare.evidence import Evidence
-from vllm_eval.compare.intervals import CONFIDENCE
+from vllm_eval.config.settings import CONFIDENCE
 
 NOT_FINISHED = "NOT FINISHED"
 """Instead of a verdict while outcomes are pending: a partial run neither passes nor fails."""
@@ -17,9 +17,19 @@ NOT_FINISHED = "NOT FINISHED"
 TOLERANCE = 1e-9
 """A value on its threshold passes, whichever way its last bit was rounded."""
 
-_Basic = Literal["answered", "valid_rate", "baseline_mean", "ratio", "ratio_low", "ratio_all"]
-_Extra = Literal["student_mean", "student_std", "lowest_case", "distance", "whole_files"]
-Kind = Literal[_Basic, _Extra]
+Kind = Literal[
+    "answered",
+    "valid_rate",
+    "baseline_mean",
+    "ratio",
+    "ratio_low",
+    "ratio_all",
+    "student_mean",
+    "student_std",
+    "lowest_case",
+    "distance",
+    "whole_files",
+]
 Word = Literal["PASS", "FAIL", "UNDECIDED"]
 State = Literal["", "shown", "refuted", "open"]
 
@@ -56,8 +66,8 @@ class Ratios:
 
     valid: float
     """Each mean over its arm's own valid cases: the gate's ratio."""
-    paired: float
-    """Over the cases with a valid answer in both arms."""
+    paired: float | None
+    """Over the cases with a valid answer in both arms; None if there are none."""
     all: float
     """Over all cases, with failed answers as 0."""
 

@@ -6,7 +6,6 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from vllm_eval.compare import gate
-from vllm_eval.compare.intervals import CONFIDENCE
 from vllm_eval.compare.ranking import rank
 from vllm_eval.compare.summary import as_repaired, compare_arms
 from vllm_eval.conclude.constrained import compare_constrained
@@ -136,7 +135,7 @@ def refuse_unanswered(finished: Finished) -> None:
 def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finished:
     """Everything computed; constrained variants of the `free` arms get no verdict."""
     config, survey, outcomes = run.config, reading.survey, reading.outcomes
-    level, drawn = config.gate.confidence or config.gate.certify or CONFIDENCE, run.cases.order
+    level, drawn = config.gate.level, run.cases.order
     each, planned = reading.cases * config.samples_per_case, len(drawn)
     settled = None
     if reading.cases < planned or reading.after:

@@ -55,6 +55,10 @@ class Record(BaseModel):
     )
 
 
+CONFIDENCE = 0.95
+"""Level of intervals and evidence where none is configured."""
+
+
 class GateConfig(Record):
     """Thresholds of the gate. Their source is "Aggregates and gate" of `product_owner.md`."""
 
@@ -68,7 +72,7 @@ class GateConfig(Record):
     """Lowest ratio of the student's mean to the baseline's."""
     confidence: Annotated[_Inside | None, Flag(GATE, NOT_CHECKED)] = None
     """Confidence level at which the lower end of the ratio's interval must reach min_ratio too."""
-    certify: Annotated[_Inside | None, Flag(GATE, NOT_CHECKED)] = None
+    certify: Annotated[float | None, Field(ge=0.5, lt=1), Flag(GATE, NOT_CHECKED)] = None
     """Level at which every rule must be shown for PASS or one refuted for FAIL; else UNDECIDED."""
     against: Annotated[Literal["baseline", "absolute"], Flag(GATE)] = "baseline"
     """Grade the student against the baseline, or by its own rules alone (absolute)."""
@@ -82,6 +86,11 @@ class GateConfig(Record):
     """Lowest score of any valid case of the student."""
     max_abs_difference: Annotated[_NotNegative | None, Flag(GATE, NOT_CHECKED)] = None
     """Largest difference of the two means, in either direction."""
+
+    @property
+    def level(self) -> float:
+        """The level of intervals and evidence."""
+        return self.certify or self.confidence or CONFIDENCE
 
     @property
     def baseline_valid_rate(self) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vllm_eval.compare.claims import MOST_CASES, POWER
+from vllm_eval.compare.claims import MOST_CASES
+from vllm_eval.compare.paired import POWER
 from vllm_eval.compare.power import (
     BASE_MEAN,
     MOST_SIMULATED,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from vllm_eval.compare import gate
-from vllm_eval.compare.intervals import CONFIDENCE
 from vllm_eval.compare.summary import Comparison, as_repaired, compare_arms
 from vllm_eval.compare.verdict import Verdict, Word, overall
 from vllm_eval.config.settings import Config, GateConfig
@@ -231,9 +230,8 @@ def _grade_arms(
     """The gate on each student, including one without any outcome yet."""
     outcomes = [outcome for arm in arms for outcome in arm]
     free = free_arms(expected.arms)
-    level = thresholds.confidence or thresholds.certify or CONFIDENCE
     drawn, students = expected.drawn, [name for name in free if name != BASELINE]
-    comparison = compare_arms(outcomes, free, confidence=level, drawn=drawn)
+    comparison = compare_arms(outcomes, free, confidence=thresholds.level, drawn=drawn)
     planned = len(drawn) if drawn else None
     verdicts = gate.decide(
         comparison, students, expected.outcomes, thresholds, planned=planned, seed=seed
