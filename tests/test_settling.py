@@ -6,15 +6,18 @@ import random
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
+from scripts.outcome_models import MODELS, Model, arms_of, deal
+from scripts.simulate_gate import certify
 from vllm_eval.compare.gate import decide
 from vllm_eval.compare.settling import LEAST_AHEAD, Settling
 from vllm_eval.compare.summary import compare_arms
 from vllm_eval.config.layers import load_config
 from vllm_eval.config.settings import GateConfig
 from vllm_eval.errors import ConfigError
-from vllm_eval.records import Outcome
+from vllm_eval.records import Outcome, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,14 +36,19 @@ def outcomes(
 ) -> list[Outcome]:
     """Answers to case after case of the base, and of students whose mean is `ratio` times its."""
     chance, found = random.Random(seed), []
-    for place, number in ((p, n) for p in range(cases) for n in range(samples)):
+    for place, sample in ((p, n) for p in range(cases) for n in range(samples)):
         for arm in ("baseline", *(f"s{n}" for n in range(students))):
             mean = 0.9 if arm == "baseline" else 0.9 * ratio
             score = min(1.0, max(0.0, chance.gauss(mean, 0.05)))
-            found.append(
-                Outcome(arm, f"K{place}", None, number, "success", None, score, 1, first_valid=True)
-            )
+            found.append(made(arm, place, score, sample))
     return found
+
+
+def made(arm: str, place: int, score: float | None, sample: int = 0) -> Outcome:
+    """The answer to a case; without a score it broke the contract."""
+    status: Status = "format_error" if score is None else "success"
+    first_valid = score is not None
+    return Outcome(arm, f"K{place}", None, sample, status, None, score, 1, first_valid=first_valid)
 
 
 def settling(cases: int, students: int, samples: int = 1, gate: GateConfig = GATE) -> Settling:
@@ -103,9 +111,7 @@ def test_a_rule_that_only_these_cases_break_settles_no_failure() -> None:
     gate = GateConfig(certify=0.95, max_student_std=0.12)
     found = outcomes(CAP, 1)
     for place, score in ((1, 0.5), (3, 0.9)):
-        found[place] = Outcome(
-            "s0", f"K{place // 2}", None, 0, "success", None, score, 1, first_valid=True
-        )
+        found[place] = made("s0", place // 2, score)
     settler = settling(CAP, 1, gate=gate)
     settler.take(found[:10])
     assert settler.look() is None
@@ -125,6 +131,31 @@ def test_looking_at_every_case_takes_time_in_proportion_to_the_cases() -> None:
     assert seconds(600) < 1.0
     few, many = seconds(1_000), seconds(8_000)
     assert many < 20 * few
+
+
+@pytest.mark.parametrize("bad_ones_come_last", [True, False])
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_asked_ahead_and_finished_in_a_biased_order_runs_settle_where_the_simulated_ones_do(
+    model: Model, *, bad_ones_come_last: bool
+) -> None:
+    runs, cap = 4, 300
+    dealt = deal(arms_of(model, 1.0), runs, cap, 1, np.random.default_rng(5))
+    expected = certify(*dealt, settle=True).cases.tolist()
+    for run in range(runs):
+        settler, begun, running = settling(cap, 1), 0, list[Outcome]()
+        while settler.settled is None and (begun < cap or running):
+            while begun < min(cap, settler.limit):
+                for arm, scores in zip(("baseline", "s0"), dealt, strict=True):
+                    valid = bool(scores.share[run, begun])
+                    score = float(scores.score_all[run, begun])
+                    running.append(made(arm, begun, score if valid else None))
+                begun += 1
+            running.sort(key=lambda one: one.arm == "s0" and (one.score or 0.0) < 0.6)
+            if not bad_ones_come_last:
+                running.reverse()
+            settler.take(running[:8])
+            del running[:8]
+        assert (settler.look() or cap) == expected[run]
 
 
 @pytest.fixture
