@@ -152,7 +152,8 @@ def _ours(
     forced = cast("Engine", ForcedEngine(engine, work))
     for part in _parts(job, way, kept):
         evaluate(part[0], forced, part[1], record, progress, lambda _: None)
-    return [(one, one.error if one.status == "error" else None) for one in kept], progress.grading_s
+    made = [one for one in kept if one.final or not one.uncounted]
+    return [(one, one.error if one.status == "error" else None) for one in made], progress.grading_s
 
 
 def _parts(job: Job, way: Way, kept: Sequence[Attempt]) -> Iterable[tuple[Job, Ledger]]:
