@@ -89,8 +89,9 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
             self.console.print(Text(plain(text), style="bold yellow"), soft_wrap=True)
             return
         if settled := finished.settled:
+            after = settled["outcomes_after"]
             text = f"settled after {settled['cases']} of at most {settled['of']} cases; "
-            text += f"{settled['outcomes_after']} outcomes after the decision are not counted"
+            text += f"not counted: {after} outcome{'s' * (after != 1)} after the decision"
             self.console.print(Text(text), soft_wrap=True)
         for verdict in finished.verdicts:
             note = "  (every answer constrained to the task's grammar)"
