@@ -158,7 +158,7 @@ def test_the_lower_end_of_an_interval_covers_as_often_as_stated(model: Model, ca
 def test_many_runs_at_a_time_are_decided_as_the_gate_decides_each(
     name: str, ratio: float, cases: int
 ) -> None:
-    runs = count(6, deep=60)
+    runs = count(3, deep=30)
     for base, student in simulate(Setting(NAMED[name], ratio, cases, retries=1), runs):
         found = certify(base, student)
         for run in range(runs):
