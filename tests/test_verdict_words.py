@@ -172,7 +172,7 @@ def test_where_the_number_of_cases_is_unknown_the_reason_stands_instead(few: Pat
     verdict = run.comparison["verdicts"][0]
     unknown = {"cases_to_settle": None, "unsettled": "the ratio is too close to its threshold"}
     changed = StoredRun(few, {**run.comparison, "verdicts": [{**verdict, **unknown}]})
-    said = "How many cases would settle the verdict is unknown: the ratio is too close to"
+    said = "There is no estimate of how many cases would settle the verdict: the ratio is too close"
     assert said in render_summary(changed)
     assert "Evaluate it on further cases." in "\n".join(next_steps(changed))
 

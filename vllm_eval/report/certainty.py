@@ -49,7 +49,7 @@ def to_settle(verdict: Data) -> str:
         return f"{cases} would settle {what} with a chance of {POWER:.0%}."
     if verdict["word"] != "UNDECIDED":
         return ""
-    return f"How many cases would settle {what} is unknown: {verdict['unsettled']}."
+    return f"There is no estimate of how many cases would settle {what}: {verdict['unsettled']}."
 
 
 def on_these_cases(verdict: Data) -> str:
