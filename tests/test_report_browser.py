@@ -389,6 +389,25 @@ def test_nothing_serious_stands_between_a_reader_and_the_page(
     assert not [(f["id"], [node["html"] for node in f["nodes"]][:3]) for f in serious]
 
 
+@pytest.mark.parametrize("kind", [LIGHT, DARK, PHONE], ids=["light", "dark", "phone"])
+def test_an_undecided_verdict_and_a_tie_can_be_read(
+    browser: Browser, tmp_path: Path, kind: dict[str, Any]
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    script = [{"concept_id": "*", "text": Answers().text()}]
+    cases = {f"K{n}": "simple" for n in range(10)}
+    made = make_run(tmp_path, cases, script, "--adapter", "twin", "--certify", "0.95")
+    with opened(browser, write_html(open_run(made), tmp_path / "report.html"), **kind) as seen:
+        page = seen.page
+        page.screenshot(path=tmp_path / "page.png", full_page=True)
+        assert page.locator("article.undecided .word").count() == 2
+        assert page.get_by_role("cell", name="tied with twin").is_visible()
+        found = axe.run(page, options=AXE).response["violations"]
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    serious = [f for f in found if f["impact"] in ("serious", "critical")]
+    assert not [(f["id"], [node["html"] for node in f["nodes"]][:3]) for f in serious]
+
+
 def test_2000_cases_render_quickly_in_little_memory_and_stay_usable(
     browser: Browser, tmp_path: Path
 ) -> None:
