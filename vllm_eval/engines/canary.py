@@ -9,9 +9,10 @@ An engine repeats itself only up to rounding, which changes with the size of a b
 measured in the same start: each arm answers alone in batches of two sizes, and the noise is the
 largest distance from an arm's first answer to another of its answers to the same text. An answer is
 strange if it is more than `TIMES` the noise away from the arm's first. It is wrong if, besides,
-another arm's is less than half as far, or if half of the arm's answers are strange. The largest of
-so few repeats is itself uncertain; with three times it, simulated starts ended for noise alone less
-than once in 10,000, even where the noise moves all tokens together.
+another arm's is `TIMES` nearer, or if half of the arm's answers are strange. The largest of so few
+repeats is itself uncertain; `TIMES` is chosen so that fewer than one of 1,000 simulated starts ends
+for noise alone (2 of 20,000 in the worst case, where noise moves all tokens of a text together,
+towards an adapter that is as weak as the noise).
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ SMALLEST = 1e-5
 NEGLIGIBLE = 1e-3
 """Nats. More than single precision rounds, and too little to change an answer."""
 TIMES = 3.0
-"""Times the noise, beyond which an answer is strange."""
+"""Of the noise, beyond which an answer is strange; and how much nearer another arm's must be."""
 
 
 def distance(one: Distribution, other: Distribution) -> float:
@@ -118,10 +119,10 @@ class _Again:
 
 
 def _other(first: Mapping[str, Rows], answer: _Again) -> tuple[float, str] | None:
-    """Another arm whose answer is less than half as far away, and how far; None without one."""
+    """Another arm whose answer is `TIMES` nearer, and how far it is; None without one."""
     others = ((distance(rows[answer.text], answer.row), arm) for arm, rows in first.items())
     near, arm = min(found for found in others if found[1] != answer.arm)
-    return (near, arm) if near < answer.away / 2 else None
+    return (near, arm) if near < answer.away / TIMES else None
 
 
 def _noise(first: Mapping[str, Rows], alone: Iterable[_Again]) -> float:
