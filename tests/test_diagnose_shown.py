@@ -176,7 +176,7 @@ def test_where_no_setting_helps_no_answer_is_said_to_be_saved(bench: Bench) -> N
     run = bench.run("--retries", "0")
     write_reports(load_run(run.folder))
     shown = bench.call("diagnose", str(run.folder)).out
-    assert "no answer to grade in 1 of 1 failed attempts" in shown
+    assert "no answer to grade in 3 of 3 failed attempts" in shown
     assert "stayed a failure" not in shown + (run.folder / "report.md").read_text("utf-8")
 
 
