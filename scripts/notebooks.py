@@ -131,11 +131,18 @@ def cells(on: Platform) -> Cells:
         ("code", cell.CHECK),
         ("markdown", f"## Evaluate\nRunning this cell again continues the same run. {on.again}"),
         ("code", f"{evaluate}\n{cell.RUN}"),
-        ("markdown", "## Report"),
+        ("markdown", _REPORT),
         ("code", cell.REPORT),
         ("markdown", f"## Save\n{on.saved}"),
         ("code", on.save),
     ]
+
+
+_REPORT = """\
+## Report
+**PASS**: the adapter meets every rule. **FAIL**: it misses one, or answers are missing.
+**UNDECIDED** (exit code 4, only with `--certify`): the cases do not settle it, and the report says
+how many probably would."""
 
 
 def _title(on: Platform) -> str:
@@ -168,7 +175,7 @@ DATASET = "artifacts/synthetic/product_owner/product_owner_val.jsonl"
 
 MAX_SAMPLES = None  # how many cases to draw; None for all, 20 for a first look
 PROFILE = "auto"  # chosen by platform and GPU; `check` says which
-OPTIONS = []  # any options of `python -m vllm_eval --help`, one word per item: ["--retries", "1"]
+OPTIONS = []  # options of `python -m vllm_eval --help`, one word per item: ["--certify", "0.95"]
 OUTPUT_DIR = "{on.output_dir}"{keep}
 SCRATCH = "/tmp/vllm_eval"  # for the clone and the packages; may vanish with the machine
 

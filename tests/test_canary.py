@@ -194,7 +194,7 @@ def test_an_adapter_at_half_its_strength_beside_others_is_found(engine: Engine) 
     for place, arm in enumerate(asked[-1]):
         if arm == "b":
             answers[-1][place] = likeliest((BASE + engine.arms["b"]) / 2)
-    with pytest.raises(EngineError, match=r"adapter 'b' answers . of 8 texts unlike alone"):
+    with pytest.raises(EngineError, match=r"adapter 'b' does not repeat its own answers to . of 8"):
         canary.prove(asked, answers)
 
 

@@ -192,7 +192,7 @@ def test_runs_on_other_cases_certify_together_what_none_does_alone(
     assert f"Left out: {folders[1].name}, {folders[2].name}" in alone.out
     done = certified(bench, *folders)
     assert (done.code, "PASS  pupil at 0.95, over 3 runs and 60 cases" in done.out) == (0, True)
-    assert "multiplied, because they share no case: these 3 sets" in done.out
+    assert "multiplied, because they share no case: all 3 of these" in done.out
     assert "Left out" not in done.out
 
 

@@ -314,7 +314,7 @@ def test_integrate_is_said_of_one_student_and_why_of_that_one(three: Path) -> No
     said = steps(three)
     assert said.count("Integrate ") == 1
     p = open_run(three).comparison["ranking"]["students"][0]["p_next"]
-    tie = f"It comes first in the ranking, but `second` is as good: the two are tied (p = {p:.3f})."
+    tie = f"It comes first in the ranking, but `second` is tied with it (p = {p:.3f})."
     assert f"Integrate `first`. {tie}" in said
     assert "`second` passes too." in said
     assert "Do not integrate `third`." in said

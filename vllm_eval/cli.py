@@ -179,7 +179,7 @@ def report_command(
         str | None, option("MLflow store or server to log to as well.", metavar="URI")
     ] = None,
     certify: Annotated[
-        float | None, option("Also say what they show together at a level.", metavar="LEVEL")
+        float | None, option("Level at which to say what the runs show together.", metavar="LEVEL")
     ] = None,
 ) -> int:
     """Render stored runs again: HTML, Markdown, plots, JUnit and the ZIP.

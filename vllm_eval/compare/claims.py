@@ -182,4 +182,4 @@ def cases_to_certify(
     if needed:
         return needed, ""
     short = "; ".join(rule.name for rule in rules if not rule.passed)
-    return None, f"the evidence is there, but the number of these cases is not: {short}"
+    return None, f"the evidence is enough, but these cases miss the bound: {short}"

@@ -73,7 +73,7 @@ class GateConfig(Record):
     confidence: Annotated[_Inside | None, Flag(GATE, NOT_CHECKED)] = None
     """Confidence level at which the lower end of the ratio's interval must reach min_ratio too."""
     certify: Annotated[float | None, Field(ge=0.5, lt=1), Flag(GATE, NOT_CHECKED)] = None
-    """Level at which every rule must be shown for PASS or one refuted for FAIL; else UNDECIDED."""
+    """Level of evidence: PASS if every rule is shown, FAIL if one is refuted, else UNDECIDED."""
     against: Annotated[Literal["baseline", "absolute"], Flag(GATE)] = "baseline"
     """Grade the student against the baseline, or by its own rules alone (absolute)."""
     min_ratio_all: Annotated[float | None, Field(ge=0), Flag(GATE, NOT_CHECKED)] = None
@@ -159,7 +159,7 @@ class Config(Record):
     ] = None
     """Number of cases to draw."""
     until_settled: Annotated[bool, Flag(WHAT)] = False
-    """Draw cases only until the verdict is settled at the level of certify."""
+    """Draw cases only until the verdict is settled at the level of --certify."""
     samples_per_case: Annotated[_Positive, Flag(WHAT)] = 1
     """Answers of each arm to each case, each with its own seed."""
     seed: Annotated[int, Flag(WHAT)] = 42
@@ -239,7 +239,7 @@ class Config(Record):
     @model_validator(mode="after")
     def _settled_at_a_level(self, info: ValidationInfo) -> Self:
         if info.context != LAYER and self.until_settled and self.gate.certify is None:
-            raise ValueError("until_settled needs gate.certify, the level at which it is settled")
+            raise ValueError("until_settled needs gate.certify, the level of the verdict")
         return self
 
     @property

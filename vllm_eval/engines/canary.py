@@ -140,7 +140,7 @@ def _hold(first: Mapping[str, Rows], arm: str, strange: Sequence[_Again]) -> boo
         _fail(_blame(arm, *max(wrong.values()), len(wrong)))
     if 2 * len(texts) >= len(TEXTS):
         who = "the base" if arm == BASELINE else f"adapter {arm!r}"
-        _fail(f"{who} answers {len(texts)} of {len(TEXTS)} texts unlike alone when others answer")
+        _fail(f"{who} does not repeat its own answers to {len(texts)} of {len(TEXTS)} texts")
     return bool(texts)
 
 

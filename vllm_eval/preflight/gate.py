@@ -71,8 +71,8 @@ def _certified(gate: GateConfig, level: float, cases: int, students: int) -> tup
     """Who is certified; and what to do if hardly anyone is."""
     least = cases_for_valid_rate(gate, level, students)
     if least is None:
-        what = f"no student can be certified at {level:g}: so high a valid rate takes more than "
-        return f"{what}{MOST_CASES:,} cases", "lower gate.min_valid_rate"
+        what = f"no student can be certified at {level:g}: to show so high a valid rate takes "
+        return f"{what}more than {MOST_CASES:,} cases", "lower gate.min_valid_rate"
     like_base = gate.against == "baseline" and bound_of(gate) < 1
     good = 1.0 if like_base else _good(gate)
     name = "one as good as the base" if like_base else f"one at {good:.3g}"

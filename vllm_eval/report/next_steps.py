@@ -55,7 +55,7 @@ def _integrate(run: StoredRun, verdict: Data, ranked: Sequence[Data]) -> Iterato
     tie = ""
     if ranked[0]["tied"]:
         other, p = code(ranked[1]["arm"]), chance(ranked[0]["p_next"])
-        tie = f" It comes first in the ranking, but {other} is as good: the two are tied ({p})."
+        tie = f" It comes first in the ranking, but {other} is tied with it ({p})."
     yield Md(f"Integrate {code(arm)}.{tie}")
     adapter = run.environment["adapters"].get(arm)
     if base and adapter:

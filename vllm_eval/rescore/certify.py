@@ -65,7 +65,7 @@ def certify_runs(names: Sequence[str], output_dir: str, level: float) -> tuple[C
 
 def _read(folder: Path) -> RunEvidence:
     if concluded(folder)["partial"]:
-        raise InputError(f"{folder}: did not finish, so it is no evidence; --resume it")
+        raise InputError(f"{folder}: did not finish, so it is not evidence; --resume it")
     found = evidence.read(folder)
     if found is None:
         why = "is missing: an arm of the run never answered, or the file is lost"
@@ -126,7 +126,7 @@ def _noted(one: Certificate, rows: Sequence[_Graded], left_out: Sequence[str]) -
     if len({str(g.run.identity.get("dataset")) for g in rows}) > 1:
         notes.append(
             "The runs use different data sets. If these differ in kind, a rule that is shown holds "
-            "for one of them at least."
+            "for at least one of them."
         )
     if left_out:
         notes.append(

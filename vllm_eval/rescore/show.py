@@ -130,7 +130,7 @@ def show_certificates(names: Sequence[str], output_dir: str, level: float) -> Wo
             how = "averaged, because they share cases" if len(some) > 1 else "taken as it is"
             _say(console, f"{', '.join(some)}: {how}")
         if len(sets) > 1:
-            _say(console, f"multiplied, because they share no case: these {len(sets)} sets")
+            _say(console, f"multiplied, because they share no case: all {len(sets)} of these")
         console.print(_evidence_table(one))
         for note in verdict.notes:
             _say(console, f"note: {note}", style="yellow")
