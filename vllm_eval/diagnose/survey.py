@@ -37,7 +37,7 @@ class Numbered:
 
 @dataclass(slots=True)
 class ArmTally:
-    """All attempts of one arm; engine errors are none of the model's and not among them."""
+    """All attempts of the model in one arm, without the engine's errors."""
 
     numbers: dict[int, Numbered] = field(default_factory=dict)
     """By number of the model's attempt, counted from 1."""

@@ -31,7 +31,7 @@ from vllm_eval.tasks import Task
 
 UNANSWERED = Grade(None, None, {})
 ENGINE_ERROR = "engine_error"
-"""Reason of an attempt that the engine, not the model, brought to nothing."""
+"""Reason of an attempt that failed in the engine, not in the model."""
 MOST_ERRORS = 3
 """Engine errors after which an answer is given up; they take nothing from the model's attempts."""
 PLACE = ("block", "line", "column", "key")
