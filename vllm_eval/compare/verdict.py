@@ -87,7 +87,7 @@ class Verdict:
     is missing, because that does not depend on which cases were drawn.
     """
     cases_to_settle: int | None = None
-    """About how many cases settle what is in doubt; None where nothing is, or there is no estimate."""
+    """About how many cases settle what is in doubt; None where nothing is, or none is known."""
     unsettled: str = ""
     """Why there is no such number."""
     p: float = 1.0
