@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,7 @@ MODELS = (
 )
 
 
+@cache
 def arms_of(model: Model, ratio: float, retries: int | None = None) -> tuple[Arm, Arm]:
     """Base and student whose true means, failures counted as 0, have this ratio."""
     base = _placed(Arm(model, 0.0), model.base_mean)

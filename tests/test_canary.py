@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from tests.depth import count
 from vllm_eval.engines import canary
 from vllm_eval.errors import EngineError
 from vllm_eval.records import BASELINE
@@ -100,14 +101,15 @@ def test_fewer_than_one_start_in_a_thousand_fails_or_warns_for_noise_alone() -> 
     for noise, step in NOISES[1:]:
         chance = np.random.default_rng(5)
         starts = [
-            Engine({BASELINE: BASE, "a": STUDENT}, noise, step, chance).prove() for _ in range(1500)
+            Engine({BASELINE: BASE, "a": STUDENT}, noise, step, chance).prove()
+            for _ in range(count(500, deep=10_000))
         ]
         assert not any(starts)
 
 
 def test_an_adapter_hidden_by_noise_never_fails_a_start() -> None:
     chance = np.random.default_rng(6)
-    for seed in range(500):
+    for seed in range(count(200, deep=500)):
         weak = moved(BASE, 0.03, seed)
         assert Engine({BASELINE: BASE, "a": weak}, 0.02, STEP, chance).prove() is not None
 

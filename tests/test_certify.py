@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.depth import count
-from vllm_eval.compare.evidence import Claim, ratio_claim, weigh
+from vllm_eval.compare.claims import Table, make_claims, trace_rules
+from vllm_eval.compare.evidence import Claim, bets, log_wealth, ratio_claim, weigh
 from vllm_eval.compare.gate import decide
 from vllm_eval.compare.summary import compare_arms
 from vllm_eval.compare.verdict import Verdict
@@ -134,10 +135,10 @@ def test_among_several_students_a_pass_takes_more_evidence() -> None:
     good: Scores = [0.9] * 34
     (alone,) = verdicts(good, good)
     assert alone.word == "PASS"
-    together = verdicts(good, *[good] * 20)
+    together = verdicts(good, *[good] * 6)
     assert {verdict.word for verdict in together} == {"UNDECIDED"}
-    assert "20 students" in together[0].notes[-1]
-    assert together[0].p_corrected == pytest.approx(20 * together[0].p)
+    assert "6 students" in together[0].notes[-1]
+    assert together[0].p_corrected == pytest.approx(6 * together[0].p)
 
 
 def test_the_spread_and_the_lowest_case_are_about_the_cases_at_hand() -> None:
@@ -196,34 +197,33 @@ def test_a_false_claim_is_shown_at_some_case_in_at_most_five_percent_of_runs(
     share: float, planned: int
 ) -> None:
     """Rare zeros, and a true ratio on the bound: what fools a t test most."""
-    draws = count(1000, deep=20_000)
+    draws = count(2000, deep=20_000)
     generator = np.random.default_rng(planned)
-    worth = 0.9 / (1 - share)
-    shown = 0
-    for _ in range(draws):
-        student = np.where(generator.random(planned) < share, 0.0, min(worth, 1.0))
-        base = np.full(planned, min(worth, 1.0) * (1 - share) / 0.9)
-        shown += weigh(ratio_claim(student, base, 0.9), planned, 0.95).first_shown is not None
-    assert shown / draws <= 0.05 + 3 * (0.05 * 0.95 / draws) ** 0.5
+    worth = min(0.9 / (1 - share), 1.0)
+    student = np.where(generator.random((draws, planned)) < share, 0.0, worth)
+    base = np.full(planned, worth * (1 - share) / 0.9)
+    wealth = np.exp(log_wealth(ratio_claim(student, base, 0.9), bets(planned, 0.95)))
+    shown = wealth.max(axis=-1) >= 20
+    assert shown.mean() <= 0.05 + 3 * (0.05 * 0.95 / draws) ** 0.5
+    for run in range(20):
+        found = weigh(ratio_claim(student[run], base, 0.9), planned, 0.95)
+        assert (found.first_shown is not None) == shown[run]
 
 
 def test_the_wealth_after_the_last_case_is_one_on_average_if_the_claim_just_fails() -> None:
-    generator = np.random.default_rng(1)
-    ends = [
-        weigh(Claim(generator.choice([0.0, 1.0], 6, p=[0.1, 0.9]), 0.0, 1.0, 0.9), 6, 0.95).e_shown
-        for _ in range(20_000)
-    ]
-    assert np.mean(ends) == pytest.approx(1.0, abs=0.02)
+    x = np.random.default_rng(1).choice([0.0, 1.0], (200_000, 6), p=[0.1, 0.9])
+    ends = np.exp(log_wealth(Claim(x, 0.0, 1.0, 0.9), bets(6, 0.95))[:, -1])
+    assert ends.mean() == pytest.approx(1.0, abs=0.01)
 
 
 def test_a_distance_is_refuted_at_the_stated_level_though_there_are_two_ways_to_refute_it() -> None:
     """Equal arms and a bound of 0: refuted wrongly in at most 5 % of runs."""
-    generator = np.random.default_rng(3)
-    runs, wrong = count(200, deep=2000), 0
+    generator, gate = np.random.default_rng(3), GateConfig(certify=0.95, max_abs_difference=0)
+    runs, wrong = count(1000, deep=10_000), 0
     for _ in range(runs):
-        base, student = (generator.choice([0.7, 0.9], 60).tolist() for _ in range(2))
-        (verdict,) = verdicts(base, student, max_abs_difference=0)
-        wrong += states(verdict)["distance s0"] == "refuted"
+        base, student = (Table(generator.choice([0.7, 0.9], 60), np.ones(60)) for _ in range(2))
+        traces = trace_rules(make_claims(student, base, gate), "s0", 60, 0.95)
+        wrong += traces["distance", "s0"](60).first_refuted is not None
     assert wrong / runs <= 0.05 + 2 * (0.05 * 0.95 / runs) ** 0.5
 
 
@@ -236,10 +236,10 @@ def test_a_run_without_any_case_is_no_pass_and_no_crash() -> None:
 
 def test_what_it_takes_counts_the_other_students() -> None:
     good: Scores = [0.9] * 34
-    together = verdicts(good, *[good] * 20)
+    together = verdicts(good, *[good] * 6)
     more: Scores = [0.9] * (together[0].cases_to_settle or 0)
     assert len(more) > 34
-    assert {verdict.word for verdict in verdicts(more, *[more] * 20)} == {"PASS"}
+    assert {verdict.word for verdict in verdicts(more, *[more] * 6)} == {"PASS"}
 
 
 def test_what_more_cases_cannot_settle_is_said() -> None:

@@ -85,9 +85,11 @@ def test_the_true_ratio_of_a_model_is_the_one_asked_for(model: Model, ratio: flo
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
 @pytest.mark.parametrize(("samples", "retries"), SETUPS)
 def test_a_big_sample_has_the_true_ratio(model: Model, samples: int, retries: int | None) -> None:
-    random, cases = np.random.default_rng(0), count(1_000_000, deep=4_000_000)
+    random, cases = np.random.default_rng(0), count(200_000, deep=4_000_000)
     base, student = deal(arms_of(model, 0.9, retries), 1, cases, samples, random)
-    assert student.score_all.mean() / base.score_all.mean() == pytest.approx(0.9, abs=1e-3)
+    assert student.score_all.mean() / base.score_all.mean() == pytest.approx(
+        0.9, abs=1.5 / cases**0.5
+    )
 
 
 def test_noise_is_as_large_as_stated() -> None:
@@ -153,12 +155,14 @@ def test_the_lower_end_of_an_interval_covers_as_often_as_stated(model: Model, ca
     assert missed / runs <= at_most(ERROR / 2, runs)
 
 
-@pytest.mark.parametrize(("ratio", "cases"), [(0.8, 60), (0.95, 60), (1.0, 45)])
-@pytest.mark.parametrize("name", ["noise", "rare failures"])
+@pytest.mark.parametrize(
+    ("name", "ratio", "cases"),
+    [("noise", 0.8, 60), ("noise", 1.0, 45), ("rare failures", 0.95, 60)],
+)
 def test_many_runs_at_a_time_are_decided_as_the_gate_decides_each(
     name: str, ratio: float, cases: int
 ) -> None:
-    runs = count(3, deep=30)
+    runs = count(2, deep=60)
     for base, student in simulate(Setting(NAMED[name], ratio, cases, retries=1), runs):
         found = certify(base, student)
         for run in range(runs):

@@ -155,6 +155,6 @@ def test_a_run_stored_before_these_keys_existed_still_loads(half: Bench) -> None
         del config["gate"][key]
     file.write_text(yaml.safe_dump(config), "utf-8")
     (folder / "comparison.json").unlink()
-    assert half.call("report", str(folder)).code == 0
+    assert half.call("diagnose", str(folder)).code == 0
     assert half.call("score", str(folder)).code == 1
     assert half.call("check", "--config", str(file)).code == 0
