@@ -1,4 +1,4 @@
-"""Tiny model and adapter folders: real files whose weights are zeros.
+"""Tiny model and adapter folders: real files, whose weights are zeros unless a test asks for more.
 
 Safetensors files are written by hand: the library's writer for NumPy has no bfloat16.
 """
@@ -6,9 +6,10 @@ Safetensors files are written by hand: the library's writer for NumPy has no bfl
 from __future__ import annotations
 
 import json
-import math
 import struct
 from typing import TYPE_CHECKING
+
+from vllm_eval.inputs.safetensors_headers import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,16 +47,16 @@ def write_json(path: Path, data: object) -> None:
 
 
 def write_safetensors(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "F32"
+    path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "F32", byte: int = 0
 ) -> None:
-    """Tensors of zeros, of 4 bytes a value, or 2 for any other type."""
+    """Tensors of one repeated byte."""
     header, at = {}, 0
     for name, shape in shapes.items():
-        end = at + math.prod(shape) * (4 if dtype == "F32" else 2)
+        end = at + Tensor(dtype, shape).size
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
         at = end
     raw = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(at))
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes([byte]) * at)
 
 
 def base_shapes(layers: int = 2) -> Shapes:

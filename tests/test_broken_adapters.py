@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 TABLE = Path(__file__).parents[1] / "docs" / "adapters.md"
 MACHINE = Machine("Linux", "3.11.7", 2, 16_000, ())
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-LAYER = "base_model.model.model.layers"
-VOCABULARY = "base_model.model.model.embed_tokens"
+MODEL = "base_model.model.model"
+LAYER = f"{MODEL}.layers"
+VOCABULARY = f"{MODEL}.embed_tokens"
+EXPERTS = f"{LAYER}.0.mlp.experts"
 
 
 def settings(**changes: object) -> Break:
@@ -47,13 +49,17 @@ def settings(**changes: object) -> Break:
     return change
 
 
-def weights(shapes: dict[str, tuple[int, ...]]) -> Break:
-    return lambda folder: write_safetensors(folder / WEIGHTS, shapes)
+def weights(shapes: dict[str, tuple[int, ...]], byte: int = 0, dtype: str = "F32") -> Break:
+    return lambda folder: write_safetensors(folder / WEIGHTS, shapes, dtype, byte)
 
 
-def with_more(**shapes: tuple[int, ...]) -> Break:
-    """More tensors than a good adapter has; in the keyword `__` stands for a dot."""
-    return weights(lora_shapes() | {key.replace("__", "."): s for key, s in shapes.items()})
+def renamed(old: str, new: str) -> Break:
+    return weights({name.replace(old, new): shape for name, shape in lora_shapes().items()})
+
+
+def with_more(shapes: dict[str, tuple[int, ...]], byte: int = 0) -> Break:
+    """More tensors than a good adapter has, of one repeated byte."""
+    return weights(lora_shapes() | shapes, byte)
 
 
 def rewritten(change: Callable[[bytes], bytes]) -> Break:
@@ -76,6 +82,10 @@ def half() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def vocabulary_lora(rows: int = 64) -> dict[str, tuple[int, ...]]:
+    return {f"{VOCABULARY}.lora_embedding_A": (4, rows), f"{VOCABULARY}.lora_embedding_B": (16, 4)}
+
+
 BROKEN: dict[str, Break] = {
     "no folder of that name": shutil.rmtree,
     f"no `{CONFIG}`": lambda folder: (folder / CONFIG).unlink(),
@@ -96,9 +106,14 @@ BROKEN: dict[str, Break] = {
     "wrong base: other shapes": weights(lora_shapes(hidden=32)),
     "wrong base: more layers": weights(lora_shapes(layers=3)),
     "wrong base: fewer layers": weights(lora_shapes(layers=1)),
-    "unknown module names": weights(
-        {name.replace("self_attn", "attention"): s for name, s in lora_shapes().items()}
-    ),
+    "unknown module names": renamed("self_attn", "attention"),
+    "names of a compiled model": renamed("model.layers", "_orig_mod.model.layers"),
+    "names of a model without its head": renamed("model.layers", "layers"),
+    "names of a multimodal model": renamed("model.layers", "model.language_model.layers"),
+    "raw `state_dict`": renamed(".weight", ".default.weight"),
+    "MLX tensors": weights({"model.layers.0.self_attn.q_proj.lora_a": (16, 4)}),
+    "sharded training, not gathered": weights(dict.fromkeys(lora_shapes(), (0,))),
+    "whole numbers": weights(lora_shapes(), dtype="I16"),
     "rank too high": lambda folder: write_adapter(folder, lora_shapes(rank=513), r=513),
     "rank above `max_lora_rank`": lambda folder: write_adapter(folder, lora_shapes(rank=16), r=16),
     "rank of another configuration": weights(lora_shapes(rank=8)),
@@ -113,11 +128,23 @@ BROKEN: dict[str, Break] = {
     "BD-LoRA": settings(use_bdlora={"nblocks": 2}),
     "QALoRA": settings(use_qalora=True),
     "trained tokens": settings(trainable_token_indices=[1]),
-    "LoRA of `embed_tokens` or `lm_head`": with_more(
-        **{f"{VOCABULARY}.lora_embedding_A": (4, 64), f"{VOCABULARY}.lora_embedding_B": (16, 4)}
+    "LoRA of `embed_tokens` or `lm_head`": with_more(vocabulary_lora()),
+    "embeddings saved beside the LoRA": with_more({f"{VOCABULARY}.weight": (64, 16)}),
+    "embeddings trained beside the LoRA": with_more({f"{VOCABULARY}.weight": (64, 16)}, 1),
+    "norms trained beside the LoRA": with_more({f"{MODEL}.norm.weight": (16,)}, 1),
+    "token deltas": with_more({f"{VOCABULARY}.token_adapter.trainable_tokens_delta": (2, 16)}),
+    "LoRA of another vocabulary": with_more(vocabulary_lora(1600)),
+    "LoRA of changed embeddings": with_more(
+        vocabulary_lora() | {f"{VOCABULARY}.base_layer.weight": (64, 16)}, 1
     ),
-    "embeddings saved beside the LoRA": with_more(**{f"{VOCABULARY}.weight": (64, 16)}),
+    "LoRA of single parameters": settings(target_parameters=["mlp.experts.down_proj"]),
+    "LoRA of fused experts": with_more(
+        {f"{EXPERTS}.lora_A.weight": (16, 32), f"{EXPERTS}.lora_B.weight": (16, 16)}
+    ),
 }
+
+OF_LLAMA = frozenset({"LoRA of another vocabulary", "LoRA of changed embeddings"})
+"""Kinds whose base is a Llama, because vLLM serves no vocabulary LoRA on the others."""
 
 
 def documented() -> dict[str, str]:
@@ -133,11 +160,12 @@ def findings(bench: Bench) -> Callable[[Break, str], Findings]:
     def find(break_it: Break, kind: str) -> Findings:
         old = "old vLLM" in kind
         most = {"max_lora_rank": 8} if "max_lora_rank" in kind else {}
+        base = "llama" if kind in OF_LLAMA else "qwen2"
         adapter = write_adapter(bench.folder / "pupil")
         break_it(adapter)
         config = Config(
             adapters=(str(adapter),),
-            base_model=str(write_base(bench.folder / "base")),
+            base_model=str(write_base(bench.folder / "base", model_type=base)),
             dataset_path=str(bench.dataset()),
             output_dir=str(bench.output_dir),
             engine_args={"kv_cache_memory_bytes": 2**28, **most},

@@ -127,9 +127,40 @@ def linear_modules(base: Base) -> dict[str, tuple[int, int]] | None:
     }
 
 
+def vocabulary_modules(base: Base) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of the input and output embedding by full name; empty where unknown."""
+    architecture, modules = base.architecture, {}
+    for name, tensor in (base.tensors or {}).items():
+        if name.endswith(".weight") and len(tensor.shape) == 2 and is_vocabulary(name):
+            rows, hidden = tensor.shape
+            head = not {"lm_head", "embed_out"}.isdisjoint(name.split("."))
+            modules[name.removesuffix(".weight")] = (hidden, rows) if head else (rows, hidden)
+    if architecture is not None and (architecture.model_type in LLAMA_LIKE or modules):
+        modules.setdefault("lm_head", (architecture.hidden, architecture.vocab))
+    if architecture is not None and architecture.model_type in LLAMA_LIKE:
+        modules["model.embed_tokens"] = (architecture.vocab, architecture.hidden)
+    return modules
+
+
 def is_vocabulary(name: str) -> bool:
     """Whether a tensor or module is an input or output embedding."""
     return not {"embed_tokens", "lm_head", "wte", "embed_out"}.isdisjoint(name.split("."))
+
+
+def stored_as(base: Base, tensor: str) -> tuple[Path, str] | None:
+    """The file of a base's tensor and its name there; None if it is not among the weights read.
+
+    A tied output embedding may be stored as the input embedding alone.
+    """
+    if base.folder is None or base.tensors is None:
+        return None
+    tied = base.architecture is not None and base.architecture.tied
+    if tensor == "lm_head.weight" and tensor not in base.tensors and tied:
+        tensor = "model.embed_tokens.weight"
+    if tensor not in base.tensors:
+        return None
+    files = (base.folder / name for name in sorted(_weight_files(base.folder)))
+    return next(((file, tensor) for file in files if tensor in read_header(file)), None)
 
 
 def missing_modules(base: Base) -> list[str]:
@@ -201,14 +232,7 @@ def _read_architecture(config: Mapping[str, Any]) -> Architecture | None:
 
 def _read_weights(folder: Path) -> dict[str, Tensor] | None:
     """The tensors of all weight files; None unless they are safetensors."""
-    index = folder / "model.safetensors.index.json"
-    names = {path.name for path in folder.glob("*.safetensors")}
-    if index.is_file():
-        held = read_json(index)
-        listed = held.get("weight_map") if isinstance(held, dict) else None
-        names = set(map(str, listed.values())) if isinstance(listed, dict) else set()
-        if not names or any("/" in name for name in names):
-            raise InputError(f"{index}: does not name files in its own folder; copy it again")
+    names = _weight_files(folder)
     if not names:
         if any(folder.glob("*.bin")) or "snapshots" in folder.parts:
             return None
@@ -223,3 +247,15 @@ def _read_weights(folder: Path) -> dict[str, Tensor] | None:
     for name in sorted(names):
         tensors |= read_header(folder / name)
     return tensors
+
+
+def _weight_files(folder: Path) -> set[str]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return {path.name for path in folder.glob("*.safetensors")}
+    held = read_json(index)
+    listed = held.get("weight_map") if isinstance(held, dict) else None
+    names = set(map(str, listed.values())) if isinstance(listed, dict) else set()
+    if not names or any("/" in name for name in names):
+        raise InputError(f"{index}: does not name files in its own folder; copy it again")
+    return names

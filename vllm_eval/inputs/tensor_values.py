@@ -1,0 +1,78 @@
+"""The values of single tensors in safetensors files, read in pieces."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from vllm_eval.errors import InputError
+from vllm_eval.inputs.safetensors_headers import FLOATS, read_header
+
+PIECE = 2**20
+"""Values compared at a time."""
+_STORED = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+def same_values(file: Path, name: str, other_file: Path, other_name: str) -> bool:
+    """Whether two tensors are equal once the one is rounded to the other's type.
+
+    A copy that was saved in 16 bits counts as its 32-bit original.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    one, other = read_header(file)[name], read_header(other_file)[other_name]
+    if one.shape != other.shape or not {one.dtype, other.dtype} <= FLOATS:
+        return False
+    import numpy as np
+
+    left, right = (_mapped(file, name), _mapped(other_file, other_name))
+    down = up = True
+    for start in range(0, one.count, PIECE):
+        a, b = (_widened(values[start : start + PIECE]) for values in (left, right))
+        down = down and np.array_equal(_rounded(a, other.dtype), b)
+        up = up and np.array_equal(a, _rounded(b, one.dtype))
+        if not down and not up:
+            return False
+    return True
+
+
+def _mapped(file: Path, name: str) -> Any:
+    """The stored values of a tensor of a file whose header `read_header` has checked."""
+    import numpy as np
+
+    try:
+        with file.open("rb") as opened:
+            length = struct.unpack("<Q", opened.read(8))[0]
+            entry = orjson.loads(opened.read(length))[name]
+        start, end = entry["data_offsets"]
+        stored = np.dtype(_STORED[entry["dtype"]])
+        if start == end:
+            return np.zeros(0, stored)
+        count = (end - start) // stored.itemsize
+        return np.memmap(file, stored, "r", offset=8 + length + start, shape=(count,))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}; copy it again") from error
+
+
+def _widened(values: Any) -> Any:
+    import numpy as np
+
+    if values.dtype == np.uint16:  # bfloat16: the upper half of a 32-bit float
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values if values.dtype == np.float64 else values.astype(np.float32)
+
+
+def _rounded(values: Any, dtype: str) -> Any:
+    """The values as `dtype` can hold them, to the nearest, ties to even."""
+    import numpy as np
+
+    if dtype != "BF16":
+        with np.errstate(over="ignore"):
+            return _widened(values.astype(_STORED[dtype]))
+    bits = values.astype(np.float32).view(np.uint32)
+    even = (bits >> 16) & 1
+    return ((bits + 0x7FFF + even) & 0xFFFF0000).view(np.float32)
