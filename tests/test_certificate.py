@@ -230,8 +230,8 @@ def test_a_run_given_twice_and_a_copy_of_it_are_one(bench: Bench, run: Callable[
     ("option", "why"),
     [
         (("--temperature", "0.7"), "temperature was 0.2, is 0.7"),
-        (("--min-ratio", "0.8"), "the gates differ"),
-        (("--min-student-mean", "0.5"), "the gates differ"),
+        (("--min-ratio", "0.8"), "the gates differ: ratio was 0.9, is 0.8"),
+        (("--min-student-mean", "0.5"), "the gates differ: student_mean was None, is 0.5"),
     ],
 )
 def test_runs_that_are_evidence_of_something_else_are_refused(
@@ -266,10 +266,19 @@ def test_other_data_sets_are_said(run: Callable[..., Path]) -> None:
     assert found.verdict.notes[0].startswith("The runs use different data sets.")
 
 
-@pytest.mark.parametrize("level", [0.0, 1.0, math.nan])
+@pytest.mark.parametrize("level", [0.0, 0.3, 1.0, math.nan])
 def test_a_level_that_is_none_is_refused(run: Callable[..., Path], level: float) -> None:
     with pytest.raises(InputError, match="--certify"):
         certificates(run(1, 2), level=level)
+
+
+@pytest.mark.parametrize("emptied", ["students", "cases"])
+def test_evidence_of_nothing_is_refused(run: Callable[..., Path], emptied: str) -> None:
+    folder = run(1, 20)
+    found = json.loads((folder / "evidence.json").read_text())
+    (folder / "evidence.json").write_text(json.dumps(found | {emptied: []}))
+    with pytest.raises(InputError, match=rf"evidence\.json: cannot be used: {emptied}"):
+        certificates(folder)
 
 
 def test_a_run_that_did_not_finish_is_no_evidence(run: Callable[..., Path]) -> None:

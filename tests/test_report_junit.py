@@ -7,6 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from tests.conftest import Answers
 from tests.report_runs import (
     FAILING,
     HOSTILE_ID,
@@ -109,3 +110,13 @@ def test_no_answer_and_no_name_can_break_the_file(tmp_path: Path) -> None:
     names = {test.get("name") for test in root.iter("testcase")}
     assert any("<script>alert(1)</script> @octocat" in str(name) for name in names)
     assert any("\ufffd" in (failure.text or "") for failure in root.iter("failure"))
+
+
+def test_cases_that_a_settled_run_does_not_count_are_no_tests(tmp_path: Path) -> None:
+    script = [{"text": Answers().text()}]
+    settle = ("--certify", "0.95", "--until-settled")
+    folder = make_run(tmp_path, script, 120, ("pupil",), *settle)
+    cases = open_run(folder).comparison["settled"]["cases"]
+    root = _root(folder)
+    assert [suite.get("tests") for suite in root] == ["6", str(cases), str(cases)]
+    assert root.get("skipped") == "0"

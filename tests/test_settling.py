@@ -308,6 +308,15 @@ def test_a_missing_answer_settles_nothing_and_fails_in_the_end(
     assert found["settled"]["cases"] >= concluded(passing)[0]
 
 
+def test_a_run_with_a_level_is_resumed_until_it_is_settled(
+    bench: Bench, answers: Answers, passing: Run
+) -> None:
+    bench.call("--resume", str(passing.folder), "--no-until-settled")
+    again = bench.call("--resume", str(passing.folder), "--until-settled")
+    assert (again.code, again.err) == (0, "")
+    assert again.result("comparison")["settled"]["cases"] < CAP
+
+
 def test_it_needs_a_level_wherever_that_is_set() -> None:
     with pytest.raises(ConfigError, match=r"until_settled needs gate\.certify"):
         load_config(settings=["until_settled=true", "profile=none"])

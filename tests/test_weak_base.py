@@ -158,3 +158,14 @@ def test_a_run_stored_before_these_keys_existed_still_loads(half: Bench) -> None
     assert half.call("diagnose", str(folder)).code == 0
     assert half.call("score", str(folder)).code == 1
     assert half.call("check", "--config", str(file)).code == 0
+
+
+def test_a_base_that_never_answered_does_not_matter_to_a_student_graded_alone(
+    bench: Bench, answers: Answers
+) -> None:
+    bench.dataset(12)
+    bench.answers({"text": answers.text()}, {"arm": "baseline", "error": "out of memory"})
+    run = bench.run(*ALONE)
+    assert (run.code, run.result("comparison")["word"]) == (0, "PASS")
+    assert (run.folder / "evidence.json").is_file()
+    assert bench.call("score", str(run.folder)).code == 0

@@ -123,13 +123,11 @@ def refuse_unanswered(finished: Finished) -> None:
     """A whole run in which an arm never answered has evaluated nothing.
 
     Raises:
-        EvalError: an arm has no answer at all.
+        EvalError: an arm that a rule is about has no answer at all.
     """
-    comparison = finished.comparison
-    for name, summary in comparison.arms.items():
-        if not finished.pending and summary.errors == summary.total:
-            reasons = ", ".join(comparison.reasons[name]) or "no reason"
-            raise EvalError(f"no case of {name} has an answer ({reasons}); see {finished.folder}")
+    for name in () if finished.pending else finished.silent:
+        reasons = ", ".join(finished.comparison.reasons[name]) or "no reason"
+        raise EvalError(f"no case of {name} has an answer ({reasons}); see {finished.folder}")
 
 
 def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finished:

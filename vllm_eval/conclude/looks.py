@@ -18,10 +18,9 @@ from vllm_eval.store.evidence import Look, RunEvidence, StudentEvidence
 def note_evidence(run: Evaluated, reading: Reading, finished: Finished) -> Finished:
     """Write `evidence.json` of a complete run; the same run with its looks.
 
-    Nothing is written of a run with pending outcomes, or with an arm that never answered.
+    Nothing is written of a run with pending outcomes, or with an arm that is `silent`.
     """
-    arms = finished.comparison.arms.values()
-    if finished.pending or any(summary.errors == summary.total for summary in arms):
+    if finished.pending or finished.silent:
         return finished
     order, contents = run.cases.order, run.cases.contents
     answered = sorted({order[outcome.concept_id] for outcome in reading.outcomes})

@@ -81,6 +81,13 @@ class Finished:
         """Of the whole run: NOT FINISHED, or what the gate says of all students."""
         return NOT_FINISHED if self.pending else overall(self.verdicts)
 
+    @property
+    def silent(self) -> list[str]:
+        """The arms that a rule is about and that never answered."""
+        graded = {rule.arm for verdict in self.verdicts for rule in verdict.rules}
+        arms = self.comparison.arms.items()
+        return [arm for arm, found in arms if arm in graded and found.errors == found.total]
+
 
 def _stem(arm: str, arms: int) -> str:
     """What an arm's result file is called, among so many free arms: the only student just that."""

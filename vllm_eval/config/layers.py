@@ -39,9 +39,9 @@ class Layers:
     flags: dict[str, Any]
     source: str = "command line"
 
-    def load(self) -> Config:
-        """The configuration."""
-        return load_config(self.files, self.settings, self.flags, self.source)
+    def load(self, context: str | None = None) -> Config:
+        """The configuration; in the context `LAYER`, keys need not fit together yet."""
+        return load_config(self.files, self.settings, self.flags, self.source, context)
 
     def over(self, setting: str) -> Layers:
         """With `KEY.PATH=VALUE` on top of everything, so that a swept value applies."""
@@ -53,11 +53,13 @@ def load_config(
     settings: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
     source: str = "command line",
+    context: str | None = None,
 ) -> Config:
     """Resolve the configuration; later layers win, mappings are merged key by key.
 
     `files` are YAML files or names of shipped profiles, lowest first; `settings` are pairs
-    `key.path=value`, the value in YAML; `source` is the name of the `flags` in messages.
+    `key.path=value`, the value in YAML; `source` is the name of the `flags` in messages. `context`
+    is that of `validated`.
 
     Raises:
         ConfigError: unknown key, wrong type, missing file; names the layer and the key.
@@ -75,7 +77,7 @@ def load_config(
     merged: dict[str, Any] = {}
     for layer in [*_profile_layers(profile), *(layer for _, layer in layers)]:
         merged = merge(merged, layer)
-    return validated(Config, merged | {"profile": profile}, "configuration")
+    return validated(Config, merged | {"profile": profile}, "configuration", context)
 
 
 def dump_config(config: Config) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -66,7 +67,8 @@ def _arms(run: StoredRun) -> Iterator[ET.Element]:
     comparison = run.comparison
     cases = {row["concept_id"]: row["arms"] for row in comparison["cases"]}
     sampled, samples = comparison["cases_sampled"], run.environment["identity"]["samples_per_case"]
-    drawn = list(cases) if sampled else list(index_rows(run.folder).order)
+    counted = islice(index_rows(run.folder).order, comparison["cases_total"])
+    drawn = list(cases if sampled else counted)
     failed = {
         (case, arm)
         for case, cells in cases.items()

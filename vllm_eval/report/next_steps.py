@@ -123,8 +123,20 @@ def _remedy(comparison: Data, verdict: Data, rule: Data) -> Iterator[Md]:
         yield Md(f"The ratio of {student} is too uncertain. {more}")
     elif kind == "distance":
         yield Md(f"The means of {student} and the baseline differ by more than allowed.")
+    elif _by_failing(comparison, verdict, rule):
+        why = f"Failed answers of {student} count as 0, which lowers its score too far."
+        yield Md(f"{why} {_main_cause(comparison, arm)}")
     else:
         yield Md(f"{student} scores too low. {_worst_cases(comparison, verdict['arm'])}")
+
+
+def _by_failing(comparison: Data, verdict: Data, rule: Data) -> bool:
+    """Whether a score is too low only with failed answers as 0."""
+    summary, ratios = comparison["arms"][rule["arm"]], verdict["ratios"]
+    enough = rule["margin"] >= 0
+    if rule["kind"] == "ratio_all" and ratios:
+        enough = ratios["valid"] >= rule["threshold"]
+    return bool(enough and summary["failed"] > summary["errors"])
 
 
 def _missing(comparison: Data, arm: str) -> str:

@@ -41,8 +41,8 @@ def certify_runs(names: Sequence[str], output_dir: str, level: float) -> tuple[C
         InputError: the level is none; a run is missing, did not finish or has no evidence; or runs
             of one adapter differ in base, task, way of asking or gate.
     """
-    if not 0 < level < 1:
-        raise InputError(f"--certify: {level:g} is not between 0 and 1")
+    if not 0.5 <= level < 1:
+        raise InputError(f"--certify: {level:g} must be at least 0.5 and below 1")
     runs: dict[str, tuple[Path, RunEvidence]] = {}
     for name in names:
         folder = find_run(name, output_dir)
@@ -79,8 +79,9 @@ def _refuse_other(one: _Graded, other: _Graded) -> None:
         {k: v for k, v in g.run.identity.items() if k not in FREE} for g in (one, other)
     )
     why = manifest.differences(mine, theirs)
-    if not why and _bounds(one.student.rules) != _bounds(other.student.rules):
-        why = ["the gates differ"]
+    if not why:
+        bounds = (_bounds(g.student.rules) for g in (one, other))
+        why = [f"the gates differ: {each}" for each in manifest.differences(*bounds)]
     if why:
         raise InputError(
             f"{other.folder}: cannot be taken together with {one.folder} for "
@@ -88,8 +89,9 @@ def _refuse_other(one: _Graded, other: _Graded) -> None:
         )
 
 
-def _bounds(rules: Sequence[Rule]) -> dict[tuple[str, bool], float]:
-    return {key: rule.threshold for key, rule in rules_by_side(rules).items()}
+def _bounds(rules: Sequence[Rule]) -> dict[str, float]:
+    found = rules_by_side(rules).items()
+    return {f"{kind} of the baseline" if base else kind: r.threshold for (kind, base), r in found}
 
 
 def _named(graded: Mapping[str, Sequence[_Graded]]) -> Iterator[tuple[str, list[PastRun]]]:

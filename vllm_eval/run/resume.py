@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from vllm_eval.config import machine
 from vllm_eval.config.layers import Layers
 from vllm_eval.config.machine import Machine, Software
-from vllm_eval.config.settings import Config, whole
+from vllm_eval.config.settings import LAYER, Config, whole
 from vllm_eval.errors import InputError
 from vllm_eval.inputs.plan import Plan
 from vllm_eval.records import TOO_LONG
@@ -36,13 +36,12 @@ def load_resumed(
         ConfigError: an option cannot be used.
         InputError: there is no such run, or its task is a file and was not named again.
     """
-    config = layers.load()
     if resume is None or resume == AUTO:
-        return config, AUTO if resume else None
-    folder = find_run(str(resume), config.output_dir)
-    named = "task" in config.model_fields_set
+        return layers.load(), AUTO if resume else None
+    given = layers.load(LAYER)
+    folder = find_run(str(resume), given.output_dir)
     config = replace(layers, files=[str(folder / CONFIG), *layers.files]).load()
-    if not named:
+    if "task" not in given.model_fields_set:
         refuse_file(config.task, folder)
     return config, folder
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 from pydantic import TypeAdapter, ValidationError
 
 from vllm_eval.compare.evidence import SURE
@@ -46,7 +46,7 @@ class StudentEvidence:
     arm: str
     adapter: str
     """Hash of its files; without files its name, with the hash of the script that answered."""
-    rules: tuple[Rule, ...]
+    rules: Annotated[tuple[Rule, ...], MinLen(1)]
     look: Look
 
 
@@ -58,9 +58,9 @@ class RunEvidence:
     started_at: str
     identity: dict[str, Any]
     """From its manifest."""
-    cases: tuple[str, ...]
+    cases: Annotated[tuple[str, ...], MinLen(1)]
     """Hash of the content of each case that was answered."""
-    students: tuple[StudentEvidence, ...]
+    students: Annotated[tuple[StudentEvidence, ...], MinLen(1)]
 
     def same_question(self, other: RunEvidence) -> bool:
         """Whether both runs graded adapters of the same base by the same task."""
