@@ -20,6 +20,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 SLOT_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """`MaxLoRARanks` of vllm/config/lora.py; any other `max_lora_rank` is refused."""
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
+MLX = ("adapters.safetensors", "adapters.npz")
+MLX_TODO = "fuse it into its base with mlx_lm.fuse, and serve that"
 MAX_NAME = 100
 """Characters; an arm's name becomes part of file names."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -157,6 +159,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
         fields = read_json(path)
     except InputError as error:
         raise AdapterError(str(error)) from error
+    if isinstance(fields, dict) and "lora_parameters" in fields and "peft_type" not in fields:
+        raise AdapterError(
+            f"{path}: was written by MLX, for tensors that vLLM cannot read; {MLX_TODO}"
+        )
     if not isinstance(fields, dict) or fields.get("peft_type") != "LORA":
         raise AdapterError(f"{path}: peft_type must be LORA; other adapters cannot be served")
     return fields
@@ -167,6 +173,13 @@ def _no_weights(folder: Path) -> AdapterError:
         msg = f"adapter {folder}: {pickle} is a pickle, which can run code when it is opened"
         todo = "load it where it was made and save it again with safe_serialization=True"
         return AdapterError(f"{msg}; {todo}")
+    if part := next(folder.glob("*-of-*.safetensors"), None):
+        msg = f"adapter {folder}: is split into files like {part.name}, which vLLM does not read"
+        return AdapterError(f"{msg}; join them, as docs/adapters.md shows")
+    if mlx := next((name for name in MLX if (folder / name).is_file()), None):
+        return AdapterError(
+            f"adapter {folder}: {mlx} is of MLX, which vLLM cannot read; {MLX_TODO}"
+        )
     msg = f"adapter {folder}: has no {WEIGHTS_FILE}; save it with safe_serialization=True"
     return AdapterError(msg)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vllm_eval.errors import InputError
@@ -15,7 +16,8 @@ from vllm_eval.inputs.adapters import CONFIG_FILE, WEIGHTS_FILE, read_settings
 from vllm_eval.inputs.base_model import Base
 from vllm_eval.inputs.safetensors_headers import read_header
 from vllm_eval.preflight.adapter_tensors import MERGE, SAVE_AGAIN, check_tensors
-from vllm_eval.preflight.finding import Finding, error, from_error, warning
+from vllm_eval.preflight.finding import Finding, error, from_error, ok, warning
+from vllm_eval.preflight.needs import PEFT_RELEASE
 from vllm_eval.records import Adapter
 
 REFUSED = (
@@ -33,6 +35,10 @@ REFUSED = (
 PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 """Initialisations that leave the base unchanged; the others change it when PEFT loads them."""
 LARGEST_RANK = 512
+MIRROR = re.compile(r"(?:-unsloth)?-bnb-4bit$")
+"""How the names of 4-bit copies on the hub end."""
+LOCAL = re.compile(r"/|~|\.\.?[/\\]|[A-Za-z]:[/\\]")
+"""How the path of a folder begins, in contrast to a hub id."""
 
 
 def check_adapter(
@@ -58,8 +64,7 @@ def check_adapter(
         todo = "leave out engine_args.max_lora_rank: it is derived"
         findings.append(error(settings_file, what, todo))
     findings += _check_base_name(settings_file, adapter, base)
-    file = adapter.path / WEIGHTS_FILE
-    return findings + check_tensors(file, adapter.rank, settings, header, base)
+    return findings + check_tensors(adapter, settings, header, base, peft=release >= PEFT_RELEASE)
 
 
 def _check_settings(
@@ -79,8 +84,12 @@ def _check_settings(
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
         what = "lora_alpha must be a number: it sets the strength of the adapter"
         findings.append(error(where, what, SAVE_AGAIN))
-    if not settings.get("target_modules"):
+    if "target_modules" not in settings:
         findings.append(error(where, "target_modules is missing", SAVE_AGAIN))
+    elif not settings["target_modules"] and not settings.get("target_parameters"):
+        what = "target_modules is empty: vLLM goes by the tensors, but PEFT does not"
+        strict = release >= PEFT_RELEASE and settings["target_modules"] is not None
+        findings.append((error if strict else warning)(where, what, "name the modules there"))
     if settings.get("rank_pattern") or settings.get("alpha_pattern"):
         what = "vLLM before 0.26 silently scales rank_pattern and alpha_pattern wrongly"
         if (0, 0) < release < (0, 26):
@@ -91,15 +100,27 @@ def _check_settings(
 
 
 def _check_base_name(where: str, adapter: Adapter, base: Base) -> list[Finding]:
-    trained, given = _last_name(adapter.base_model or ""), _last_name(base.name)
-    if not trained or trained.casefold() == given.casefold():
+    trained = adapter.base_model or ""
+    name, given = _last_name(trained), _last_name(base.name)
+    if not name or name == given:
         return []
-    what = f"was trained on {adapter.base_model!r}, but the base is {base.name!r}"
+    if _plain(name) == _plain(given):
+        what = f"was trained on {trained!r}, a 4-bit copy of the base {base.name!r}"
+        return [ok(where, what)] if MIRROR.search(name) else []
+    if (LOCAL.match(trained) or trained.count("/") > 1) and not Path(trained).is_dir():
+        what = f"was trained on {trained!r}, a folder of another machine"
+        return [ok(where, f"{what}, so its name tells nothing")]
+    what = f"was trained on {trained!r}, but the base is {base.name!r}"
     return [warning(where, what, "make sure that they are the same model")]
 
 
 def _last_name(name: str) -> str:
-    """The model's name in a path, a hub id, or a path in the hub's cache."""
+    """The model's name in a path, a hub id, or a path in the hub's cache, in lower case."""
     if cached := re.search(r"models--[^/]+--([^/]+)/snapshots/", name):
-        return cached[1]
-    return name.rstrip("/").rpartition("/")[2]
+        return cached[1].casefold()
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1].casefold()
+
+
+def _plain(name: str) -> str:
+    """The name without what mirrors add to it, or leave out."""
+    return MIRROR.sub("", name).removeprefix("meta-")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_eval.inputs.adapters import CONFIG_FILE
+from vllm_eval.inputs.adapters import CONFIG_FILE, MLX_TODO, WEIGHTS_FILE
 from vllm_eval.inputs.base_model import (
     NO_VOCABULARY_LORA,
     Base,
@@ -24,6 +24,7 @@ from vllm_eval.inputs.base_model import (
 from vllm_eval.inputs.safetensors_headers import FLOATS, Tensor
 from vllm_eval.inputs.tensor_values import same_values
 from vllm_eval.preflight.finding import Finding, error, ok, warning
+from vllm_eval.records import Adapter
 
 Modules = Mapping[str, Mapping[str, Tensor]]
 Shapes = Mapping[str, tuple[int, int]]
@@ -33,7 +34,6 @@ Kind = tuple[Callable[[str, str, str], Finding], str, str]
 MERGE = "merge the adapter into a copy of its base, or train without it"
 SAVE_AGAIN = "save it again with PEFT"
 RENAME = "rename its tensors, as docs/adapters.md shows"
-MLX_TODO = "fuse it into its base with mlx_lm.fuse, and serve that"
 OTHER_BASE = "give --base-model, the one it was trained on"
 WRAPPERS = {
     "_orig_mod.": "torch.compile",
@@ -70,15 +70,22 @@ _TODO = {
 
 
 def check_tensors(
-    file: Path, rank: int, settings: Mapping[str, Any], header: Mapping[str, Tensor], base: Base
+    adapter: Adapter,
+    settings: Mapping[str, Any],
+    header: Mapping[str, Tensor],
+    base: Base,
+    *,
+    peft: bool = False,
 ) -> list[Finding]:
-    """Whether vLLM can serve these tensors on this base, as they were trained."""
+    """Whether vLLM, or else PEFT, can serve these tensors on this base, as they were trained."""
+    file = adapter.path / WEIGHTS_FILE
     where = str(file)
     if names := [name for name in header if _RAW.fullmatch(name)]:
         what = f"{_count(names, 'tensor')} named as in a raw state_dict, with the adapter's name"
         return [error(where, what, f"{SAVE_AGAIN}'s save_pretrained, or {RENAME}")]
     if names := [name for name in header if _MLX.fullmatch(name)]:
-        return [error(where, f"{_count(names, 'tensor')} as MLX names them", MLX_TODO)]
+        what = f"{_count(names, 'tensor')} of MLX, which vLLM cannot read"
+        return [error(where, what, MLX_TODO)]
     modules: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     others: dict[str, Tensor] = {}
     for name, tensor in header.items():
@@ -102,7 +109,12 @@ def check_tensors(
         if len(pair) == 2 and not (parents and _unwrapped(name).endswith(parents))
     }
     findings += _check_modules(where, settings, whole, base)
-    return findings or [ok(where, f"{len(whole)} modules of rank {rank} that fit the base")]
+    odd = [name for name in header if not name.startswith(PREFIX) or name.startswith(2 * PREFIX)]
+    if odd and not any(finding.level == "error" for finding in findings):
+        what = f"{_count(odd, 'tensor')} that vLLM serves but PEFT does not find"
+        todo = f"let their names begin with {PREFIX!r} once, as docs/adapters.md shows"
+        findings.append((error if peft else warning)(where, what, todo))
+    return findings or [ok(where, f"{len(whole)} modules of rank {adapter.rank} that fit the base")]
 
 
 def _check_others(
