@@ -122,6 +122,16 @@ def test_a_run_that_is_resumed_keeps_its_number(bench: Bench, run: Callable[...,
     assert looks(first)["pupil"]["number"] == 1
 
 
+def test_a_run_that_is_resumed_with_another_threshold_is_a_further_look(
+    bench: Bench, run: Callable[..., Run]
+) -> None:
+    run(1, 4)
+    (first,) = folders(bench)
+    again = bench.call("--resume", str(first), "--min-ratio", "0.8")
+    assert "pupil: This is look 2 at these cases." in again.out
+    assert "look 2 at these cases" in bench.call("--resume", str(first)).out
+
+
 def test_a_run_that_is_rendered_or_concluded_again_keeps_its_number(
     bench: Bench, run: Callable[..., Run]
 ) -> None:

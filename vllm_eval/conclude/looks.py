@@ -49,15 +49,24 @@ def _adapter(identity: Mapping[str, Any], arm: str) -> str:
 
 
 def _looks_before(folder: Path, run: RunEvidence) -> Mapping[str, Look] | None:
-    """What the run was called when it was first concluded, if it was, on the same cases."""
+    """The looks when the run was last concluded, if it was, on the same cases."""
     try:
         before = evidence.read(folder)
     except InputError:
         return None
     if before is None or before.cases != run.cases:
         return None
-    looks = {student.arm: student.look for student in before.students}
-    return looks if looks.keys() >= {student.arm for student in run.students} else None
+    known = {student.arm: student for student in before.students}
+    if not known.keys() >= {student.arm for student in run.students}:
+        return None
+    return {student.arm: _same_look(known[student.arm], student) for student in run.students}
+
+
+def _same_look(before: StudentEvidence, now: StudentEvidence) -> Look:
+    """The look of a run concluded again; a further one if its thresholds have changed."""
+    one, two = ({(r.kind, r.arm): r.threshold for r in each.rules} for each in (before, now))
+    look = before.look
+    return look if one == two else Look(look.number + 1, look.cases, look.cases)
 
 
 def _count_looks(folder: Path, run: RunEvidence) -> tuple[Mapping[str, Look], list[str]]:
