@@ -39,6 +39,8 @@ ADAPTER = {
 SPLIT = {"type": "Whitespace"}
 WORDS = {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"}
 
+PLAIN = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -76,12 +78,18 @@ def base_shapes(layers: int = 2) -> Shapes:
     return shapes
 
 
+def write_tokenizer(folder: Path, **added: int) -> None:
+    """A tokenizer that makes a token of each word, with these added tokens and their numbers."""
+    more = [{"id": number, "content": token, **PLAIN} for token, number in added.items()]
+    tokenizer = {"version": "1.0", "added_tokens": more, "pre_tokenizer": SPLIT, "model": WORDS}
+    write_json(folder / "tokenizer.json", tokenizer)
+
+
 def write_base(folder: Path, **changes: object) -> Path:
     """A base model whose tokenizer makes a token of each word."""
     folder.mkdir(parents=True)
     write_json(folder / "config.json", BASE | changes)
-    tokenizer = {"version": "1.0", "added_tokens": [], "pre_tokenizer": SPLIT, "model": WORDS}
-    write_json(folder / "tokenizer.json", tokenizer)
+    write_tokenizer(folder)
     write_safetensors(folder / "model.safetensors", base_shapes(), "BF16")
     return folder
 

@@ -21,6 +21,7 @@ from tests.model_folders import (
     write_base,
     write_json,
     write_safetensors,
+    write_tokenizer,
 )
 from vllm_eval.config.machine import Machine, Software
 from vllm_eval.config.settings import Config
@@ -38,6 +39,7 @@ TABLE = Path(__file__).parents[1] / "docs" / "adapters.md"
 MACHINE = Machine("Linux", "3.11.7", 2, 16_000, ())
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MODEL = "base_model.model.model"
+TEMPLATE = "chat_template.jinja"
 LAYER = f"{MODEL}.layers"
 VOCABULARY = f"{MODEL}.embed_tokens"
 EXPERTS = f"{LAYER}.0.mlp.experts"
@@ -153,6 +155,9 @@ BROKEN: dict[str, Break] = {
     "LoRA of changed embeddings": with_more(
         vocabulary_lora() | {f"{VOCABULARY}.base_layer.weight": (64, 16)}, 1
     ),
+    "tokens beyond the base's": lambda folder: write_tokenizer(folder, pad=64),
+    "tokens that the base's tokenizer lacks": lambda folder: write_tokenizer(folder, pad=1),
+    "another chat template": lambda folder: (folder / TEMPLATE).write_text("{{ messages }}"),
     "LoRA of single parameters": settings(target_parameters=["mlp.experts.down_proj"]),
     "LoRA of fused experts": with_more(
         {f"{EXPERTS}.lora_A.weight": (16, 32), f"{EXPERTS}.lora_B.weight": (16, 16)}

@@ -81,10 +81,10 @@ def check_tensors(
     file = adapter.path / WEIGHTS_FILE
     where = str(file)
     if names := [name for name in header if _RAW.fullmatch(name)]:
-        what = f"{_count(names, 'tensor')} named as in a raw state_dict, with the adapter's name"
+        what = f"{counted(names, 'tensor')} named as in a raw state_dict, with the adapter's name"
         return [error(where, what, f"{SAVE_AGAIN}'s save_pretrained, or {RENAME}")]
     if names := [name for name in header if _MLX.fullmatch(name)]:
-        what = f"{_count(names, 'tensor')} of MLX, which vLLM cannot read"
+        what = f"{counted(names, 'tensor')} of MLX, which vLLM cannot read"
         return [error(where, what, MLX_TODO)]
     modules: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     others: dict[str, Tensor] = {}
@@ -99,7 +99,7 @@ def check_tensors(
         unusable = any(_WEIGHT.fullmatch(name) for name in others)
         return findings + [error(where, "has no LoRA weights", SAVE_AGAIN)] * (not unusable)
     if half := [name for name, pair in modules.items() if len(pair) < 2]:
-        what = f"{_count(half, 'module')} with only one of lora_A and lora_B"
+        what = f"{counted(half, 'module')} with only one of lora_A and lora_B"
         findings.append(error(where, what, SAVE_AGAIN))
     parents = tuple(str(one).rpartition(".")[0] for one in settings.get("target_parameters") or ())
     whole = {
@@ -111,7 +111,7 @@ def check_tensors(
     findings += _check_modules(where, settings, whole, base)
     odd = [name for name in header if not name.startswith(PREFIX) or name.startswith(2 * PREFIX)]
     if odd and not any(finding.level == "error" for finding in findings):
-        what = f"{_count(odd, 'tensor')} that vLLM serves but PEFT does not find"
+        what = f"{counted(odd, 'tensor')} that vLLM serves but PEFT does not find"
         todo = f"let their names begin with {PREFIX!r} once, as docs/adapters.md shows"
         findings.append((error if peft else warning)(where, what, todo))
     return findings or [ok(where, f"{len(whole)} modules of rank {adapter.rank} that fit the base")]
@@ -136,7 +136,7 @@ def _check_others(
         if kind:
             kinds[kind].append(name)
     return [
-        level(str(file), f"{_count(names, 'tensor')} {what}", todo)
+        level(str(file), f"{counted(names, 'tensor')} {what}", todo)
         for (level, what, todo), names in kinds.items()
     ]
 
@@ -195,7 +195,7 @@ def _check_ranks(where: str, settings: Mapping[str, Any], modules: Modules) -> l
     wrong = [n for n, (a, b) in ranks.items() if not a == b == _rank_of(n, settings, a)]
     if not wrong:
         return []
-    what = f"{_count(wrong, 'module')} with a rank other than {CONFIG_FILE} says"
+    what = f"{counted(wrong, 'module')} with a rank other than {CONFIG_FILE} says"
     return [error(where, what, "take both files from the same training run")]
 
 
@@ -221,7 +221,7 @@ def _check_names(where: str, modules: Modules, known: Shapes | None, base: Base)
             faults[fault].append(name)
     findings = []
     for fault, names in faults.items():
-        what = f"{_count(names, 'module')} {fault}"
+        what = f"{counted(names, 'module')} {fault}"
         if fault in (_OTHER_SHAPE, _OTHER_VOCABULARY):
             pair, (inputs, outputs) = modules[names[0]], (known or {})[names[0]]
             has = f"{pair['A'].shape[1]} to {pair['B'].shape[0]}"
@@ -273,7 +273,7 @@ def _check_reach(where: str, modules: Modules, base: Base) -> list[Finding]:
     return [warning(where, what, "make sure that it was trained on this base")]
 
 
-def _count(names: Sequence[str], noun: str) -> str:
+def counted(names: Sequence[str], noun: str) -> str:
     """The number, and the first name, escaped and shortened because it comes from a file."""
     shown = names[0] if len(names[0]) <= 80 else f"{names[0][:80]}..."
     return f"{len(names)} {noun}{'s' if len(names) > 1 else ''} (first {shown!r})"

@@ -20,6 +20,7 @@ from vllm_eval.inputs.cases import read_cases
 from vllm_eval.inputs.plan import Draft, read_plan
 from vllm_eval.preflight import memory, needs
 from vllm_eval.preflight.adapter import LARGEST_RANK, check_adapter
+from vllm_eval.preflight.adapter_tokenizer import check_tokenizer
 from vllm_eval.preflight.demand import Demand, as_loaded, demand_of
 from vllm_eval.preflight.finding import Finding, Findings, error, from_error, ok, warning
 from vllm_eval.preflight.gate import check_gate
@@ -100,6 +101,7 @@ def _check(draft: Draft, hardware: Machine, software: Software) -> list[Finding]
     for arm in draft.arms:
         if arm.adapter is not None and arm.variant_of is None:
             findings += check_adapter(arm.adapter, base, release, most)
+            findings += check_tokenizer(arm.adapter, base, config)
     findings += _check_memory(draft, base, hardware, software)
     return findings + _check_prompts(draft, base)
 
