@@ -31,10 +31,13 @@ def check_tokenizer(adapter: Adapter, base: Base, config: Config) -> list[Findin
         return []
     try:
         same = _same(adapter.path / TOKENIZER, used / TOKENIZER)
-        own, common = ({}, {}) if same else (_tokens(adapter.path), _tokens(used))
-        template, other = _template(adapter.path), _template(used)
+        own, template = {} if same else _tokens(adapter.path), _template(adapter.path)
     except InputError as failed:
         return [replace(from_error(failed), level="warning", cause=None)]
+    try:
+        common, other = _tokens(used) if own else {}, _template(used) if template else None
+    except InputError:
+        return []  # the one in use has a finding of its own
     where, findings = f"tokenizer of {adapter.path}", []
     modules = vocabulary_modules(base).items()
     rows = next((inputs for name, (inputs, _) in modules if "lm_head" not in name), None)
