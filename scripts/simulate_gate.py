@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from scripts.outcome_models import MODELS, Model, Scores, arms_of, deal
-from vllm_eval.compare import gate as rules
+from vllm_eval.compare.betting import bets, log_wealth
 from vllm_eval.compare.claims import Table, make_claims
-from vllm_eval.compare.evidence import bets, log_wealth
 from vllm_eval.compare.intervals import make_interval
+from vllm_eval.compare.rules import make_rules
 from vllm_eval.compare.summary import Summary, compare_arms
 from vllm_eval.config.settings import GateConfig
 from vllm_eval.records import BASELINE, Outcome
@@ -162,15 +162,14 @@ def keeps_rules(
 ) -> bool:
     """Whether the rules hold by the numbers of the first cases of a run."""
     one, other = (summary_of(arm, run, cases) for arm in (base, student))
-    comparison = TEMPLATE
+    ratio = None
     if gate.confidence is not None and keeps_rules(base, student, run, cases):  # takes longer
         pairs = [arm.score[run, :cases] for arm in (student, base)]
         both = ~np.isnan(pairs[0] + pairs[1])
         ratio = make_interval(pairs[0][both], pairs[1][both], "ratio", gate.confidence)
-        paired = replace(TEMPLATE.students[STUDENT], ratio=ratio)
-        comparison = replace(TEMPLATE, students={STUDENT: paired})
-    terms = rules.Terms(comparison, STUDENT, cases, gate)
-    return all(rule.passed for rule in rules._rules(terms, one, other))
+    elif gate.confidence is not None:
+        return False
+    return all(rule.passed for rule in make_rules(gate, STUDENT, one, other, ratio=ratio))
 
 
 def summary_of(arm: Scores, run: int, cases: int) -> Summary:

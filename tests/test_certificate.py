@@ -16,8 +16,8 @@ import pytest
 from tests.conftest import REQUIREMENTS, Answers, Bench, Run
 from tests.depth import count
 from tests.report_runs import interrupt
+from vllm_eval.compare.betting import Evidence, ratio_claim, weigh
 from vllm_eval.compare.certificate import Certificate, PastRun, certify
-from vllm_eval.compare.evidence import Evidence, ratio_claim, weigh
 from vllm_eval.compare.verdict import Kind, Rule
 from vllm_eval.errors import InputError
 from vllm_eval.rescore.certify import certify_runs

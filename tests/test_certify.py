@@ -11,7 +11,7 @@ import pytest
 
 from tests.depth import count
 from vllm_eval.compare.claims import Table, make_claims, trace_rules
-from vllm_eval.compare.evidence import Claim, bets, log_wealth, ratio_claim, weigh
+from vllm_eval.compare.betting import Claim, bets, log_wealth, ratio_claim, weigh
 from vllm_eval.compare.gate import decide
 from vllm_eval.compare.summary import compare_arms
 from vllm_eval.compare.verdict import Verdict

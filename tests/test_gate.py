@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vllm_eval.compare.gate import NO_NUMBER, decide
-from vllm_eval.compare.intervals import resample
+from vllm_eval.compare.gate import decide
+from vllm_eval.compare.resampling import resample
+from vllm_eval.compare.rules import NO_NUMBER
 from vllm_eval.compare.summary import Comparison, compare_arms
 from vllm_eval.config.settings import GateConfig
 from vllm_eval.records import Outcome, Status

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from vllm_eval.compare.intervals import CaseScore
+from vllm_eval.compare.cases import CaseScore
 from vllm_eval.compare.paired import (
     MAX_EXACT_PAIRS,
     Paired,

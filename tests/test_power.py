@@ -14,8 +14,8 @@ import pytest
 
 import vllm_eval
 from tests.depth import count
+from vllm_eval.compare.betting import weigh
 from vllm_eval.compare.claims import Table, make_claims
-from vllm_eval.compare.evidence import weigh
 from vllm_eval.compare.intervals import make_interval
 from vllm_eval.compare.power import (
     cases_for_valid_rate,

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from vllm_eval.compare.evidence import SURE, Evidence
-from vllm_eval.compare.gate import NO_NUMBER, SHOWABLE
-from vllm_eval.compare.paired import holm
-from vllm_eval.compare.verdict import TOLERANCE, Rule, State, Verdict, Word
+from vllm_eval.compare.betting import SURE, Evidence
+from vllm_eval.compare.gate import correct
+from vllm_eval.compare.rules import SHOWABLE, make_rule, with_state
+from vllm_eval.compare.verdict import Rule, State, Verdict, overall
 from vllm_eval.records import BASELINE
 
 _Sets = Sequence[Sequence[Rule]]
@@ -54,8 +54,8 @@ def certify(students: Mapping[str, Sequence[PastRun]], level: float) -> tuple[Ce
     the students passes wrongly is kept below 1 - level (Holm 1979).
     """
     found = [_certify(name, runs, level) for name, runs in students.items()]
-    corrected = holm([one.verdict.p for one in found])
-    return tuple(_corrected(one, p, level) for one, p in zip(found, corrected, strict=True))
+    verdicts = correct([one.verdict for one in found])
+    return tuple(replace(one, verdict=v) for one, v in zip(found, verdicts, strict=True))
 
 
 def rules_by_side(rules: Sequence[Rule]) -> dict[tuple[str, bool], Rule]:
@@ -75,7 +75,7 @@ def _certify(name: str, runs: Sequence[PastRun], level: float) -> Certificate:
     p = max((rule.evidence.p_shown for rule in rules if rule.evidence), default=1.0)
     names = tuple(tuple(run.name for run in runs) for runs in sets)
     cases = len({case for run in runs for case in run.cases})
-    word = _word(rules)
+    word = overall(rules)
     verdict = Verdict(name, word, rules, p=p, p_corrected=p, level=level, certified=word)
     return Certificate(verdict, names, cases)
 
@@ -94,36 +94,12 @@ def _disjoint(runs: Sequence[PastRun]) -> list[list[PastRun]]:
 def _together(sets: _Sets, level: float) -> Rule:
     """One rule with the evidence of all runs; one on the cases at hand as in its worst run."""
     rules = [rule for rules in sets for rule in rules]
-    if not _shows(rules[0]):
+    if rules[0].kind not in SHOWABLE:
         return min(rules, key=lambda rule: -math.inf if rule.margin is None else rule.margin)
-    evidence, value = _multiply(sets), _average(rules)
-    state, rule = _state(evidence, level), rules[0]
-    margin = None
-    if value is not None:
-        margin = value - rule.threshold
-        margin = -margin if rule.bound == "at most" else margin
-    holds = margin is not None and margin >= -TOLERANCE
-    reason = "" if holds else NO_NUMBER if value is None else "does not hold on average"
-    if state != "shown":
-        reason = "; ".join(filter(None, (reason, f"{_STATES[state]} at {level:g}")))
-    passed = holds and state == "shown"
-    return replace(
-        rule,
-        value=value,
-        margin=margin,
-        passed=passed,
-        reason=reason,
-        state=state,
-        evidence=evidence,
-    )
-
-
-_STATES = {"refuted": "refuted", "open": "not shown"}
-
-
-def _shows(rule: Rule) -> bool:
-    """Whether a rule is about cases that were not asked, too."""
-    return rule.kind in SHOWABLE
+    evidence, value, one = _multiply(sets), _average(rules), rules[0]
+    why = "" if value is None else "does not hold on average"
+    rule = make_rule(one.kind, one.arm, one.name, value, one.threshold, why)
+    return with_state(replace(rule, evidence=evidence), _state(evidence, level), level)
 
 
 def _average(rules: Sequence[Rule]) -> float | None:
@@ -168,19 +144,3 @@ def _state(evidence: Evidence, level: float) -> State:
     if evidence.p_refuted <= 1 - level:
         return "refuted"
     return "shown" if evidence.p_shown <= 1 - level else "open"
-
-
-def _word(rules: Sequence[Rule]) -> Word:
-    if all(rule.passed for rule in rules):
-        return "PASS"
-    sure = any(r.state == "refuted" or (not _shows(r) and not r.passed) for r in rules)
-    return "FAIL" if sure else "UNDECIDED"
-
-
-def _corrected(one: Certificate, p: float, level: float) -> Certificate:
-    """With the p-value among several students, by which a PASS may become undecided."""
-    verdict = replace(one.verdict, p_corrected=p)
-    if verdict.passed and p > 1 - level:
-        note = "Every rule is shown for this student alone, but not among several students."
-        verdict = replace(verdict, word="UNDECIDED", certified="UNDECIDED", notes=(note,))
-    return replace(one, verdict=verdict)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-from vllm_eval.compare.evidence import Claim, Evidence, Trace, bets, log_wealth, ratio_claim, trace
-from vllm_eval.compare.intervals import Cases
+from vllm_eval.compare.betting import Claim, Evidence, Trace, bets, log_wealth, ratio_claim, trace
+from vllm_eval.compare.cases import Cases
 from vllm_eval.compare.paired import POWER
 from vllm_eval.compare.verdict import Kind, Rule
 from vllm_eval.config.settings import GateConfig
 from vllm_eval.records import BASELINE
 
-Side = Literal["baseline", "student"]
-Traces = Mapping[tuple[str, str], Trace]
-"""By the kind of a rule and the name of the arm that must meet it."""
-Claims = Mapping[tuple[Kind, Side], tuple[Claim, ...]]
+Claims = Mapping[tuple[Kind, str], tuple[Claim, ...]]
 """By the kind of a rule and the arm that must meet it; the rule holds where all of them do."""
+Traces = Mapping[tuple[Kind, str], Trace]
+"""The evidence on each rule, by the same."""
 
 REPEATS = 100
 """Runs drawn from the cases at hand, to see how many cases would be enough."""
@@ -55,48 +54,41 @@ def tables(student: Cases, base: Cases) -> tuple[Table, Table]:
     return found[0], found[1]
 
 
-def make_claims(student: Table, base: Table, gate: GateConfig) -> Claims:
+def make_claims(student: Table, base: Table, gate: GateConfig, arm: str = "student") -> Claims:
     """What must hold of cases like these, for every rule of the gate that is about a mean.
 
     A failed answer counts as 0 in each score, on either side, so no arm is helped by failing. Rules
     on the spread and on the lowest case are about the cases at hand alone. An unknown score leaves
-    out the rules on that arm's scores.
+    out the rules on that arm's scores. `arm` is the student's name.
     """
 
-    def rate(table: Table, least: float) -> tuple[Claim, ...]:
-        return (Claim(table.valid, 0.0, 1.0, least),)
+    def share(x: Any, least: float) -> tuple[Claim, ...]:
+        return (Claim(x, 0.0, 1.0, least),)
 
-    def mean(table: Table, least: float) -> tuple[Claim, ...]:
-        return (Claim(table.score, 0.0, 1.0, least),)
-
-    found: dict[tuple[Kind, Side], tuple[Claim, ...]] = {
-        ("valid_rate", "student"): rate(student, gate.min_valid_rate)
+    found: dict[tuple[Kind, str], tuple[Claim, ...]] = {
+        ("valid_rate", arm): share(student.valid, gate.min_valid_rate)
     }
     if gate.min_student_mean is not None and student.score is not None:
-        found["student_mean", "student"] = mean(student, gate.min_student_mean)
+        found["student_mean", arm] = share(student.score, gate.min_student_mean)
     if gate.against == "absolute":
         return found
-    found["valid_rate", "baseline"] = rate(base, gate.baseline_valid_rate)
+    found["valid_rate", BASELINE] = share(base.valid, gate.baseline_valid_rate)
     if base.score is not None:
-        found["baseline_mean", "baseline"] = mean(base, gate.min_baseline_mean)
+        found["baseline_mean", BASELINE] = share(base.score, gate.min_baseline_mean)
     if base.score is None or student.score is None:
         return found
-    found["ratio", "student"] = (ratio_claim(student.score, base.score, gate.min_ratio),)
+    found["ratio", arm] = (ratio_claim(student.score, base.score, gate.min_ratio),)
     if (least := gate.min_ratio_all) is not None:
-        found["ratio_all", "student"] = (ratio_claim(student.score, base.score, least),)
+        found["ratio_all", arm] = (ratio_claim(student.score, base.score, least),)
     if (most := gate.max_abs_difference) is not None:
         apart = student.score - base.score
-        found["distance", "student"] = tuple(Claim(x, -1.0, 1.0, -most) for x in (apart, -apart))
+        found["distance", arm] = tuple(Claim(x, -1.0, 1.0, -most) for x in (apart, -apart))
     return found
 
 
-def trace_rules(claims: Claims, arm: str, planned: int, level: float) -> Traces:
-    """The evidence for the rules that make these claims; `arm` is the student."""
-    names = {"baseline": BASELINE, "student": arm}
-    return {
-        (kind, names[side]): _trace_all(found, planned, level)
-        for (kind, side), found in claims.items()
-    }
+def trace_rules(claims: Claims, planned: int, level: float) -> Traces:
+    """The evidence for the rules that make these claims."""
+    return {key: _trace_all(found, planned, level) for key, found in claims.items()}
 
 
 def _trace_all(claims: Sequence[Claim], planned: int, level: float) -> Trace:
@@ -170,7 +162,7 @@ def cases_to_certify(
     """The largest number of cases that a rule needs which is open at `level`."""
     needed = 0
     for rule in rules:
-        found = claims.get((rule.kind, "baseline" if rule.arm == BASELINE else "student"))
+        found = claims.get((rule.kind, rule.arm))
         unsure = rule.evidence and rule.evidence.p_shown > 1 - level
         if rule.state != "refuted" and unsure and found:
             if all(claim.bound >= claim.high for claim in found):

@@ -38,7 +38,7 @@ def notes_of(
         if not rule.passed
         and (
             (rule.kind == "ratio" and not base_mean)
-            or (rule.kind in BASE_RULES and rule.arm == BASELINE and rule.state in ("", "refuted"))
+            or (rule.kind in BASE_RULES and rule.arm == BASELINE and rule.word == "FAIL")
         )
     ]
     if impossible:

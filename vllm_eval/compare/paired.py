@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vllm_eval.compare.intervals import Cases, Interval, make_interval
+from vllm_eval.compare.cases import Cases
+from vllm_eval.compare.intervals import Interval, make_interval
 
 SAME = 1e-9
 """Scores closer than this are a tie; the rest is rounding."""

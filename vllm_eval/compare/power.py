@@ -13,8 +13,8 @@ from bisect import bisect_left
 from statistics import NormalDist
 from typing import Any
 
+from vllm_eval.compare.betting import bets, log_wealth, p_values, ratio_claim
 from vllm_eval.compare.claims import MOST_CASES, Claims, Table, make_claims
-from vllm_eval.compare.evidence import bets, log_wealth, p_values, ratio_claim
 from vllm_eval.compare.paired import POWER
 from vllm_eval.config.settings import GateConfig
 

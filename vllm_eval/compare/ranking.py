@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from vllm_eval.compare.intervals import Cases, Interval, make_interval, mean_interval
+from vllm_eval.compare.cases import Cases
+from vllm_eval.compare.intervals import Interval, make_interval, mean_interval
 from vllm_eval.compare.paired import holm, paired_means
 from vllm_eval.compare.summary import Comparison
 from vllm_eval.compare.verdict import NOT_FINISHED, Verdict

@@ -2,23 +2,23 @@
 
 Cases count in the order drawn, up to the first one that lacks an outcome of any arm or sample.
 Every number of them is looked at in turn. The evidence holds at its level however often one looks
-(see `evidence`), so stopping at the first number that settles the verdict inflates no error.
+(see `betting`), so stopping at the first number that settles the verdict inflates no error.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import islice
 
+from vllm_eval.compare.betting import Evidence
+from vllm_eval.compare.cases import CaseScore, aggregate
 from vllm_eval.compare.claims import Traces, make_claims, tables, trace_rules
-from vllm_eval.compare.evidence import Evidence
-from vllm_eval.compare.gate import Terms, grade_rules
-from vllm_eval.compare.intervals import CaseScore
 from vllm_eval.compare.paired import holm
-from vllm_eval.compare.summary import Comparison, Summary, aggregate
-from vllm_eval.compare.verdict import Rule
+from vllm_eval.compare.resampling import summarise_first
+from vllm_eval.compare.rules import certify_rules, make_rules
+from vllm_eval.compare.summary import Summary
+from vllm_eval.compare.verdict import Kind, overall
 from vllm_eval.config.settings import GateConfig
 from vllm_eval.records import BASELINE, Outcome, free_arms
 
@@ -29,9 +29,9 @@ AHEAD = 4
 STRIDE = 16
 """With so many complete cases one more is awaited before the next look, as each takes all of them
 into account. A look finds what an earlier one would have found."""
-OF_THESE_CASES = ("answered", "student_std")
-"""Rules whose failure settles nothing: a missing answer is not the model's failure, and further
-cases may bring the spread below its limit. The verdict at the end counts both."""
+OF_THESE_CASES = "student_std"
+"""The rule whose failure settles nothing, because further cases may bring the spread below its
+limit. Nor does a missing answer, which is not the model's failure. The verdict counts both."""
 
 
 class Settling:
@@ -45,7 +45,6 @@ class Settling:
         self._answers = {(arm, sample) for arm in arms for sample in range(samples)}
         self._waiting: dict[int, dict[tuple[str, int], Outcome]] = {}
         self._cases: dict[str, dict[str, CaseScore]] = {arm: {} for arm in free_arms(arms)}
-        self._running = {arm: _Running() for arm in self._cases}
         self._looked = self._due = 0
         self.complete = 0
         """Cases with all outcomes, up to the first one without."""
@@ -82,16 +81,14 @@ class Settling:
 
     def _first_settled(self) -> int | None:
         traced = {arm: self._trace(arm) for arm in self._cases if arm != BASELINE}
-        new = [islice(cases.values(), self._looked, None) for cases in self._cases.values()]
-        for count, row in enumerate(zip(*new, strict=True), start=self._looked + 1):
-            for running, case in zip(self._running.values(), row, strict=True):
-                running.add(case)
-            arms = {arm: running.summary() for arm, running in self._running.items()}
+        first = self._looked + 1
+        grown = zip(*(summarise_first(one, first) for one in self._cases.values()), strict=True)
+        for count, summaries in enumerate(grown, start=first):
             evidence = {
                 arm: {key: after(count) for key, after in traces.items() if count <= known}
                 for arm, (traces, known) in traced.items()
             }
-            if _is_settled(arms, evidence, count * self._samples, self._gate):
+            if _is_settled(dict(zip(self._cases, summaries, strict=True)), evidence, self._gate):
                 return count
         return None
 
@@ -102,88 +99,25 @@ class Settling:
         unknown = (place for place, row in both if not all(case.scored for case in row))
         known = next(unknown, self.complete)
         found = tables(*(dict(islice(side.items(), known)) for side in sides))
-        claims = make_claims(*found, self._gate)
-        return trace_rules(claims, arm, len(self._order), self._gate.level), known
+        claims = make_claims(*found, self._gate, arm)
+        return trace_rules(claims, len(self._order), self._gate.level), known
 
 
 def _is_settled(
     arms: Mapping[str, Summary],
-    evidence: Mapping[str, Mapping[tuple[str, str], Evidence]],
-    expected: int,
+    evidence: Mapping[str, Mapping[tuple[Kind, str], Evidence]],
     gate: GateConfig,
 ) -> bool:
     """Whether each student in `evidence` has passed, or failed whatever further cases say."""
-    nothing, p_values, passed = Comparison({}, {}, {}), [], []
+    p_values, passed = [], []
     for arm, found in evidence.items():
-        rules = grade_rules(Terms(nothing, arm, expected, gate), arms[BASELINE], arms[arm], found)
-        failed = any(_fails_for_good(rule) for rule in rules)
-        if not failed and not all(rule.passed for rule in rules if rule.kind != "answered"):
+        plain = make_rules(gate, arm, arms[BASELINE], arms[arm])
+        weighed = [replace(rule, evidence=found.get((rule.kind, rule.arm))) for rule in plain]
+        rules = certify_rules(weighed, gate.level)
+        failed = any(rule.word == "FAIL" and rule.kind != OF_THESE_CASES for rule in rules)
+        if not failed and overall(rules) != "PASS":
             return False
         passed.append(not failed)
         p_values.append(max((one.p_shown for one in found.values()), default=1.0))
     corrected = zip(passed, holm(p_values), strict=True)
     return all(not one_passed or p <= 1 - gate.level for one_passed, p in corrected)
-
-
-def _fails_for_good(rule: Rule) -> bool:
-    if rule.kind in OF_THESE_CASES or rule.passed:
-        return False
-    return rule.state in ("", "refuted")
-
-
-@dataclass(slots=True)
-class _Running:
-    """The cases of one arm so far, as the sums that rules need."""
-
-    total: int = 0
-    valid: int = 0
-    errors: int = 0
-    cases: int = 0
-    shares: float = 0.0
-    scores: int = 0
-    """Cases with a score, of which the next four are."""
-    mean: float = 0.0
-    squares: float = 0.0
-    """Sum of squared distances from the mean."""
-    least: float = math.inf
-    most: float = -math.inf
-    scored: int = 0
-    score_all: float = 0.0
-
-    def add(self, case: CaseScore) -> None:
-        """Add a case. Source of the mean and squares: Welford, Technometrics 4, 1962."""
-        self.total += case.samples
-        self.valid += case.valid
-        self.errors += case.errors
-        self.cases += 1
-        self.shares += case.share
-        self.scored += case.scored
-        self.score_all += case.score_all if case.scored else 0.0
-        if case.score is not None:
-            self.scores += 1
-            distance = case.score - self.mean
-            self.mean += distance / self.scores
-            self.squares += distance * (case.score - self.mean)
-            self.least, self.most = min(self.least, case.score), max(self.most, case.score)
-
-    def summary(self) -> Summary:
-        """Without what no rule is about."""
-        known = self.scores > 0
-        return Summary(
-            total=self.total,
-            valid=self.valid,
-            failed=self.total - self.valid,
-            errors=self.errors,
-            first_valid=0,
-            valid_rate=self.shares / self.cases,
-            first_valid_rate=0.0,
-            mean=self.mean if known else None,
-            std=math.sqrt(self.squares / self.scores) if known else None,
-            min=self.least if known else None,
-            max=self.most if known else None,
-            mean_all=self.score_all / self.scored if self.scored else None,
-            attempts=0,
-            cases=self.cases,
-            within_std=None,
-            between_std=None,
-        )

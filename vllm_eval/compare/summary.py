@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from vllm_eval.compare.intervals import Cases, CaseScore
+from vllm_eval.compare.cases import Cases, CaseScore, aggregate
 from vllm_eval.compare.paired import Paired, compare_cases
 from vllm_eval.config.settings import CONFIDENCE
 from vllm_eval.records import BASELINE, Outcome
@@ -180,25 +180,6 @@ def _ordered(cases: Cases, order: Mapping[str, int] | None) -> Cases:
         return (order[name], b"") if order and name in order else shuffled(name)
 
     return {name: cases[name] for name in sorted(cases, key=place)}
-
-
-def aggregate(rows: Sequence[Outcome]) -> CaseScore:
-    """A case with a valid sample of unknown score has no score."""
-    if len(rows) == 1:  # the usual case, and most of the work in a large run
-        (row,) = rows
-        score = row.score if row.status == "success" else None
-        return CaseScore(1, int(row.status == "success"), int(row.status == "error"), score, 0.0)
-    valid = [o.score for o in rows if o.status == "success"]
-    known = [score for score in valid if score is not None]
-    scores = known if len(known) == len(valid) else []
-    mean = _mean(scores)
-    return CaseScore(
-        samples=len(rows),
-        valid=len(valid),
-        errors=sum(o.status == "error" for o in rows),
-        score=mean,
-        squares=math.fsum((score - (mean or 0.0)) ** 2 for score in scores),
-    )
 
 
 def _spreads(cases: Sequence[CaseScore]) -> tuple[float | None, float | None]:

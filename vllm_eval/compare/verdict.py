@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from vllm_eval.compare.evidence import Evidence
+from vllm_eval.compare.betting import Evidence
 from vllm_eval.config.settings import CONFIDENCE
 
 NOT_FINISHED = "NOT FINISHED"
@@ -58,6 +58,13 @@ class Rule:
     is about the cases at hand alone."""
     evidence: Evidence | None = None
     """For the same rule of all cases like these, with failed answers as 0."""
+
+    @property
+    def word(self) -> Word:
+        """UNDECIDED if the evidence decides, and neither shows the rule nor refutes it."""
+        if self.passed:
+            return "PASS"
+        return "FAIL" if self.state in ("", "refuted") else "UNDECIDED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +116,9 @@ class Verdict:
         return self.word == "PASS"
 
 
-def overall(verdicts: Iterable[Verdict]) -> Word:
-    """The word on all students: PASS if each passes, FAIL if one fails."""
-    words = {verdict.word for verdict in verdicts}
+def overall(parts: Iterable[Rule | Verdict]) -> Word:
+    """Of all rules of a student, or of all students: PASS if each passes, FAIL if one fails."""
+    words = {part.word for part in parts}
     return "FAIL" if "FAIL" in words else "UNDECIDED" if "UNDECIDED" in words else "PASS"
 
 

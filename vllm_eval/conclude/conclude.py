@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from vllm_eval.compare import gate
+from vllm_eval.compare.gate import grade
 from vllm_eval.compare.ranking import rank
-from vllm_eval.compare.summary import as_repaired, compare_arms
+from vllm_eval.compare.summary import as_repaired
 from vllm_eval.conclude.constrained import compare_constrained
 from vllm_eval.conclude.looks import note_evidence
 from vllm_eval.conclude.one_pass import Evaluated, first_pending, read_attempts, settle
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from vllm_eval.compare.summary import Comparison
     from vllm_eval.compare.verdict import Verdict
     from vllm_eval.conclude.one_pass import Reading
+    from vllm_eval.records import Outcome
 
 
 def concluded(folder: Path) -> dict[str, Any]:
@@ -133,24 +134,17 @@ def refuse_unanswered(finished: Finished) -> None:
 def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finished:
     """Everything computed; constrained variants of the `free` arms get no verdict."""
     config, survey, outcomes = run.config, reading.survey, reading.outcomes
-    level, drawn = config.gate.level, run.cases.order
-    each, planned = reading.cases * config.samples_per_case, len(drawn)
+    each, drawn = reading.cases * config.samples_per_case, run.cases.order
     settled = None
-    if reading.cases < planned or reading.after:
-        settled = {"cases": reading.cases, "of": planned, "outcomes_after": reading.after}
+    if reading.cases < len(drawn) or reading.after:
+        settled = {"cases": reading.cases, "of": len(drawn), "outcomes_after": reading.after}
 
-    def grade(comparison: Comparison) -> tuple[Verdict, ...]:
-        return gate.decide(
-            comparison, free[1:], each, config.gate, planned=planned, seed=config.seed
-        )
+    def decide(outcomes: Sequence[Outcome]) -> tuple[Comparison, tuple[Verdict, ...]]:
+        return grade(outcomes, free, each, config.gate, drawn=drawn, seed=config.seed)
 
-    comparison = compare_arms(outcomes, free, confidence=level, drawn=drawn)
-    verdicts = grade(comparison)
-    repaired, repaired_verdicts = comparison, verdicts
+    comparison, verdicts = repaired, repaired_verdicts = decide(outcomes)
     if any(outcome.repair for outcome in outcomes):
-        mended = [as_repaired(outcome) for outcome in outcomes]
-        repaired = compare_arms(mended, free, confidence=level, drawn=drawn)
-        repaired_verdicts = grade(repaired)
+        repaired, repaired_verdicts = decide([as_repaired(outcome) for outcome in outcomes])
     variants = compare_constrained(config.constrain, outcomes, comparison, survey.arms, drawn)
     constrained = {arm: both.constrained.summary for arm, both in variants.arms.items()}
     then = () if reading.pending else repaired_verdicts

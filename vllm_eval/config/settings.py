@@ -89,7 +89,12 @@ class GateConfig(Record):
 
     @property
     def level(self) -> float:
-        """The level of intervals and evidence."""
+        """The level of the evidence."""
+        return self.certify or CONFIDENCE
+
+    @property
+    def interval_level(self) -> float:
+        """The level of the intervals."""
         return self.certify or self.confidence or CONFIDENCE
 
     @property

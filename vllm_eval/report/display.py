@@ -16,11 +16,11 @@ from vllm_eval.conclude.conclude import concluded
 from vllm_eval.config.settings import resolve_path
 from vllm_eval.errors import InputError
 from vllm_eval.records import Attempt
-from vllm_eval.report.certainty import beside
 from vllm_eval.report.html import render_page
 from vllm_eval.report.markdown import render_summary
 from vllm_eval.report.plots import TITLES, slide_svgs
 from vllm_eval.report.stored_run import HTML, StoredRun
+from vllm_eval.report.verdicts import beside
 from vllm_eval.report.words import score, signed
 from vllm_eval.store.export import COLUMNS, read_rows, read_table
 from vllm_eval.store.folder import JOURNAL, find_run

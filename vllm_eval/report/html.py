@@ -20,9 +20,9 @@ from vllm_eval.diagnose.diagnosis import pattern_line, recovered, retried
 from vllm_eval.diagnose.example import Blocks
 from vllm_eval.records import BASELINE, Attempt
 from vllm_eval.report import words
-from vllm_eval.report.certainty import VERDICTS
 from vllm_eval.report.plots import ARM_COLOURS, TITLES, inline_svgs
 from vllm_eval.report.stored_run import CaseDetail, StoredRun, read_details
+from vllm_eval.report.verdicts import VERDICTS
 from vllm_eval.store.folder import write_text
 
 PACKAGE = "vllm_eval.report"

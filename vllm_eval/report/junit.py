@@ -10,8 +10,8 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 from vllm_eval.diagnose.example import Example
-from vllm_eval.report.certainty import beside, result, still_open
 from vllm_eval.report.stored_run import StoredRun, read_failures
+from vllm_eval.report.verdicts import beside, result, still_open
 from vllm_eval.store.folder import index_rows, write_text
 from vllm_eval.text import plain
 

@@ -12,9 +12,9 @@ from typing import Any
 import jinja2
 
 from vllm_eval.diagnose.diagnosis import pattern_line, recovered, retried
-from vllm_eval.report.certainty import VERDICTS
 from vllm_eval.report.next_steps import next_steps
 from vllm_eval.report.stored_run import StoredRun, read_failures
+from vllm_eval.report.verdicts import VERDICTS
 from vllm_eval.report.words import (
     NUMBERS,
     Md,

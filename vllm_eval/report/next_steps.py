@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from vllm_eval.compare.evidence import chance
+from vllm_eval.compare.betting import chance
 from vllm_eval.diagnose.clusters import KINDS
 from vllm_eval.diagnose.diagnosis import recovered
 from vllm_eval.diagnose.remedies import NO_ANSWER
 from vllm_eval.inputs.adapters import SLOT_RANKS
-from vllm_eval.report.certainty import failing, is_certified, still_open, to_settle
 from vllm_eval.report.stored_run import StoredRun
+from vllm_eval.report.verdicts import failing, is_certified, still_open, to_settle
 from vllm_eval.report.words import Md, code, count, percent, sentence, signed, words
 from vllm_eval.store.folder import CONFIG
 

@@ -10,7 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from vllm_eval.compare.evidence import chance
+from vllm_eval.compare.betting import chance
 from vllm_eval.compare.intervals import Interval
 from vllm_eval.compare.paired import Paired, Significance
 from vllm_eval.compare.ranking import CORRECTION, Ranked
@@ -21,7 +21,7 @@ from vllm_eval.conclude.results import Finished
 from vllm_eval.conclude.timing import ArmAttempts
 from vllm_eval.diagnose.diagnosis import pattern_line, recovered, retried
 from vllm_eval.diagnose.survey import FailureGroup
-from vllm_eval.report.certainty import beside, on_these_cases, result
+from vllm_eval.report.verdicts import beside, on_these_cases, result
 from vllm_eval.report.words import NO_END
 from vllm_eval.text import plain
 

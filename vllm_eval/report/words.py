@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 from markupsafe import Markup, escape
 
-from vllm_eval.compare.evidence import chance
+from vllm_eval.compare.betting import chance
 from vllm_eval.compare.summary import NO_TIER
 from vllm_eval.text import has_hidden, is_hidden, plain
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_eval.compare.evidence import chance
+from vllm_eval.compare.betting import chance
 from vllm_eval.compare.summary import compare_arms, comparison_to_json
 from vllm_eval.config.settings import NOT_IDENTITY
 from vllm_eval.errors import InputError

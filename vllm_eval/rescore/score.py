@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vllm_eval.compare import gate
-from vllm_eval.compare.summary import Comparison, as_repaired, compare_arms
+from vllm_eval.compare.summary import Comparison, as_repaired
 from vllm_eval.compare.verdict import Verdict, Word, overall
 from vllm_eval.config.settings import Config, GateConfig
 from vllm_eval.inputs.cases import CaseIndex, Place
 from vllm_eval.records import BASELINE, Outcome, Progress, Status, Watcher, free_arms
-from vllm_eval.report.certainty import beside
+from vllm_eval.report.verdicts import beside
 from vllm_eval.rescore import stored
 from vllm_eval.rescore.answers import Graded, StoredAnswer, grade_all
 from vllm_eval.rescore.origin import (
@@ -229,12 +229,9 @@ def _grade_arms(
 ) -> tuple[Comparison, tuple[Verdict, ...]]:
     """The gate on each student, including one without any outcome yet."""
     outcomes = [outcome for arm in arms for outcome in arm]
-    free = free_arms(expected.arms)
-    drawn, students = expected.drawn, [name for name in free if name != BASELINE]
-    comparison = compare_arms(outcomes, free, confidence=thresholds.level, drawn=drawn)
-    planned = len(drawn) if drawn else None
-    verdicts = gate.decide(
-        comparison, students, expected.outcomes, thresholds, planned=planned, seed=seed
+    free, drawn = free_arms(expected.arms), expected.drawn
+    comparison, verdicts = gate.grade(
+        outcomes, free, expected.outcomes, thresholds, drawn=drawn, seed=seed
     )
     return comparison, tuple(expected.refuse(verdict) for verdict in verdicts)
 

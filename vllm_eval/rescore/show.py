@@ -14,8 +14,8 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from vllm_eval.compare.betting import chance
 from vllm_eval.compare.certificate import Certificate
-from vllm_eval.compare.evidence import chance
 from vllm_eval.compare.summary import Summary, as_repaired, summarise
 from vllm_eval.compare.verdict import Verdict, Word, overall
 from vllm_eval.records import Progress

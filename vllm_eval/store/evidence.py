@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, MinLen
 from pydantic import TypeAdapter, ValidationError
 
-from vllm_eval.compare.evidence import SURE
+from vllm_eval.compare.betting import SURE
 from vllm_eval.compare.verdict import Rule
 from vllm_eval.errors import InputError
 from vllm_eval.store.folder import write_json

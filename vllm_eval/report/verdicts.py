@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vllm_eval.compare.evidence import chance
+from vllm_eval.compare.betting import chance
 from vllm_eval.compare.paired import POWER
 from vllm_eval.compare.verdict import NOT_FINISHED
 from vllm_eval.report.words import percent
