@@ -21,7 +21,7 @@ from typer.core import TyperGroup, TyperOption
 from typer.main import get_command
 
 from vllm_eval import __version__
-from vllm_eval.cli import app
+from vllm_eval.commands import app
 from vllm_eval.config.flags import KeyOption, key_options
 from vllm_eval.config.settings import Config, GateConfig, Record, VllmArgs
 

@@ -19,16 +19,11 @@ from vllm_eval.compare.verdict import Verdict
 from vllm_eval.conclude.constrained import Constrained
 from vllm_eval.conclude.results import Finished
 from vllm_eval.conclude.timing import ArmAttempts
-from vllm_eval.diagnose.diagnosis import pattern_line, recovered, retried
 from vllm_eval.diagnose.survey import FailureGroup
 from vllm_eval.report.verdicts import beside, on_these_cases, result
 from vllm_eval.report.words import NO_END
 from vllm_eval.text import plain
 
-MOST_CLUSTERS = 12
-"""Groups shown; `comparison.json` has all of them."""
-MOST_EXAMPLES = 3
-"""Of those, groups shown with an excerpt."""
 COLOURS = {"PASS": "green", "FAIL": "red", "UNDECIDED": "yellow"}
 RESULTS = (
     {"PASS": "ok", "FAIL": "FAIL"},
@@ -184,7 +179,7 @@ def _failures(failures: Sequence[FailureGroup]) -> Iterator[Table | Text]:
         table.add_row(
             *(Text(plain(text)) for text in (group.reason, group.arm, group.tier or NO_TIER)),
             *(str(count) for count in (group.attempts, group.outcomes, group.truncated)),
-            Text(_place(asdict(group.examples[0]))),
+            Text(place_of(asdict(group.examples[0]))),
         )
     yield table
     if (left := len(failures) - MAX_FAILURES) > 0:
@@ -195,7 +190,8 @@ def _failures(failures: Sequence[FailureGroup]) -> Iterator[Table | Text]:
         yield from (Text(f"  {plain(line)}", style="dim") for line in example.excerpt)
 
 
-def _place(example: Mapping[str, Any]) -> str:
+def place_of(example: Mapping[str, Any]) -> str:
+    """Case, block, line and key of an example, as far as they are known."""
     line = None if example["line"] is None else f"{example['line']}:{example['column']}"
     parts = (example["concept_id"], example["block"], line, example["key"])
     return plain(" ".join(part for part in parts if part))
@@ -258,61 +254,3 @@ def new_table(title: str, *left: str, right: tuple[str, ...] | list[str]) -> Tab
 def number(value: float | None, form: str = ".3f") -> str:
     """A number in the format `form`, or a dash."""
     return "-" if value is None else f"{value:{form}}"
-
-
-def diagnosis_tables(diagnosis: Mapping[str, Any]) -> Iterator[Table | Text]:
-    """Why answers failed, what would help, and what to change in training or prompt."""
-    if not diagnosis["attempts"]:
-        yield Text("no attempt failed")
-        return
-    yield _clusters(diagnosis["clusters"])
-    if (left := len(diagnosis["clusters"]) - MOST_CLUSTERS) > 0:
-        yield Text(f"  and {left} more in comparison.json")
-    yield from _examples(diagnosis["clusters"])
-    if diagnosis["remedies"]:
-        yield _remedies(diagnosis["remedies"])
-        for remedy in diagnosis["remedies"]:
-            line = f"{remedy['setting']}, {remedy['arm']}: {remedy['basis']}"
-            yield Text(f"  {plain(line)}", style="dim")
-    elif not diagnosis["outcomes"]:
-        yield Text("no answer stayed a failure\n")
-    yield Text("For training and prompt", style="italic")
-    for pattern in diagnosis["patterns"]:
-        yield Text(f"  {plain(pattern['arm'])}: {plain(pattern_line(pattern))}")
-
-
-def _clusters(groups: Sequence[Mapping[str, Any]]) -> Table:
-    numbers = ("attempts", "final", "truncated", "after a retry")
-    table = new_table("Why answers failed", "what", "arm", "tier", right=numbers)
-    table.add_column("first example", overflow="fold")
-    for group in groups[:MOST_CLUSTERS]:
-        words = (group["what"], group["arm"], group["tier"] or NO_TIER)
-        counts = (str(group[key]) for key in ("attempts", "outcomes", "truncated"))
-        place = Text(_place(group["example"]))
-        table.add_row(*(Text(plain(text)) for text in words), *counts, retried(group), place)
-    return table
-
-
-def _examples(groups: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
-    """The first example with a text of each of the most frequent clusters."""
-    seen: set[str] = set()
-    for group in groups:
-        example = group["example"]
-        if group["cluster"] in seen or not example["excerpt"] or len(seen) == MOST_EXAMPLES:
-            continue
-        seen.add(group["cluster"])
-        yield Text(f"  {plain(group['what'])}: {_place(example)}")
-        yield from (Text(f"  {plain(line)}", style="dim") for line in example["excerpt"])
-
-
-def _remedies(remedies: Sequence[Mapping[str, Any]]) -> Table:
-    table = new_table("What would help", "setting", "arm", right=("failures", "recovers", "valid"))
-    table.add_column("gate")
-    for remedy in remedies:
-        valid = "-" if remedy["valid_rate"] is None else f"{remedy['valid_rate']:.1%}"
-        word = {True: Text("PASS", "green"), False: Text("not PASS", "red")}.get(
-            remedy["passes"], "-"
-        )
-        words = (Text(plain(remedy["setting"])), Text(plain(remedy["arm"])))
-        table.add_row(*words, str(remedy["addressed"]), recovered(remedy), valid, word)
-    return table
