@@ -80,6 +80,13 @@ def pair_scores(student: Cases, base: Cases) -> tuple[list[float], list[float]]:
     return one, two
 
 
+def pair_all(student: Cases, base: Cases) -> tuple[list[float], list[float]]:
+    """The scores, failures as 0, of the cases, by id, whose score is known in both arms."""
+    both = [(student[case], base[case]) for case in sorted(student) if case in base]
+    known = [(mine, theirs) for mine, theirs in both if mine.scored and theirs.scored]
+    return [mine.score_all for mine, _ in known], [theirs.score_all for _, theirs in known]
+
+
 def compare_cases(student: Cases, base: Cases, baseline: str, confidence: float) -> Paired:
     """Compare one student with the baseline, case by case; defined even for no cases."""
     common = sorted(case for case in student if case in base)
@@ -89,15 +96,13 @@ def compare_cases(student: Cases, base: Cases, baseline: str, confidence: float)
     answered = [c for c in common if not student[c].errors and not base[c].errors]
     shares = [student[case].share - base[case].share for case in answered]
     gained, lost = sum(s > SAME for s in shares), sum(s < -SAME for s in shares)
-    scored = [c for c in common if student[c].scored and base[c].scored]
-    everything = [student[c].score_all for c in scored], [base[c].score_all for c in scored]
     return Paired(
         baseline=baseline,
         cases=len(common),
         pairs=len(one),
         difference=make_interval(one, two, "difference", confidence),
         ratio=make_interval(one, two, "ratio", confidence),
-        ratio_all=make_interval(*everything, "ratio", confidence),
+        ratio_all=make_interval(*pair_all(student, base), "ratio", confidence),
         wins=wins,
         losses=losses,
         ties=len(distances) - wins - losses,

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from vllm_eval.compare.cases import Cases
 from vllm_eval.compare.intervals import Interval, make_interval, mean_interval
-from vllm_eval.compare.paired import holm, paired_means
+from vllm_eval.compare.paired import holm, pair_all, paired_means
 from vllm_eval.compare.summary import Comparison
 from vllm_eval.compare.verdict import NOT_FINISHED, Verdict
 
@@ -56,16 +56,13 @@ def rank(comparison: Comparison, verdicts: Sequence[Verdict]) -> tuple[Ranked, .
     def place(arm: str) -> tuple[int, float]:
         return WORDS.index(words[arm]), -(arms[arm].mean_all or 0.0)
 
-    order = sorted(words, key=place)
+    order, level = sorted(words, key=place), comparison.confidence
     own = [comparison.students[arm].scores.p if arm in comparison.students else 1 for arm in order]
-    pairs = [_both(cases[one], cases[two]) for one, two in itertools.pairwise(order)]
-    found = [paired_means(*pair).p for pair in pairs]
-    nexts, corrected = holm(found), holm(own)
+    pairs = [pair_all(cases[one], cases[two]) for one, two in itertools.pairwise(order)]
+    nexts, corrected = holm([paired_means(*pair).p for pair in pairs]), holm(own)
     ranked: list[Ranked] = []
-    for number, arm in enumerate(order):
-        last = number == len(order) - 1
-        level, pair = comparison.confidence, None if last else pairs[number]
-        same = not last and words[order[number + 1]] == words[arm]
+    for number, (arm, following) in enumerate(zip(order, (*order[1:], None), strict=True)):
+        same = following is not None and words[following] == words[arm]
         ranked.append(
             Ranked(
                 rank=number + 1,
@@ -74,8 +71,8 @@ def rank(comparison: Comparison, verdicts: Sequence[Verdict]) -> tuple[Ranked, .
                 mean_all=_mean_all(cases[arm], level),
                 p=own[number],
                 p_corrected=corrected[number],
-                ahead=make_interval(*pair, "difference", level) if pair else None,
-                p_next=None if last else nexts[number],
+                ahead=make_interval(*pairs[number], "difference", level) if following else None,
+                p_next=nexts[number] if following else None,
                 tied=same and nexts[number] >= ALPHA,
             )
         )
@@ -92,12 +89,6 @@ def to_json(ranking: Sequence[Ranked], pending: int) -> dict[str, Any]:
 def from_json(data: Mapping[str, Any]) -> tuple[Ranked, ...]:
     """The ranking that `to_json` wrote."""
     return TypeAdapter(tuple[Ranked, ...]).validate_python(tuple(data["students"]))
-
-
-def _both(one: Cases, two: Cases) -> tuple[list[float], list[float]]:
-    """The scores, failures as 0, of the cases that both students have one for."""
-    common = [case for case in sorted(one) if case in two and one[case].scored and two[case].scored]
-    return [one[case].score_all for case in common], [two[case].score_all for case in common]
 
 
 def _mean_all(cases: Cases, confidence: float) -> Interval:

@@ -72,14 +72,9 @@ def _same_look(before: StudentEvidence, now: StudentEvidence) -> Look:
 def _count_looks(folder: Path, run: RunEvidence) -> tuple[Mapping[str, Look], list[str]]:
     """The looks by student, after the runs beside `folder`; and why some cannot be counted."""
     times: dict[str, Counter[str]] = {student.arm: Counter() for student in run.students}
-    taken, unread = {run.started_at}, []
-    for neighbour in evidence.neighbours(folder):
-        try:
-            other = evidence.read(neighbour)
-        except InputError as error:
-            unread.append(str(error))
-            continue
-        if other is None or other.started_at in taken or not run.same_question(other):
+    taken, unread = {run.started_at}, list[str]()
+    for _, other in evidence.read_beside(folder, unread):
+        if other.started_at in taken or not run.same_question(other):
             continue
         taken.add(other.started_at)  # a copy of its folder is no other run
         adapters = {student.adapter for student in other.students}

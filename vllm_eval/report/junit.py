@@ -58,7 +58,7 @@ def _gates(comparison: Mapping[str, Any]) -> Iterator[ET.Element]:
 
 def _rule(name: str, rule: Mapping[str, Any]) -> ET.Element:
     """A rule that is neither shown nor refuted is skipped."""
-    word, why = result(rule)
+    word, _, why = result(rule)
     kind = {"PASS": None, "FAIL": "failure", "UNDECIDED": "skipped"}[word]
     return _test(name, rule["name"], kind, "rule" if word == "FAIL" else None, why)
 

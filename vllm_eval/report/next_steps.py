@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
 
 from vllm_eval.compare.betting import chance
 from vllm_eval.diagnose.clusters import KINDS
@@ -13,11 +12,10 @@ from vllm_eval.diagnose.diagnosis import recovered
 from vllm_eval.diagnose.remedies import NO_ANSWER
 from vllm_eval.inputs.adapters import SLOT_RANKS
 from vllm_eval.report.stored_run import StoredRun
-from vllm_eval.report.verdicts import failing, is_certified, still_open, to_settle
+from vllm_eval.report.verdicts import Data, failing, is_certified, still_open, to_settle
 from vllm_eval.report.words import Md, code, count, percent, sentence, signed, words
 from vllm_eval.store.folder import CONFIG
 
-Data = Mapping[str, Any]
 SURE = 0.95
 """A verdict that holds on a smaller share of resamples is called close."""
 MOST_CASES = 3

@@ -15,7 +15,7 @@ from vllm_eval.compare.intervals import Interval
 from vllm_eval.compare.paired import Paired, Significance
 from vllm_eval.compare.ranking import CORRECTION, Ranked
 from vllm_eval.compare.summary import NO_TIER, Comparison, Summary
-from vllm_eval.compare.verdict import Verdict
+from vllm_eval.compare.verdict import Rule, Verdict
 from vllm_eval.conclude.constrained import Constrained
 from vllm_eval.conclude.results import Finished
 from vllm_eval.conclude.timing import ArmAttempts
@@ -24,12 +24,9 @@ from vllm_eval.report.verdicts import beside, on_these_cases, result
 from vllm_eval.report.words import NO_END
 from vllm_eval.text import plain
 
+CALLED = {"holds": "ok", "fails": "FAIL"}
+"""Results of a rule that have another name here, so that a FAIL is seen."""
 COLOURS = {"PASS": "green", "FAIL": "red", "UNDECIDED": "yellow"}
-RESULTS = (
-    {"PASS": "ok", "FAIL": "FAIL"},
-    {"PASS": "shown", "FAIL": "FAIL", "UNDECIDED": "open"},
-)
-"""What a rule's word is called, without and with evidence that decides."""
 MAX_FAILURES = 5
 """Kinds of failure shown; `comparison.json` has all of them."""
 UNMEASURED = "repairs: not measured, because code that only a stored run names is never run\n"
@@ -88,15 +85,16 @@ def gate_table(verdict: Verdict) -> Table:
     table = new_table(f"Gate for {plain(verdict.arm)}", "rule", right=("value", "bound", "margin"))
     table.add_column("")
     for rule in verdict.rules:
-        margin = number(rule.margin, "+.3f")
-        word, why = result(asdict(rule))
-        said = ": ".join(filter(None, (RESULTS[bool(rule.state)][word], plain(why))))
-        sign = "≥" if rule.bound == "at least" else "≤"
-        bound = f"{sign} {rule.threshold:.3f}"
-        table.add_row(
-            Text(plain(rule.name)), number(rule.value), bound, margin, Text(said, COLOURS[word])
-        )
+        word, called, why = result(asdict(rule))
+        said = ": ".join(filter(None, (CALLED.get(called, called), plain(why))))
+        table.add_row(*rule_cells(rule), number(rule.margin, "+.3f"), Text(said, COLOURS[word]))
     return table
+
+
+def rule_cells(rule: Rule) -> tuple[Text, str, str]:
+    """A rule's name, value and bound."""
+    sign = "≥" if rule.bound == "at least" else "≤"
+    return Text(plain(rule.name)), number(rule.value), f"{sign} {rule.threshold:.3f}"
 
 
 def verdict_lines(verdict: Verdict, note: str = "") -> Iterator[Text]:

@@ -22,7 +22,7 @@ from vllm_eval.conclude.results import Finished
 from vllm_eval.preflight.finding import Finding
 from vllm_eval.records import Progress
 from vllm_eval.report.tables import run_tables, timing_lines, verdict_lines
-from vllm_eval.report.words import look_note
+from vllm_eval.report.words import look_note, settled_note
 from vllm_eval.text import plain
 
 PLAIN_INTERVAL_S = 10.0
@@ -88,11 +88,8 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
             text = f"interrupted, {finished.pending} outcomes pending; --resume {finished.folder}"
             self.console.print(Text(plain(text), style="bold yellow"), soft_wrap=True)
             return
-        if settled := finished.settled:
-            after = settled["outcomes_after"]
-            text = f"settled after {settled['cases']} of at most {settled['of']} cases; "
-            text += f"not counted: {after} outcome{'s' * (after != 1)} after the decision"
-            self.console.print(Text(text), soft_wrap=True)
+        if finished.settled:
+            self.stage(settled_note(finished.settled))
         for verdict in finished.verdicts:
             note = "  (every answer constrained to the task's grammar)"
             only = note if finished.constrained.mode == "only" else ""

@@ -76,11 +76,15 @@ def still_open(verdict: Data) -> list[Data]:
     return [rule for rule in verdict["rules"] if result(rule)[0] == "UNDECIDED"]
 
 
-def result(rule: Data) -> tuple[str, str]:
-    """What a rule makes of the verdict, as its word, and the reason."""
+def result(rule: Data) -> tuple[str, str, str]:
+    """What a rule makes of the verdict, as its word, what reports call that, and the reason."""
+    if rule["passed"] and rule["state"]:
+        return "PASS", "shown", chance(rule["evidence"]["p_shown"])
     if rule["passed"]:
-        return "PASS", chance(rule["evidence"]["p_shown"]) if rule["state"] else ""
-    return "FAIL" if rule["state"] in ("", "refuted") else "UNDECIDED", rule["reason"]
+        return "PASS", "holds", ""
+    if rule["state"] in ("", "refuted"):
+        return "FAIL", "fails", rule["reason"]
+    return "UNDECIDED", "open", rule["reason"]
 
 
 VERDICTS = {f.__name__: f for f in (beside, failing, on_these_cases, result, still_open)}

@@ -91,10 +91,24 @@ def look_note(found: Mapping[str, Any] | None) -> str:
     return words and f"This is {words}. Stated error rates hold for a single look."
 
 
-NUMBERS = {
-    f.__name__: f for f in (score, signed, ends, percent, count, seconds, chance, look, look_note)
-}
-"""The templates' filters for numbers."""
+def settled_note(settled: Mapping[str, int]) -> str:
+    """At which case the verdict was settled, and what is not counted."""
+    cases, most, after = (settled[key] for key in ("cases", "of", "outcomes_after"))
+    left_out = f"not counted: {after:,} outcome{'s' * (after != 1)} after the decision"
+    return f"The verdict was settled after {cases:,} of at most {most:,} cases; {left_out}."
+
+
+def ranking_note(ranking: Mapping[str, Any]) -> str:
+    """By what students are ranked, and what the numbers of the ranking are."""
+    level = percent(ranking["students"][0]["mean_all"]["confidence"])
+    said = f"Ranked by {ranking['by']}. Intervals are at {level}."
+    return f"{said} Two students are tied if their scores cannot be told apart."
+
+
+_NUMBERS = (score, signed, ends, percent, count, seconds, chance)
+_NOTES = (look, look_note, settled_note, ranking_note)
+NUMBERS = {f.__name__: f for f in (*_NUMBERS, *_NOTES)}
+"""The templates' filters for numbers, alone or in a sentence."""
 
 
 def facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:

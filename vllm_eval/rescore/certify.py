@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -110,15 +109,12 @@ def _left_out(
     names: dict[str, list[str]] = {adapter: [] for adapter in graded}
     folders = [g.folder.resolve() for rows in graded.values() for g in rows]
     for folder in {folder.parent: folder for folder in folders}.values():
-        for neighbour in evidence.neighbours(folder):
-            other = None
-            with suppress(InputError):
-                other = evidence.read(neighbour)
-            if other is None or other.started_at in taken:
+        for path, other in evidence.read_beside(folder, unread=[]):
+            if other.started_at in taken:
                 continue
             for adapter in {student.adapter for student in other.students} & graded.keys():
                 if other.same_question(graded[adapter][0].run):
-                    names[adapter].append(neighbour.name)
+                    names[adapter].append(path.name)
     return names
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,14 +153,13 @@ def score(
     for note in notes:
         watcher.stage(note)
     seed = None if why else seed_of(files, config)
-    reports: dict[tuple[Path, str], FileReport] = {}
     progress = Progress(total=sum(file.count for file in files))
-    pairs = _pairs(files, indexes)
-    for answer, graded in grade_all(task, pairs, progress.total, repair=config.repair):
+    reports: dict[tuple[Path, str], FileReport] = {}
+    for answer, graded in grade_all(
+        task, _pairs(files, indexes), progress.total, repair=config.repair
+    ):
         key = (answer.path, answer.arm)
-        if key not in reports:
-            reports[key] = FileReport(*key)
-        count(reports[key], answer, graded)
+        count(reports.setdefault(key, FileReport(*key)), answer, graded)
         if show is not None:
             show(_row(answer, graded, repair=config.repair))
         progress.done += 1
@@ -167,17 +167,16 @@ def score(
     found = tuple(reports.values())
     if seed is None:
         return Scored(found, (), (), tuple(notes), repair=config.repair)
-    comparison, verdicts = _grade_arms([r.now for r in found], expected, thresholds, seed)
+    grade = partial(_grade_arms, expected=expected, thresholds=thresholds, seed=seed)
+    comparison, verdicts = grade([report.now for report in found])
     before: tuple[Verdict, ...] = ()
+    after: tuple[Verdict, ...] = ()
     if all(_is_as_recorded(report) for report in found):
         before = verdicts
     elif not any(report.incomplete for report in found):
-        recorded = [report.recorded for report in found]
-        _, before = _grade_arms(recorded, expected, thresholds, seed)
-    after: tuple[Verdict, ...] = ()
+        _, before = grade([report.recorded for report in found])
     if config.repair:
-        repaired = [[as_repaired(outcome) for outcome in report.now] for report in found]
-        _, after = _grade_arms(repaired, expected, thresholds, seed)
+        _, after = grade([map(as_repaired, report.now) for report in found])
     return Scored(found, verdicts, before, tuple(notes), comparison, config.repair, after)
 
 
@@ -222,7 +221,7 @@ def _is_as_recorded(report: FileReport) -> bool:
 
 
 def _grade_arms(
-    arms: Sequence[Sequence[Outcome]],
+    arms: Iterable[Iterable[Outcome]],
     expected: Expected,
     thresholds: GateConfig,
     seed: int,

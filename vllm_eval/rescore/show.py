@@ -26,6 +26,7 @@ from vllm_eval.report.tables import (
     interval_words,
     new_table,
     number,
+    rule_cells,
     verdict_lines,
 )
 from vllm_eval.report.terminal import PLAIN_INTERVAL_S, PLAIN_WIDTH, UnbreakableConsole, write_out
@@ -146,11 +147,10 @@ def _evidence_table(one: Certificate) -> Table:
     table = new_table(f"Evidence for {one.verdict.arm}", "rule", right=right)
     table.add_column("")
     for rule in one.verdict.rules:
-        found, sign = rule.evidence, "≥" if rule.bound == "at least" else "≤"
+        found = rule.evidence
         wealth = [f"{e:.3g}" for e in (found.e_shown, found.e_refuted)] if found else ["", ""]
         word = Text(rule.state or "ok", "green") if rule.passed else Text(plain(rule.reason), "red")
-        bound = f"{sign} {rule.threshold:.3f}"
-        table.add_row(Text(plain(rule.name)), number(rule.value), bound, *wealth, word)
+        table.add_row(*rule_cells(rule), *wealth, word)
     return table
 
 

@@ -94,12 +94,22 @@ def read(folder: Path) -> RunEvidence | None:
     return found
 
 
-def neighbours(folder: Path) -> Iterator[Path]:
-    """The folders beside `folder`, by name, but for links; none where they cannot be listed."""
+def read_beside(folder: Path, unread: list[str]) -> Iterator[tuple[Path, RunEvidence]]:
+    """The evidence of the runs in the folders beside `folder`, by name, but for links.
+
+    None where the folders cannot be listed; adds to `unread` why evidence cannot be used.
+    """
     folder, names = folder.resolve(), list[str]()
     with suppress(OSError), os.scandir(folder.parent) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-    return (folder.parent / name for name in names if name != folder.name)
+    for path in (folder.parent / name for name in names if name != folder.name):
+        try:
+            found = read(path)
+        except InputError as error:
+            unread.append(str(error))
+        else:
+            if found is not None:
+                yield path, found
 
 
 def _read_small(path: Path) -> bytes:
