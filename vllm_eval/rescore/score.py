@@ -159,7 +159,9 @@ def score(
         task, _pairs(files, indexes), progress.total, repair=config.repair
     ):
         key = (answer.path, answer.arm)
-        count(reports.setdefault(key, FileReport(*key)), answer, graded)
+        if key not in reports:
+            reports[key] = FileReport(*key)
+        count(reports[key], answer, graded)
         if show is not None:
             show(_row(answer, graded, repair=config.repair))
         progress.done += 1
