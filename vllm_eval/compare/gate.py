@@ -18,9 +18,9 @@ from vllm_eval.compare.claims import (
 from vllm_eval.compare.notes import notes_of
 from vllm_eval.compare.paired import cases_to_settle, holm, pair_scores
 from vllm_eval.compare.resampling import resample
-from vllm_eval.compare.rules import certify_rules, make_rules, over
+from vllm_eval.compare.rules import certify_rules, make_rules
 from vllm_eval.compare.summary import Comparison, compare_arms
-from vllm_eval.compare.verdict import Ratios, Rule, Verdict, overall
+from vllm_eval.compare.verdict import Rule, Verdict, overall
 from vllm_eval.config.settings import CONFIDENCE, GateConfig
 from vllm_eval.records import BASELINE, Outcome
 
@@ -118,7 +118,7 @@ def _decide(terms: _Terms) -> Verdict:
     tested = tuple(map(_closed, certify_rules(rules, level)))
     certified = overall(rule for rule in tested if rule.kind != "ratio_low")
     rules = rules if gate.certify is None else tested
-    ratios, p = _ratios(terms), max((one.p_shown for one in found.values()), default=1.0)
+    p = max((one.p_shown for one in found.values()), default=1.0)
     return Verdict(
         arm=arm,
         word=overall(rules),
@@ -128,8 +128,7 @@ def _decide(terms: _Terms) -> Verdict:
         p_corrected=p,
         level=level,
         certified=certified,
-        ratios=ratios,
-        notes=tuple(notes_of(comparison, arm, gate.min_ratio, rules, ratios)),
+        notes=tuple(notes_of(comparison, arm, gate, rules)),
     )
 
 
@@ -176,13 +175,3 @@ def _cases_to_settle(terms: _Terms, verdict: Verdict) -> tuple[int | None, str]:
         return cases_to_settle(one, two, gate.min_ratio, CONFIDENCE)
     found = pairs_needed(one, two, gate.min_ratio, (1 + gate.confidence) / 2, terms.seed)
     return found, "" if found else TOO_CLOSE.format("the ratio")
-
-
-def _ratios(terms: _Terms) -> Ratios | None:
-    arms, arm = terms.comparison.arms, terms.arm
-    paired = terms.comparison.students.get(arm)
-    valid = over(arms[arm].mean, arms[BASELINE].mean)
-    if terms.gate.against == "absolute" or paired is None or valid is None:
-        return None
-    every = paired.ratio_all.value
-    return None if every is None else Ratios(valid, paired.ratio.value, every)

@@ -4,33 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from vllm_eval.compare.paired import Paired
+from vllm_eval.compare.rules import over
 from vllm_eval.compare.summary import Comparison
-from vllm_eval.compare.verdict import TOLERANCE, Ratios, Rule
+from vllm_eval.compare.verdict import TOLERANCE, Rule
+from vllm_eval.config.settings import GateConfig
 from vllm_eval.records import BASELINE
 
 BASE_RULES = ("valid_rate", "baseline_mean")
 
 
 def notes_of(
-    comparison: Comparison,
-    arm: str,
-    least: float,
-    rules: Sequence[Rule],
-    ratios: Ratios | None,
+    comparison: Comparison, arm: str, gate: GateConfig, rules: Sequence[Rule]
 ) -> Iterator[str]:
-    """A sentence each; `least` is the bound of the ratio."""
-    if ratios:
-        values, paired = [ratios.valid, ratios.all], "no case is valid in both"
-        if ratios.paired is not None:
-            pairs = comparison.students[arm].pairs
-            paired = f"{ratios.paired:.3f} over the {pairs} cases valid in both"
-            values.append(ratios.paired)
-        if len({value >= least - TOLERANCE for value in values}) > 1 or ratios.paired is None:
-            yield (
-                f"It depends on the cases: the ratio is {ratios.valid:.3f} over the valid cases of "
-                f"each arm, {paired}, and {ratios.all:.3f} with failures as 0; the bound is "
-                f"{least:g}."
-            )
+    """A sentence each, on a student that is in the comparison."""
+    if gate.against == "baseline" and (paired := comparison.students.get(arm)):
+        sums = [comparison.arms[name].mean for name in (arm, BASELINE)]
+        yield from _ratios_apart(paired, over(*sums), gate.min_ratio)
     base_mean = comparison.arms[BASELINE].mean
     impossible = [
         f"{rule.name}: {rule.reason}"
@@ -48,3 +38,20 @@ def notes_of(
             f"to be weak, {lower if base_mean else ''}grade the student alone with "
             "`gate.against: absolute` and `gate.min_student_mean`."
         )
+
+
+def _ratios_apart(paired: Paired, valid: float | None, least: float) -> Iterator[str]:
+    """Whether the student's ratios lie on different sides of the gate's bound."""
+    shared, every = paired.ratio.value, paired.ratio_all.value
+    if valid is None or every is None:
+        return
+    if shared is None:
+        both = "no case is valid in both"
+    elif len({value >= least - TOLERANCE for value in (valid, shared, every)}) == 1:
+        return
+    else:
+        both = f"{shared:.3f} over the {paired.pairs} cases valid in both"
+    yield (
+        f"It depends on the cases: the ratio is {valid:.3f} over the valid cases of each arm, "
+        f"{both}, and {every:.3f} with failures as 0; the bound is {least:g}."
+    )

@@ -68,18 +68,6 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Ratios:
-    """The student's mean over the baseline's, three ways."""
-
-    valid: float
-    """Each mean over its arm's own valid cases: the gate's ratio."""
-    paired: float | None
-    """Over the cases with a valid answer in both arms; None if there are none."""
-    all: float
-    """Over all cases, with failed answers as 0."""
-
-
-@dataclass(frozen=True, slots=True)
 class Verdict:
     """The gate's verdict on one student, and how certain it is."""
 
@@ -105,8 +93,6 @@ class Verdict:
     """That of `gate.certify`, or else the one at which `certified` is said."""
     certified: Word = "FAIL"
     """The word that `gate.certify` says, or would say, at `level`."""
-    ratios: Ratios | None = None
-    """None if one of them does not exist, and where no ratio is a rule."""
     notes: tuple[str, ...] = ()
     """What a reader must know beside the word, one sentence each."""
 
