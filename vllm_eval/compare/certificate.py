@@ -2,9 +2,9 @@
 
 An e-value is at most 1 on average where the claim is false. So is the product of e-values from
 cases that no two of them share, and the mean of any e-values, however they depend on each other.
-Runs that share a case, directly or over others, are averaged; what is left shares none, and is
-multiplied. Source: Vovk & Wang, E-values: calibration, combination and applications, Annals of
-Statistics 49, 2021.
+Runs that share a case, directly or through other runs, are averaged; these averages share no case
+and are multiplied. Source: Vovk & Wang, E-values: calibration, combination and applications,
+Annals of Statistics 49, 2021.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class Certificate:
 def certify(students: Mapping[str, Sequence[PastRun]], level: float) -> tuple[Certificate, ...]:
     """What the evidence of its runs says of each student at `level`.
 
-    PASS if every rule is shown; FAIL if one is refuted, or fails in a run that it is about; else
-    UNDECIDED. A ratio or mean must hold on average too, as the gate has it. The chance that any of
-    the students passes wrongly is kept below 1 - level (Holm 1979).
+    PASS if every rule is shown; FAIL if one is refuted, or if a rule on the cases at hand fails in
+    any run; else UNDECIDED. A ratio or mean must hold on average too, as the gate has it. The
+    chance that any of the students passes wrongly is kept below 1 - level (Holm 1979).
     """
     found = [_certify(name, runs, level) for name, runs in students.items()]
     verdicts = correct([one.verdict for one in found])
@@ -92,7 +92,7 @@ def _disjoint(runs: Sequence[PastRun]) -> list[list[PastRun]]:
 
 
 def _together(sets: _Sets, level: float) -> Rule:
-    """One rule with the evidence of all runs; one on the cases at hand as in its worst run."""
+    """One rule with the evidence of all runs; a rule on the cases at hand as in its worst run."""
     rules = [rule for rules in sets for rule in rules]
     if rules[0].kind not in SHOWABLE:
         return min(rules, key=lambda rule: -math.inf if rule.margin is None else rule.margin)

@@ -1,4 +1,4 @@
-"""The gate's rules as claims about cases that were not asked, and the evidence for each."""
+"""The gate's rules as claims about cases like these, the evidence, and how many cases it takes."""
 
 from __future__ import annotations
 

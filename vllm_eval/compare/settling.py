@@ -27,8 +27,8 @@ LEAST_AHEAD = 16
 AHEAD = 4
 """Every so many complete cases allow for one more beyond them."""
 STRIDE = 16
-"""With so many complete cases one more is awaited before the next look, as each takes all of them
-into account. A look finds what an earlier one would have found."""
+"""Every so many complete cases, the next look waits for one case more, because a look takes all of
+them into account. It finds what an earlier one would have found."""
 OF_THESE_CASES = "student_std"
 """The rule whose failure settles nothing, because further cases may bring the spread below its
 limit. Nor does a missing answer, which is not the model's failure. The verdict counts both."""

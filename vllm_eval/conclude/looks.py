@@ -16,9 +16,9 @@ from vllm_eval.store.evidence import Look, RunEvidence, StudentEvidence
 
 
 def note_evidence(run: Evaluated, reading: Reading, finished: Finished) -> Finished:
-    """Write `evidence.json` of a complete run; the same run with its looks.
+    """Write the `evidence.json` of a complete run; returns the run with its looks.
 
-    Nothing is written of a run with pending outcomes, or with an arm that is `silent`.
+    Writes nothing if outcomes are pending, or if an arm is `silent`.
     """
     if finished.pending or finished.silent:
         return finished
@@ -43,13 +43,13 @@ def note_evidence(run: Evaluated, reading: Reading, finished: Finished) -> Finis
 
 
 def _adapter(identity: Mapping[str, Any], arm: str) -> str:
-    """An adapter by its files; a label by its name and the script behind it, if there is one."""
+    """What identifies an adapter: its files, or else its name and the script that answers."""
     script = identity.get("script")
     return identity["adapters"].get(arm) or (f"{arm}, script {script}" if script else arm)
 
 
 def _looks_before(folder: Path, run: RunEvidence) -> Mapping[str, Look] | None:
-    """The looks when the run was last concluded, if it was, on the same cases."""
+    """The looks when the run was last concluded, if that was on the same cases."""
     try:
         before = evidence.read(folder)
     except InputError:
@@ -76,7 +76,7 @@ def _count_looks(folder: Path, run: RunEvidence) -> tuple[Mapping[str, Look], li
     for _, other in evidence.read_beside(folder, unread):
         if other.started_at in taken or not run.same_question(other):
             continue
-        taken.add(other.started_at)  # a copy of its folder is no other run
+        taken.add(other.started_at)  # a copied folder is the same run
         adapters = {student.adapter for student in other.students}
         for student in run.students:
             if student.adapter in adapters:

@@ -72,7 +72,7 @@ class Finished:
     quantization: str = "none"
     """Of the base model, as the engine calls it."""
     looks: Mapping[str, Look] = field(default_factory=dict)
-    """By student, which look at these cases this run is; empty of an incomplete run."""
+    """By student, which look at these cases this run is; empty for an incomplete run."""
     unread: tuple[str, ...] = ()
     """Why runs beside this one could not be counted among the looks."""
 
@@ -248,7 +248,7 @@ def _result(
 
 
 def _repaired(task: Task, case: Callable[[], Case], last: Mapping[str, Any]) -> dict[str, Any]:
-    """What a result file says of a last attempt that a repair makes valid; empty of others."""
+    """What a result file says of a last attempt that a repair makes valid; empty for others."""
     found = mend(task, case, last["raw_response"], ended=not last["truncated"])
     if found is None:
         return {}

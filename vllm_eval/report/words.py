@@ -77,7 +77,7 @@ def seconds(value: float | None) -> str:
 
 
 def look(found: Mapping[str, Any] | None) -> str:
-    """Which look at its cases a run is; empty of the first."""
+    """Which look at its cases a run is; empty for the first."""
     if found is None or found["number"] < 2:
         return ""
     cases, shared = found["cases"], found["shared"]

@@ -37,8 +37,8 @@ def certify_runs(names: Sequence[str], output_dir: str, level: float) -> tuple[C
     so does a copy of its folder. Students are told apart by their adapters.
 
     Raises:
-        InputError: the level is none; a run is missing, did not finish or has no evidence; or runs
-            of one adapter differ in base, task, way of asking or gate.
+        InputError: the level is not between 0 and 1; a run is missing, did not finish or has no
+            evidence; or runs of one adapter differ in base, task, way of asking or gate.
     """
     if not 0.5 <= level < 1:
         raise InputError(f"--certify: {level:g} must be at least 0.5 and below 1")
@@ -73,7 +73,7 @@ def _read(folder: Path) -> RunEvidence:
 
 
 def _refuse_other(one: _Graded, other: _Graded) -> None:
-    """InputError if two runs of one adapter are not evidence of the same."""
+    """InputError if two runs of one adapter are not evidence of the same claims."""
     mine, theirs = (
         {k: v for k, v in g.run.identity.items() if k not in FREE} for g in (one, other)
     )
@@ -105,7 +105,7 @@ def _named(graded: Mapping[str, Sequence[_Graded]]) -> Iterator[tuple[str, list[
 def _left_out(
     graded: Mapping[str, Sequence[_Graded]], taken: Collection[str]
 ) -> dict[str, list[str]]:
-    """By adapter, runs that graded it beside those `taken`, which are told by their start."""
+    """By adapter, the runs that graded it and are not among those `taken` (their starts)."""
     names: dict[str, list[str]] = {adapter: [] for adapter in graded}
     folders = [g.folder.resolve() for rows in graded.values() for g in rows]
     for folder in {folder.parent: folder for folder in folders}.values():
@@ -119,7 +119,7 @@ def _left_out(
 
 
 def _noted(one: Certificate, rows: Sequence[_Graded], left_out: Sequence[str]) -> Certificate:
-    """With what a reader must know beside the word."""
+    """With notes on the data sets, and on runs that were left out."""
     notes = [*one.verdict.notes]
     if len({str(g.run.identity.get("dataset")) for g in rows}) > 1:
         notes.append(

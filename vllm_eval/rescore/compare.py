@@ -75,7 +75,7 @@ class Compared:
     flags: tuple[str, ...]
     """What makes the two runs less comparable."""
     looks: tuple[str, ...] = ()
-    """Of a run that is not the first to grade an adapter on its cases, a line for each."""
+    """A line for each adapter that an earlier run graded on the same cases."""
 
     def __repr__(self) -> str:
         notes = [f"note: {note}" for note in (*self.looks, *self.flags)]
@@ -143,7 +143,7 @@ def _open_side(path: Path) -> RecordedRun:
 
 
 def _read_looks(path: Path) -> list[str]:
-    """What the evidence of a run folder says; nothing of a file, and where it cannot be used."""
+    """The further looks that a run folder records; none for a file or unusable evidence."""
     try:
         found = evidence.read(path)
     except InputError:

@@ -40,9 +40,9 @@ def export_run(folder: Path, path: Path, *, attempts: bool = False) -> int:
     """Write every outcome of a run to `path`, whole or not at all, in the journal's order.
 
     The columns are the keys of the journal's lines; `attempt` is the number of attempts that an
-    outcome took, `engine_errors` of which the engine spoilt, and `parts` the points of each part of
-    the metric as JSON. With `attempts` every attempt is written; `final` marks the outcomes.
-    Returns the number of rows.
+    outcome took, `engine_errors` how many of them an engine error ended, and `parts` the points of
+    each part of the metric as JSON. With `attempts` every attempt is written; `final` marks the
+    outcomes. Returns the number of rows.
 
     Raises:
         InputError: the folder holds no run, or pyarrow is not installed.
