@@ -13,12 +13,12 @@ from vllm_eval.compare.cases import CaseScore
 from vllm_eval.compare.paired import (
     MAX_EXACT_PAIRS,
     Paired,
-    cases_to_settle,
     compare_cases,
     holm,
     mcnemar,
     signed_rank,
 )
+from vllm_eval.compare.sample_size import cases_to_settle
 
 
 def scores(*values: float | None) -> dict[str, CaseScore]:

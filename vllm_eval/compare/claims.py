@@ -1,16 +1,14 @@
-"""The gate's rules as claims about cases like these, the evidence, and how many cases it takes."""
+"""The gate's rules as claims about all cases like these, and the evidence for each."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vllm_eval.compare.betting import Claim, Evidence, Trace, bets, log_wealth, ratio_claim, trace
+from vllm_eval.compare.betting import Claim, Evidence, Trace, ratio_claim, trace
 from vllm_eval.compare.cases import Cases
-from vllm_eval.compare.paired import POWER
-from vllm_eval.compare.verdict import Kind, Rule
+from vllm_eval.compare.verdict import Kind
 from vllm_eval.config.settings import GateConfig
 from vllm_eval.records import BASELINE
 
@@ -18,12 +16,6 @@ Claims = Mapping[tuple[Kind, str], tuple[Claim, ...]]
 """By the kind of a rule and the arm that must meet it; the rule holds where all of them do."""
 Traces = Mapping[tuple[Kind, str], Trace]
 """The evidence on each rule, by the same."""
-
-REPEATS = 100
-"""Runs drawn from the cases at hand, to see how many cases would be enough."""
-MOST_CASES = 10_000
-"""Larger numbers are not looked for."""
-TOO_CLOSE = "{} is too close to its threshold to be settled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,67 +103,3 @@ def _together(found: Sequence[Evidence]) -> Evidence:
         e_refuted=sum(evidence.e_refuted for evidence in found) / len(found),
         first_refuted=against.first_refuted,
     )
-
-
-def pairs_needed(
-    student: Sequence[float], base: Sequence[float], ratio: float, level: float, seed: int
-) -> int | None:
-    """How many pairs of valid scores like these put one end of the ratio's interval on `ratio`."""
-    import numpy as np
-
-    claim = ratio_claim(np.array(student), np.array(base), ratio)
-    return cases_needed((claim,), level, seed, at_last=True)
-
-
-def cases_needed(
-    claims: Sequence[Claim], level: float, seed: int, *, at_last: bool = False
-) -> int | None:
-    """How many cases like those at hand show or refute a rule at `level`, with a chance of `POWER`.
-
-    At least those at hand; None if it would take more than `MOST_CASES`, or there are none. It is
-    enough to show the rule at some case, or `at_last` after the last one.
-    """
-    import numpy as np
-
-    generator, most, goal = np.random.default_rng(seed), 0, -math.log(1 - level)
-    for claim in claims:
-        if not len(claim.x):
-            return None
-        right = claim if claim.x.mean() >= claim.bound else claim.opposite
-        count, shares = len(claim.x), bets(MOST_CASES, level)
-        growth = max(float(log_wealth(right, [share])[-1]) for share in shares) / count
-        if growth * MOST_CASES < goal:
-            return None
-        cases = max(count, math.ceil(goal / growth))  # which the best bet takes on average
-        while cases <= MOST_CASES:
-            drawn = generator.choice(right.x, (REPEATS, cases))
-            curves = log_wealth(replace(right, x=drawn), bets(cases, level))
-            ends = curves[:, -1] if at_last else curves.max(axis=-1)
-            if (ends >= goal).mean() >= POWER:
-                break
-            cases = math.ceil(cases * 1.15)
-        else:
-            return None
-        most = max(most, cases)
-    return most
-
-
-def cases_to_certify(
-    level: float, rules: Sequence[Rule], claims: Claims, seed: int
-) -> tuple[int | None, str]:
-    """The largest number of cases that a rule needs which is open at `level`."""
-    needed = 0
-    for rule in rules:
-        found = claims.get((rule.kind, rule.arm))
-        unsure = rule.evidence and rule.evidence.p_shown > 1 - level
-        if rule.state != "refuted" and unsure and found:
-            if all(claim.bound >= claim.high for claim in found):
-                return None, f"{rule.name}: no number of cases shows so high a bound"
-            cases = cases_needed(found, level, seed)
-            if cases is None:
-                return None, TOO_CLOSE.format(rule.name)
-            needed = max(needed, cases)
-    if needed:
-        return needed, ""
-    short = "; ".join(rule.name for rule in rules if not rule.passed)
-    return None, f"the evidence is enough, but these cases miss the bound: {short}"

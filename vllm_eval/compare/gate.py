@@ -6,19 +6,17 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from vllm_eval.compare.betting import chance
-from vllm_eval.compare.claims import (
-    TOO_CLOSE,
-    Claims,
-    cases_to_certify,
-    make_claims,
-    pairs_needed,
-    tables,
-    trace_rules,
-)
+from vllm_eval.compare.claims import Claims, make_claims, tables, trace_rules
 from vllm_eval.compare.notes import notes_of
-from vllm_eval.compare.paired import cases_to_settle, holm, pair_scores
+from vllm_eval.compare.paired import holm, pair_scores
 from vllm_eval.compare.resampling import resample
 from vllm_eval.compare.rules import certify_rules, make_rules
+from vllm_eval.compare.sample_size import (
+    TOO_CLOSE,
+    cases_to_certify,
+    cases_to_settle,
+    pairs_needed,
+)
 from vllm_eval.compare.summary import Comparison, compare_arms
 from vllm_eval.compare.verdict import Rule, Verdict, overall
 from vllm_eval.config.settings import CONFIDENCE, GateConfig

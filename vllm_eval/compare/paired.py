@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,10 +11,6 @@ from vllm_eval.compare.intervals import Interval, make_interval
 
 SAME = 1e-9
 """Scores closer than this are a tie; the rest is rounding."""
-POWER = 0.8
-"""Chance of a settled verdict with the number of cases that is called enough."""
-MOST_PAIRS = 10**7
-"""Larger numbers are not looked for."""
 EXCHANGES = 9999
 MAX_EXCHANGED = 500
 MAX_EXACT_PAIRS = 100
@@ -203,36 +197,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(order) - place) * p_values[index]))
         corrected[index] = largest
     return corrected
-
-
-def cases_to_settle(
-    student: Sequence[float], base: Sequence[float], ratio: float, confidence: float
-) -> tuple[int | None, str]:
-    """About how many pairs tell, with a chance of 0.8, on which side of `ratio` the ratio lies.
-
-    For spread and distance as seen in these pairs, by a two-sided t test of the mean of
-    student - ratio * baseline at `confidence` (Fieller 1954; Cohen, Statistical Power Analysis,
-    1988, chapter 2). Rough by nature, since both are estimates. None with a reason if there is no
-    such number, or if the pairs at hand are enough.
-    """
-    from scipy.stats import t
-
-    count = len(student)
-    if count < 2:
-        return None, "fewer than two pairs of cases show no spread"
-    rests = [mine - ratio * theirs for mine, theirs in zip(student, base, strict=True)]
-    mean = math.fsum(rests) / count
-    std = math.sqrt(math.fsum((rest - mean) ** 2 for rest in rests) / (count - 1))
-    if abs(mean) <= SAME:
-        return None, "the ratio lies on its threshold"
-    if std <= SAME:
-        return None, "every pair is as far from the threshold, so their spread is unknown"
-
-    def enough(cases: int) -> bool:
-        sides = t.ppf((1 + confidence) / 2, cases - 1) + t.ppf(POWER, cases - 1)
-        return cases >= (float(sides) * std / mean) ** 2
-
-    if enough(count):
-        return None, "these pairs are enough"
-    found = bisect_left(range(MOST_PAIRS), True, lo=count, key=enough)
-    return (found, "") if found < MOST_PAIRS else (None, "the ratio is too close to its threshold")

@@ -14,8 +14,8 @@ from statistics import NormalDist
 from typing import Any
 
 from vllm_eval.compare.betting import bets, log_wealth, p_values, ratio_claim
-from vllm_eval.compare.claims import MOST_CASES, Claims, Table, make_claims
-from vllm_eval.compare.paired import POWER
+from vllm_eval.compare.claims import Claims, Table, make_claims
+from vllm_eval.compare.sample_size import MOST_CASES, POWER
 from vllm_eval.config.settings import GateConfig
 
 BASE_MEAN = 0.86

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vllm_eval.compare.claims import MOST_CASES
-from vllm_eval.compare.paired import POWER
 from vllm_eval.compare.power import (
     BASE_MEAN,
     MOST_SIMULATED,
@@ -16,6 +14,7 @@ from vllm_eval.compare.power import (
     lowest_certified,
     pass_chance,
 )
+from vllm_eval.compare.sample_size import MOST_CASES, POWER
 from vllm_eval.config.settings import GateConfig
 from vllm_eval.preflight.finding import Finding, ok, warning
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vllm_eval.compare.betting import chance
-from vllm_eval.compare.paired import POWER
+from vllm_eval.compare.sample_size import POWER
 from vllm_eval.compare.verdict import NOT_FINISHED
 from vllm_eval.report.words import percent
 

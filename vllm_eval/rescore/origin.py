@@ -16,7 +16,8 @@ import orjson
 import yaml
 from pydantic import ValidationError
 
-from vllm_eval.compare.verdict import Rule, Verdict
+from vllm_eval.compare.rules import make_rule
+from vllm_eval.compare.verdict import Verdict
 from vllm_eval.config.layers import validated
 from vllm_eval.config.settings import Config, GateConfig, resolve_path
 from vllm_eval.errors import InputError
@@ -194,7 +195,7 @@ class Expected:
         if not self.gaps:
             return verdict
         name, why = "files that are whole", "; ".join(self.gaps)
-        rule = Rule("whole_files", verdict.arm, name, None, 1.0, None, False, why)
+        rule = make_rule("whole_files", verdict.arm, name, None, 1.0, why)
         chance = None if verdict.pass_chance is None else 0.0
         rules = (*verdict.rules, rule)
         return replace(verdict, word="FAIL", certified="FAIL", rules=rules, pass_chance=chance)
