@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.depth import count
-from vllm_eval.compare.claims import Table, make_claims, trace_rules
 from vllm_eval.compare.betting import Claim, bets, log_wealth, ratio_claim, weigh
+from vllm_eval.compare.claims import Table, make_claims, trace_rules
 from vllm_eval.compare.gate import decide
 from vllm_eval.compare.summary import compare_arms
 from vllm_eval.compare.verdict import Verdict
@@ -222,8 +222,8 @@ def test_a_distance_is_refuted_at_the_stated_level_though_there_are_two_ways_to_
     runs, wrong = count(1000, deep=10_000), 0
     for _ in range(runs):
         base, student = (Table(generator.choice([0.7, 0.9], 60), np.ones(60)) for _ in range(2))
-        traces = trace_rules(make_claims(student, base, gate), "s0", 60, 0.95)
-        wrong += traces["distance", "s0"](60).first_refuted is not None
+        traces = trace_rules(make_claims(student, base, gate), 60, 0.95)
+        wrong += traces["distance", "student"](60).first_refuted is not None
     assert wrong / runs <= 0.05 + 2 * (0.05 * 0.95 / runs) ** 0.5
 
 
