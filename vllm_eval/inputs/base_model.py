@@ -85,6 +85,8 @@ class Base:
     """`quantization_config` of a checkpoint that is stored quantised."""
     tensors: Mapping[str, Tensor] | None = None
     """From all its weight files; None unless all are here, as safetensors."""
+    wrapper: str | None = None
+    """The class of a multimodal model, whose text part `architecture` describes."""
 
 
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
@@ -109,12 +111,14 @@ def read_base(name: str, revision: str | None = None, *, weights: bool = True) -
     quantization = config.get("quantization_config")
     stored = quantization if isinstance(quantization, dict) else None
     tensors = _read_weights(folder) if weights else None
-    return Base(name, folder, _read_architecture(text), stored, tensors)
+    classes = config.get("architectures") if text is not config else None
+    wrapper = str(classes[0]) if isinstance(classes, list) and classes else None
+    return Base(name, folder, _read_architecture(text), stored, tensors, wrapper)
 
 
 def linear_modules(base: Base) -> dict[str, tuple[int, int]] | None:
     """Inputs and outputs of every linear module by its full name, or None where unknown."""
-    architecture = base.architecture
+    architecture = None if base.wrapper else base.architecture
     if architecture is not None and architecture.model_type in LLAMA_LIKE:
         modules, layers = architecture.layer_modules.items(), range(architecture.layers)
         return {f"model.layers.{n}.{name}": shape for n in layers for name, shape in modules}
@@ -137,7 +141,7 @@ def vocabulary_modules(base: Base) -> dict[str, tuple[int, int]]:
             modules[name.removesuffix(".weight")] = (hidden, rows) if head else (rows, hidden)
     if architecture is not None and (architecture.model_type in LLAMA_LIKE or modules):
         modules.setdefault("lm_head", (architecture.hidden, architecture.vocab))
-    if architecture is not None and architecture.model_type in LLAMA_LIKE:
+    if architecture is not None and architecture.model_type in LLAMA_LIKE and not base.wrapper:
         modules["model.embed_tokens"] = (architecture.vocab, architecture.hidden)
     return modules
 

@@ -23,6 +23,7 @@ from vllm_eval.inputs.base_model import (
 )
 from vllm_eval.inputs.safetensors_headers import FLOATS, Tensor
 from vllm_eval.inputs.tensor_values import same_values
+from vllm_eval.inputs.vllm_names import models_folder, module_prefixes, renamed
 from vllm_eval.preflight.finding import Finding, error, ok, warning
 from vllm_eval.records import Adapter
 
@@ -56,6 +57,8 @@ _RAW = re.compile(r".+\.lora_(?:embedding_)?[AB]\.(?!weight$|bias$)[^.]+(?:\.wei
 _MLX = re.compile(r".+\.lora_[ab]")
 _LAYER = re.compile(r"\.layers\.(\d{1,9})\.")
 _NAME = re.compile(r"[\w.]+")
+_TEXT = "language_model."
+"""How the names of the text part begin in vLLM."""
 _TAKEN = FLOATS | {"F8_E4M3", "F8_E5M2"}
 _OTHER_SHAPE = "with a shape other than the base's"
 _OTHER_VOCABULARY = "of a vocabulary other than the base's"
@@ -181,7 +184,9 @@ def _check_modules(
         what = f"names and shapes were not compared: the base {base.name} {reason}"
         todo = "the engine will compare them once it is loaded"
         return [*findings, *_check_names(where, modules, None, base), warning(where, what, todo)]
-    known = {**linear, **vocabulary_modules(base)}
+    known: Shapes = {**linear, **vocabulary_modules(base)}
+    if base.wrapper:
+        return findings + _check_multimodal(where, modules, known, base)
     return findings + _check_names(where, modules, known, base) + _check_reach(where, modules, base)
 
 
@@ -229,6 +234,29 @@ def _check_names(where: str, modules: Modules, known: Shapes | None, base: Base)
         todo = RENAME if fault.startswith("named") else _TODO.get(fault, OTHER_BASE)
         findings.append(error(where, what, todo))
     return findings
+
+
+def _check_multimodal(where: str, modules: Modules, known: Shapes, base: Base) -> list[Finding]:
+    """Names as vLLM maps them, on both sides; it silently leaves out what it does not find."""
+    models = models_folder()
+    prefixes = module_prefixes(models, base.wrapper or "") if models else None
+    if prefixes is None:
+        what = f"names were not compared: vLLM's own for {base.wrapper} are not known here"
+        return [warning(where, what, "see that the student's answers are not the baseline's")]
+    known = {renamed(name, prefixes): shape for name, shape in known.items()}
+    mapped = {renamed(name, prefixes): pair for name, pair in modules.items()}
+    start = _TEXT if any(name.startswith(_TEXT) for name in known) else ""
+    text = {name: pair for name, pair in mapped.items() if name.startswith(start)}
+    findings = []
+    if lost := [name for name in mapped if name not in known]:
+        what = f"{counted(lost, 'module')} that vLLM would not find in {base.wrapper}"
+        todo = "rename its tensors to the names that the base's have, as docs/adapters.md shows"
+        findings.append(error(where, what, todo))
+    elif beside := [name for name in mapped if name not in text]:
+        what = f"{counted(beside, 'module')} outside the language model, which vLLM leaves out"
+        findings.append(error(where, what, MERGE))
+    found = {name: pair for name, pair in text.items() if name in known}
+    return findings + _check_names(where, found, known, base) + _check_reach(where, found, base)
 
 
 def _misnamed(name: str, known: Shapes | None) -> str | None:
