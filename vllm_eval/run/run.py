@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,18 @@ from vllm_eval.tasks.declaration import TASK_FILE, dump_declaration
 _Stops = Callable[[Progress], AbstractContextManager[object]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A run whose journal this process alone writes to."""
+
+    plan: Plan
+    watcher: Watcher
+    folder: RunFolder
+    manifest: dict[str, Any]
+    """What the run is made of; written again whenever it changes."""
+    journal: Journal
+
+
 def run(
     config: Config,
     watcher: Watcher,
@@ -62,38 +74,24 @@ def run(
     start = time.monotonic()
     plan = _prepare(config, watcher)
     config = plan.config
-    with _opened(plan, resume, watcher) as (folder, recorded, journal):
+    with _open(plan, resume, watcher) as opened:
+        folder = opened.folder
         if changed := store.note_config(folder.path, dump_config(config)):
             watcher.stage(f"resumed with a different {', '.join(changed)}")
-        if requeued := requeue_refused(plan, folder.path, recorded, journal):
+        if requeued := requeue_refused(plan, folder.path, opened.manifest, opened.journal):
             watcher.stage(f"asking {requeued} prompts again that were too long before")
-        progress = _progress(plan, journal.ledger)
-        settling = None
+        progress, settling = _progress(plan, opened.journal.ledger), None
         if config.until_settled:
-            so_far = _evaluated(plan, folder, recorded, partial=True)
-            settling = settle(so_far, read_journal(folder.journal))
-        progress.stopping = settling is not None and settling.look() is not None
+            settling = settle(_evaluated(opened, partial=True), read_journal(folder.journal))
+            progress.stopping = settling.look() is not None
         if progress.done < progress.total and not progress.stopping:
-            refuse_other_engine(plan, folder.path, recorded)
-            stops: _Stops = _stop_on_signals if stop_on_signals else nullcontext
-            with watch_memory() as memory, _naming_folder(folder):
-                job, record = _job(plan, settling), partial(_record, journal, settling, progress)
-
-                def answer(engine: Engine) -> None:
-                    with stops(progress):
-                        evaluate(job, engine, journal.ledger, record, progress, watcher.progress)
-
-                engine_load_s = _generate(plan, folder, recorded, progress, watcher, answer)
-            session = {
-                "engine_load_s": engine_load_s,
-                "grading_s": progress.grading_s,
-                "peak_host_mib": memory.host_mib,
-                "peak_device_mib": memory.device_mib,
-                "total_s": time.monotonic() - start,
-            }
-            _note(folder, recorded, "sessions", [*recorded.get("sessions", ()), session])
+            refuse_other_engine(plan, folder.path, opened.manifest)
+            stops = _stop_on_signals if stop_on_signals else nullcontext
+            session = _answer_pending(opened, settling, progress, stops)
+            session["total_s"] = time.monotonic() - start
+            _note(opened, "sessions", [*opened.manifest.get("sessions", ()), session])
         watcher.stage("scoring and writing results")
-        finished = conclude(_evaluated(plan, folder, recorded, partial=progress.stopping))
+        finished = conclude(_evaluated(opened, partial=progress.stopping))
     stored = load_run(folder.path)
     _write_reports(config, folder, stored, watcher)
     refuse_unanswered(finished)
@@ -137,20 +135,17 @@ def _write_reports(config: Config, folder: RunFolder, stored: StoredRun, watcher
         store.write_zip(folder)
 
 
-def _evaluated(
-    plan: Plan, folder: RunFolder, recorded: Mapping[str, Any], *, partial: bool
-) -> Evaluated:
+def _evaluated(opened: _Opened, *, partial: bool) -> Evaluated:
     """The run to conclude; without a stop nothing may be pending, so lost answers are noticed."""
+    plan, folder = opened.plan, opened.folder
     paths = {arm.name: str(arm.adapter.path) if arm.adapter else None for arm in plan.arms}
     rows = store.index_rows(folder.path)
-    return Evaluated(folder, recorded, plan.config, paths, rows, plan.task, partial)
+    return Evaluated(folder, opened.manifest, plan.config, paths, rows, plan.task, partial)
 
 
 @contextmanager
-def _opened(
-    plan: Plan, resume: Path | Literal["auto"] | None, watcher: Watcher
-) -> Iterator[tuple[RunFolder, dict[str, Any], Journal]]:
-    """A new run folder, or the one to resume if it is of the same run; its manifest and journal.
+def _open(plan: Plan, resume: Path | Literal["auto"] | None, watcher: Watcher) -> Iterator[_Opened]:
+    """A new run folder, or the one to resume if it is of the same run.
 
     The manifest is read under the journal's lock, so that no other process changes it later.
     """
@@ -174,7 +169,7 @@ def _opened(
             folder = RunFolder(resume, store.timestamp_of(resume, recorded))
             if not (resume / store.CASES).is_file():
                 _note_cases(plan, folder)
-            yield folder, recorded, journal
+            yield _Opened(plan, watcher, folder, recorded, journal)
         return
     if unfinished := store.find_like(output_dir, identity, finished=False):
         watcher.stage(f"an unfinished run like this one: continue it with --resume {unfinished}")
@@ -186,7 +181,7 @@ def _opened(
     recorded = manifest.describe(plan, identity, now)
     store.write_json(folder.path / manifest.FILE, recorded)
     with closing(Journal(folder.journal)) as journal:
-        yield folder, recorded, journal
+        yield _Opened(plan, watcher, folder, recorded, journal)
 
 
 def _note_cases(plan: Plan, folder: RunFolder) -> None:
@@ -194,15 +189,30 @@ def _note_cases(plan: Plan, folder: RunFolder) -> None:
     store.write_cases(folder, ((case, plan.task.prompt(case)) for case in drawn))
 
 
-def _generate(
-    plan: Plan,
-    folder: RunFolder,
-    recorded: dict[str, Any],
-    progress: Progress,
-    watcher: Watcher,
-    answer: Callable[[Engine], None],
-) -> float:
-    """Answer what is pending, restarting a dead engine; returns the seconds of the first start."""
+def _answer_pending(
+    opened: _Opened, settling: Settling | None, progress: Progress, stops: _Stops
+) -> dict[str, float | None]:
+    """Answer and grade what is pending; returns the times and the memory that this took."""
+    journal, watcher = opened.journal, opened.watcher
+    job, record = _job(opened.plan, settling), partial(_record, journal, settling, progress)
+
+    def answer(engine: Engine) -> None:
+        with stops(progress):
+            evaluate(job, engine, journal.ledger, record, progress, watcher.progress)
+
+    with watch_memory() as memory, _naming_folder(opened.folder):
+        engine_load_s = _generate(opened, progress, answer)
+    return {
+        "engine_load_s": engine_load_s,
+        "grading_s": progress.grading_s,
+        "peak_host_mib": memory.host_mib,
+        "peak_device_mib": memory.device_mib,
+    }
+
+
+def _generate(opened: _Opened, progress: Progress, answer: Callable[[Engine], None]) -> float:
+    """Run `answer`, restarting a dead engine; returns the seconds of the first start."""
+    plan, folder, watcher = opened.plan, opened.folder, opened.watcher
     config, life, load_s = plan.config, 0, 0.0
     while True:
         watcher.stage(f"starting the {config.engine} engine; its log is {folder.engine_log}")
@@ -210,12 +220,12 @@ def _generate(
         try:
             with closing(open_engine(config, plan.arms, plan.base_model, log, life)) as engine:
                 load_s = load_s or time.monotonic() - begin
-                _note_engine(folder, recorded, engine.about)
+                _note_engine(opened, engine.about)
                 if unproven := engine.about.get("canary_warning"):
                     watcher.stage(f"warning  {unproven}")
                 watcher.stage(f"evaluating {len(plan.dataset.drawn)} cases, {len(plan.arms)} arms")
                 answer(engine)
-                _note_engine(folder, recorded, engine.about)  # including what it had to send again
+                _note_engine(opened, engine.about)  # including what it had to send again
                 return load_s
         except EngineDiedError as error:
             if progress.stopping:  # Ctrl-C reaches the engine's processes too
@@ -244,23 +254,22 @@ def _record(
         progress.stopping = progress.stopping or settling.settled is not None
 
 
-def _note_engine(
-    folder: RunFolder, recorded: dict[str, Any], about: Mapping[str, str | int]
-) -> None:
+def _note_engine(opened: _Opened, about: Mapping[str, str | int]) -> None:
     """Store the engine's description of itself; InputError if an earlier session's differs."""
-    before = recorded.get("engine", {})
+    before = opened.manifest.get("engine", {})
     for key in ("engine", "vllm", "transformers", "dtype", "quantization", "models"):
         if before and before.get(key) != about.get(key):
-            msg = f"{folder.path}: begun with {key} {before.get(key)!r}, not {about.get(key)!r}"
-            raise InputError(f"{msg}; start a new run, without --resume")
-    _note(folder, recorded, "engine", dict(about))
+            differs = f"{key} {before.get(key)!r}, not {about.get(key)!r}"
+            msg = f"{opened.folder.path}: begun with {differs}; start a new run, without --resume"
+            raise InputError(msg)
+    _note(opened, "engine", dict(about))
 
 
-def _note(folder: RunFolder, recorded: dict[str, Any], key: str, value: object) -> None:
+def _note(opened: _Opened, key: str, value: object) -> None:
     """Set a key of the manifest, and write the manifest if that changes it."""
-    if recorded.get(key) != value:
-        recorded[key] = value
-        store.write_json(folder.path / manifest.FILE, recorded)
+    if opened.manifest.get(key) != value:
+        opened.manifest[key] = value
+        store.write_json(opened.folder.path / manifest.FILE, opened.manifest)
 
 
 @contextmanager
