@@ -216,14 +216,24 @@ def test_the_wealth_after_the_last_case_is_one_on_average_if_the_claim_just_fail
     assert ends.mean() == pytest.approx(1.0, abs=0.01)
 
 
+def test_what_is_shown_at_some_case_stays_shown() -> None:
+    x = np.array([1.0] * 60 + [0.0] * 30)
+    early, late = (weigh(Claim(x[:cases], 0.0, 1.0, 0.5), 90, 0.95) for cases in (60, 90))
+    assert late.first_shown == early.first_shown is not None
+    assert late.p_shown == early.p_shown <= 0.05
+    assert late.e_shown < early.e_shown
+
+
 def test_a_distance_is_refuted_at_the_stated_level_though_there_are_two_ways_to_refute_it() -> None:
-    """Equal arms and a bound of 0: refuted wrongly in at most 5 % of runs."""
+    """Equal arms and a bound of 0: refuted wrongly in at most 5 % of runs. Each way takes 4 %."""
     generator, gate = np.random.default_rng(3), GateConfig(certify=0.95, max_abs_difference=0)
-    runs, wrong = count(1000, deep=10_000), 0
+    runs, wrong = count(1500, deep=10_000), 0
     for _ in range(runs):
-        base, student = (Table(generator.choice([0.7, 0.9], 60), np.ones(60)) for _ in range(2))
+        base, student = (Table(generator.choice([0.0, 1.0], 60), np.ones(60)) for _ in range(2))
         traces = trace_rules(make_claims(student, base, gate), 60, 0.95)
-        wrong += traces["distance", "student"](60).first_refuted is not None
+        found = traces["distance", "student"](60)
+        assert (found.first_refuted is not None) == (found.p_refuted <= 0.05)
+        wrong += found.first_refuted is not None
     assert wrong / runs <= 0.05 + 2 * (0.05 * 0.95 / runs) ** 0.5
 
 

@@ -108,9 +108,19 @@ def test_an_adapter_of_the_same_name_with_other_answers_is_no_further_look(
 def test_a_run_that_stopped_early_is_no_look(bench: Bench, run: Callable[..., Run]) -> None:
     run(1, 4)
     (first,) = folders(bench)
-    interrupt(first, 3)
+    part = interrupt(first, 3)
     shutil.rmtree(first)
+    assert bench.call("diagnose", str(part)).code == 0
     assert "look" not in run(1, 4).out
+
+
+def test_a_run_in_which_an_arm_never_answered_is_no_look(
+    bench: Bench, answers: Answers, run: Callable[..., Run]
+) -> None:
+    bench.answers({"text": answers.text()}, {"arm": "pupil", "error": "out of memory"})
+    run(1, 4)
+    (first,) = folders(bench)
+    assert not (first / "evidence.json").exists()
 
 
 def test_a_run_that_is_resumed_keeps_its_number(bench: Bench, run: Callable[..., Run]) -> None:

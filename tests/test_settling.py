@@ -56,14 +56,16 @@ def settling(cases: int, students: int, samples: int = 1, gate: GateConfig = GAT
     return Settling(order, ["baseline", *(f"s{n}" for n in range(students))], samples, gate)
 
 
-def words(found: Sequence[Outcome], cases: int, planned: int, students: int) -> list[str]:
+def words(
+    found: Sequence[Outcome], cases: int, planned: int, students: int, gate: GateConfig = GATE
+) -> list[str]:
     """The verdicts of a finished run of the first so many cases."""
     order = {f"K{place}": place for place in range(cases)}
     names = [f"s{n}" for n in range(students)]
     taken = [one for one in found if one.concept_id in order]
     comparison = compare_arms(taken, ["baseline", *names], drawn=order)
     samples = len(taken) // len(order) // (1 + students)
-    verdicts = decide(comparison, names, cases * samples, GATE, planned=planned)
+    verdicts = decide(comparison, names, cases * samples, gate, planned=planned)
     return [verdict.word for verdict in verdicts]
 
 
@@ -117,6 +119,22 @@ def test_a_rule_that_only_these_cases_break_settles_no_failure() -> None:
     assert settler.look() is None
     settler.take(found[10:])
     assert (settler.look() or 0) > 10
+
+
+def test_the_spread_of_the_cases_so_far_is_the_one_that_the_gate_sees_in_them() -> None:
+    """It falls below its limit after the other rules are shown."""
+    gate = GateConfig(certify=0.95, max_student_std=0.065)
+    found = outcomes(CAP, 1)
+    for place in range(15):
+        found[2 * place + 1] = made("s0", place, 0.8 if place % 2 else 1.0)
+    settled = []
+    for one in (GATE, gate):
+        settler = settling(CAP, 1, gate=one)
+        settler.take(found)
+        settled.append(settler.look() or CAP)
+    assert settled[0] < settled[1] < CAP
+    assert words(found, settled[1], CAP, 1, gate) == ["PASS"]
+    assert words(found, settled[1] - 1, CAP, 1, gate) == ["FAIL"]
 
 
 def test_looking_at_every_case_takes_time_in_proportion_to_the_cases() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 
 from vllm_eval.compare.betting import Evidence
 from vllm_eval.compare.cases import CaseScore, aggregate
@@ -85,22 +84,17 @@ class Settling:
         grown = zip(*(summarise_first(one, first) for one in self._cases.values()), strict=True)
         for count, summaries in enumerate(grown, start=first):
             evidence = {
-                arm: {key: after(count) for key, after in traces.items() if count <= known}
-                for arm, (traces, known) in traced.items()
+                arm: {key: after(count) for key, after in traces.items()}
+                for arm, traces in traced.items()
             }
             if _is_settled(dict(zip(self._cases, summaries, strict=True)), evidence, self._gate):
                 return count
         return None
 
-    def _trace(self, arm: str) -> tuple[Traces, int]:
-        """The evidence on one student, and up to which case there is any."""
-        sides = self._cases[arm], self._cases[BASELINE]
-        both = enumerate(zip(*(side.values() for side in sides), strict=True))
-        unknown = (place for place, row in both if not all(case.scored for case in row))
-        known = next(unknown, self.complete)
-        found = tables(*(dict(islice(side.items(), known)) for side in sides))
+    def _trace(self, arm: str) -> Traces:
+        found = tables(self._cases[arm], self._cases[BASELINE])
         claims = make_claims(*found, self._gate, arm)
-        return trace_rules(claims, len(self._order), self._gate.level), known
+        return trace_rules(claims, len(self._order), self._gate.level)
 
 
 def _is_settled(
