@@ -359,18 +359,36 @@ def test_a_rule_that_is_only_open_is_not_put_down_to_the_model(bench: Bench) -> 
     assert "`pupil` scores too low." in said
 
 
-def test_a_score_that_is_low_only_by_failed_answers_is_put_down_to_them(
-    bench: Bench, answers: Answers
-) -> None:
+def test_a_score_that_is_low_only_by_failed_answers_is_put_down_to_them(bench: Bench) -> None:
     bench.dataset(60)
-    bad = [{"arm": "pupil", "concept_id": f"K{n}", "text": answers.bad()} for n in range(1, 60, 3)]
+    bad = [{"arm": "pupil", "concept_id": f"K{n}", "text": BAD} for n in range(1, 60, 3)]
     bench.answers({"text": GOOD}, *bad)
     run = bench.run(*CERTIFY, "--min-valid-rate", "0.3")
     assert (run.code, rule_of(run.folder, "ratio")["state"]) == (1, "refuted")
     said = steps(run.folder)
-    assert "Failed answers of `pupil` count as 0, which lowers its score too far." in said
+    assert "`pupil` that failed or are missing count as 0, and are too many." in said
     assert "(20 of 20 answers, `review_missing_narrative`)" in said
     assert "scores too low" not in said
+
+
+def test_a_score_that_is_low_only_by_missing_answers_is_not_put_down_to_the_model(
+    bench: Bench,
+) -> None:
+    bench.dataset(60)
+    gone = [{"arm": "pupil", "concept_id": f"K{n}", "error": "gone"} for n in range(1, 60, 3)]
+    bench.answers({"text": GOOD}, *gone)
+    run = bench.run(*CERTIFY, "--min-valid-rate", "0.3")
+    assert rule_of(run.folder, "ratio")["state"] == "refuted"
+    assert "scores too low" not in steps(run.folder)
+
+
+def test_more_cases_are_not_advised_where_no_number_of_them_is_enough(bench: Bench) -> None:
+    bench.dataset(20)
+    bench.answers({"text": GOOD})
+    said = steps(bench.run(*CERTIFY, "--min-valid-rate", "1").folder)
+    assert "no number of cases shows so high a bound" in said
+    assert "Lower a bound of 1" in said
+    assert "further cases" not in said
 
 
 def test_cases_to_settle_are_told_only_where_there_is_such_a_number(bench: Bench) -> None:

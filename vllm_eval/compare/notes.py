@@ -50,7 +50,8 @@ def _ratios_apart(paired: Paired, valid: float | None, least: float) -> Iterator
     elif len({value >= least - TOLERANCE for value in (valid, shared, every)}) == 1:
         return
     else:
-        both = f"{shared:.3f} over the {paired.pairs} cases valid in both"
+        pairs = "1 case" if paired.pairs == 1 else f"{paired.pairs} cases"
+        both = f"{shared:.3f} over the {pairs} valid in both"
     yield (
         f"It depends on the cases: the ratio is {valid:.3f} over the valid cases of each arm, "
         f"{both}, and {every:.3f} with failures as 0; the bound is {least:g}."

@@ -81,7 +81,9 @@ def _settle(run: StoredRun, verdict: Data) -> Iterator[Md]:
         yield Md(f"Open: {names}.")
     yield Md(sentence(to_settle(verdict)))
     there, asked = run.environment["dataset"]["records"], run.comparison["cases_total"]
-    if cases is None or cases <= asked:
+    if any(rule["evidence"] and rule["evidence"]["bound"] >= 1 for rule in still_open(verdict)):
+        yield Md("Lower a bound of 1: answers that might fail are never shown to reach it.")
+    elif cases is None or cases <= asked:
         yield Md("Evaluate it on further cases.")
     elif cases > there:
         yield Md(f"The data set has {count(there)} cases: add more.")
@@ -122,19 +124,19 @@ def _remedy(comparison: Data, verdict: Data, rule: Data) -> Iterator[Md]:
     elif kind == "distance":
         yield Md(f"The means of {student} and the baseline differ by more than allowed.")
     elif _by_failing(comparison, verdict, rule):
-        why = f"Failed answers of {student} count as 0, which lowers its score too far."
+        why = f"Answers of {student} that failed or are missing count as 0, and are too many."
         yield Md(f"{why} {_main_cause(comparison, arm)}")
     else:
         yield Md(f"{student} scores too low. {_worst_cases(comparison, verdict['arm'])}")
 
 
 def _by_failing(comparison: Data, verdict: Data, rule: Data) -> bool:
-    """Whether a score is too low only with failed answers as 0."""
-    summary, ratios = comparison["arms"][rule["arm"]], verdict["ratios"]
-    enough = rule["margin"] >= 0
-    if rule["kind"] == "ratio_all" and ratios:
-        enough = ratios["valid"] >= rule["threshold"]
-    return bool(enough and summary["failed"] > summary["errors"])
+    """Whether a score is too low only with failed and missing answers as 0."""
+    summary, enough = comparison["arms"][rule["arm"]], rule["margin"] >= 0
+    if rule["kind"] == "ratio_all":
+        valid = next(other["value"] for other in verdict["rules"] if other["kind"] == "ratio")
+        enough = valid >= rule["threshold"]
+    return bool(enough and summary["failed"])
 
 
 def _missing(comparison: Data, arm: str) -> str:
