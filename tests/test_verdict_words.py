@@ -391,6 +391,14 @@ def test_more_cases_are_not_advised_where_no_number_of_them_is_enough(bench: Ben
     assert "further cases" not in said
 
 
+def test_a_pass_that_few_cases_do_not_show_is_to_be_relied_on_only_after_more(bench: Bench) -> None:
+    bench.dataset(10)
+    bench.answers({"text": GOOD})
+    run = bench.run()
+    assert (run.code, run.result("comparison")["verdicts"][0]["pass_chance"]) == (0, 1.0)
+    assert "These cases are too few to show it for others." in steps(run.folder)
+
+
 def test_cases_to_settle_are_told_only_where_there_is_such_a_number(bench: Bench) -> None:
     bench.dataset(10)
     half = [{"arm": "pupil", "concept_id": f"K{n}", "text": GOOD} for n in range(1, 6)]

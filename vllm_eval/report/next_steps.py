@@ -61,8 +61,15 @@ def _integrate(run: StoredRun, verdict: Data, ranked: Sequence[Data]) -> Iterato
         command = ["vllm", "serve", base, "--enable-lora", "--max-lora-rank", str(slot)]
         command += ["--lora-modules", f"{arm}={adapter['path']}"]
         yield Md(f"Serve it beside the base: {code(shlex.join(command), 400)}")
-    if not is_certified(verdict) and (verdict["pass_chance"] or 1) < SURE:
-        yield Md(f"The PASS is close: {_doubt(verdict)} Evaluate more cases before you rely on it.")
+    if is_certified(verdict):
+        return
+    doubt = ""
+    if (verdict["pass_chance"] or 1) < SURE:
+        doubt = f"The PASS is close: {_doubt(verdict)}"
+    elif verdict["certified"] != "PASS":
+        doubt = "These cases are too few to show it for others."
+    if doubt:
+        yield Md(f"{doubt} Evaluate more cases before you rely on it.")
 
 
 def _doubt(verdict: Data) -> str:
