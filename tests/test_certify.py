@@ -168,8 +168,9 @@ def test_a_student_too_far_from_the_baseline_in_either_direction_is_refuted() ->
 
 def test_a_rule_that_nothing_could_break_is_shown_at_once() -> None:
     options: dict[str, Any] = {"min_valid_rate": 0, "min_ratio": 0, "min_baseline_mean": 0}
-    (verdict,) = verdicts([0.9] * 2, [0.9] * 2, **options)
-    assert verdict.word == "PASS"
+    for score in (0.9, 0.0):
+        (verdict,) = verdicts([0.9] * 2, [score] * 2, **options)
+        assert verdict.word == "PASS"
 
 
 def test_a_valid_rate_of_one_can_be_refuted_but_never_shown() -> None:

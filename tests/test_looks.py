@@ -105,6 +105,16 @@ def test_an_adapter_of_the_same_name_with_other_answers_is_no_further_look(
     assert "look" not in run(1, 4).out
 
 
+@pytest.mark.parametrize("key", ["base_model", "task"])
+def test_another_base_or_task_is_another_question(
+    key: str, bench: Bench, run: Callable[..., Run]
+) -> None:
+    run(1, 4)
+    (first,) = folders(bench)
+    damaged(first / "evidence.json", lambda found: found["identity"].update({key: "other"}))
+    assert "look" not in run(1, 4).out
+
+
 def test_a_run_that_stopped_early_is_no_look(bench: Bench, run: Callable[..., Run]) -> None:
     run(1, 4)
     (first,) = folders(bench)
@@ -238,6 +248,7 @@ def test_hostile_evidence_files_stop_nothing(bench: Bench, run: Callable[..., Ru
     assert again.code == code
     assert "look 2" not in again.out
     told = again.out.replace("\n", " ")
+    assert told.count("not a file of at most") == 3
     for what, folder in hostile.items():
         assert f"not counted among the looks at these cases: {folder}/evidence.json" in told, what
         assert bench.call("compare", str(newest(bench)), str(folder)).code == 0, what

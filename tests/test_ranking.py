@@ -41,8 +41,10 @@ def test_the_verdict_comes_before_the_mean() -> None:
     # The brilliant one scores more in all, and fails more than one in ten.
     brilliant = answers("brilliant", *[1.0] * 17, *[None] * 3)
     modest = answers("modest", *[0.75] * 20)
-    found = ranked(20, brilliant, modest)
+    first, second = found = ranked(20, brilliant, modest)
     assert [(r.arm, r.word) for r in found] == [("modest", "PASS"), ("brilliant", "FAIL")]
+    assert first.p_next is not None
+    assert (first.p_next > 0.05, first.tied, second.tied) == (True, False, False)
 
 
 def test_of_one_verdict_the_higher_mean_with_failures_as_zero_comes_first() -> None:
