@@ -296,3 +296,19 @@ def test_rounding_to_bfloat16_is_to_the_nearest_even(tmp_path: Path) -> None:
     save_torch({"a": (values * 1.01).bfloat16()}, tmp_path / "third")
     assert same_values(tmp_path / "one", "a", tmp_path / "other", "a")
     assert not same_values(tmp_path / "one", "a", tmp_path / "third", "a")
+
+
+@pytest.mark.parametrize("held", [5, "lm_head", [None], {"a": 1}])
+@pytest.mark.parametrize("key", ["modules_to_save", "target_parameters"])
+def test_a_key_of_another_form_is_refused_and_not_followed(
+    tmp_path: Path, llama: Base, key: str, held: object
+) -> None:
+    shapes = lora_shapes() | {f"{MODEL}.norm.weight": (16,)}
+    assert "error" in levels(write_adapter(tmp_path / "pupil", shapes, **{key: held}), llama)
+
+
+def test_a_whole_model_saved_beside_the_lora_is_refused(tmp_path: Path, llama: Base) -> None:
+    whole = {f"base_model.model.{name}": t.shape for name, t in (llama.tensors or {}).items()}
+    folder = write_adapter(tmp_path / "pupil", lora_shapes() | whole)
+    messages = [finding.message for finding in found(folder, llama) if finding.level == "error"]
+    assert any("saved whole beside the LoRA" in message for message in messages)

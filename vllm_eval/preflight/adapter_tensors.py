@@ -104,7 +104,7 @@ def check_tensors(
     if half := [name for name, pair in modules.items() if len(pair) < 2]:
         what = f"{counted(half, 'module')} with only one of lora_A and lora_B"
         findings.append(error(where, what, SAVE_AGAIN))
-    parents = tuple(str(one).rpartition(".")[0] for one in settings.get("target_parameters") or ())
+    parents = tuple(one.rpartition(".")[0] for one in _listed(settings, "target_parameters"))
     whole = {
         name: pair
         for name, pair in modules.items()
@@ -125,7 +125,7 @@ def _check_others(
 ) -> list[Finding]:
     """Tensors that are not LoRA weights of two dimensions; those of a refused key are known."""
     kinds: defaultdict[Kind, list[str]] = defaultdict(list)
-    saved = tuple(f".{name}." for name in settings.get("modules_to_save") or ())
+    saved = tuple(f".{name}." for name in _listed(settings, "modules_to_save"))
     for name, tensor in others.items():
         traces = [(key, what) for part, key, what in TRACES if part in name]
         if any(settings.get(key) for key, _ in traces) or any(one in name for one in saved):
@@ -135,13 +135,18 @@ def _check_others(
         elif _WEIGHT.fullmatch(name):
             kind = (error, *_unusable(tensor))
         else:
-            kind = _whole(file, name, base)
+            kind = _whole(file, name, tensor, base)
         if kind:
             kinds[kind].append(name)
     return [
         level(str(file), f"{counted(names, 'tensor')} {what}", todo)
         for (level, what, todo), names in kinds.items()
     ]
+
+
+def _listed(settings: Mapping[str, Any], key: str) -> list[str]:
+    value = settings.get(key)
+    return [str(one) for one in value] if isinstance(value, list) else []
 
 
 def _unusable(tensor: Tensor) -> tuple[str, str]:
@@ -152,10 +157,11 @@ def _unusable(tensor: Tensor) -> tuple[str, str]:
     return f"stored as {tensor.dtype[:20]}, not as floats", "save it in 16 or 32 bits"
 
 
-def _whole(file: Path, name: str, base: Base) -> Kind | None:
+def _whole(file: Path, name: str, tensor: Tensor, base: Base) -> Kind | None:
     """What is wrong with a weight saved whole beside the LoRA; None if vLLM may skip it."""
     own = name.replace(PREFIX, "").replace(".base_layer.", ".").replace(".modules_to_save.", ".")
-    found = stored_as(base, own)
+    small = is_vocabulary(name) or len(tensor.shape) < 2  # else it may be the whole model
+    found = stored_as(base, own) if small else None
     same = found is not None and same_values(file, name, *found)
     if name.endswith(_SKIPPED):
         what = "of the embeddings, which vLLM does not load "
@@ -169,7 +175,7 @@ def _whole(file: Path, name: str, base: Base) -> Kind | None:
         return (error, "that vLLM has no use for", todo if is_vocabulary(name) else SAVE_AGAIN)
     if not name.endswith((".weight", ".bias")):
         return (error, "that vLLM has no use for", SAVE_AGAIN)
-    return (error, "trained whole beside the LoRA, which vLLM cannot serve", MERGE)
+    return (error, "saved whole beside the LoRA, which vLLM cannot serve", MERGE)
 
 
 def _check_modules(
