@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_eval.compare.betting import chance
 from vllm_eval.compare.summary import compare_arms, comparison_to_json
-from vllm_eval.config.settings import NOT_IDENTITY
+from vllm_eval.config.identity import NOT_IDENTITY
 from vllm_eval.errors import InputError
 from vllm_eval.records import BASELINE
 from vllm_eval.report.words import look

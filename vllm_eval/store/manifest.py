@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from vllm_eval.config import machine
-from vllm_eval.config.settings import CAPACITY_ARGS, NOT_IDENTITY, resolve_path
+from vllm_eval.config.identity import CAPACITY_ARGS, NOT_IDENTITY
+from vllm_eval.config.settings import resolve_path
 from vllm_eval.errors import InputError
 from vllm_eval.tasks.parse import loader
 from vllm_eval.version import __version__

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vllm_eval.config.settings import CAPACITY_ARGS, Config, resolve_path
+from vllm_eval.config.identity import CAPACITY_ARGS
+from vllm_eval.config.settings import Config, resolve_path
 from vllm_eval.errors import ConfigError, EngineError
 from vllm_eval.records import Arm
 
