@@ -105,6 +105,11 @@ def test_a_ratio_that_does_not_hold_on_average_does_not_pass() -> None:
     assert together(*runs).verdict.word == "UNDECIDED"
     one_higher = [runs[0], past("b", "b", rule(90.0, value=0.96))]
     assert together(*one_higher).verdict.word == "PASS"
+    few_and_many = [
+        past(name, name, rule(90.0, value=value, cases=cases))
+        for name, value, cases in (("a", 0.85, 10), ("b", 0.92, 90))
+    ]
+    assert together(*few_and_many).verdict.word == "PASS"
 
 
 def test_an_answer_that_is_missing_in_one_run_fails() -> None:
