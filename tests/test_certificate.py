@@ -302,3 +302,11 @@ def test_a_run_without_evidence_is_refused(run: Callable[..., Path]) -> None:
     path.unlink()
     with pytest.raises(InputError, match="is missing"):
         certificates(folder)
+
+
+def test_the_same_texts_under_several_ids_are_one_case(bench: Bench, answers: Answers) -> None:
+    bench.dataset(20)
+    bench.answers({"text": answers.text()})
+    folder = bench.run().folder
+    told = bench.call("report", str(folder), "--certify", "0.95")
+    assert "over 1 run and 1 case, p" in told.out

@@ -136,7 +136,7 @@ def show_certificates(names: Sequence[str], output_dir: str, level: float) -> Wo
         for note in verdict.notes:
             _say(console, f"note: {note}", style="yellow")
         count = sum(map(len, sets))
-        runs = f"{count} run{'s' * (count > 1)} and {one.cases:,} cases"
+        runs = f"{count} run{'s' * (count > 1)} and {one.cases:,} case{'s' * (one.cases > 1)}"
         p, style = chance(verdict.p_corrected), f"bold {COLOURS[verdict.word]}"
         _say(console, f"{verdict.word}  {verdict.arm} at {level:g}, over {runs}, {p}", style=style)
     return overall(one.verdict for one in certificates)
