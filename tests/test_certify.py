@@ -13,6 +13,7 @@ from tests.depth import count
 from vllm_eval.compare.betting import Claim, bets, log_wealth, ratio_claim, weigh
 from vllm_eval.compare.claims import Table, make_claims, trace_rules
 from vllm_eval.compare.gate import decide
+from vllm_eval.compare.sample_size import two_digits
 from vllm_eval.compare.summary import compare_arms
 from vllm_eval.compare.verdict import Verdict
 from vllm_eval.config.settings import GateConfig
@@ -251,6 +252,10 @@ def test_what_it_takes_counts_the_other_students() -> None:
     more: Scores = [0.9] * (together[0].cases_to_settle or 0)
     assert len(more) > 34
     assert {verdict.word for verdict in verdicts(more, *[more] * 6)} == {"PASS"}
+
+
+def test_an_estimated_number_of_cases_has_two_digits_and_is_not_rounded_down() -> None:
+    assert [two_digits(n) for n in (7, 58, 100, 113, 6489)] == [7, 58, 100, 120, 6500]
 
 
 def test_what_more_cases_cannot_settle_is_said() -> None:

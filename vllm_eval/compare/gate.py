@@ -16,6 +16,7 @@ from vllm_eval.compare.sample_size import (
     cases_to_certify,
     cases_to_settle,
     pairs_needed,
+    two_digits,
 )
 from vllm_eval.compare.summary import Comparison, compare_arms
 from vllm_eval.compare.verdict import Rule, Verdict, overall
@@ -141,7 +142,7 @@ def _with_cases(terms: _Terms, verdict: Verdict, students: int) -> Verdict:
         settle, why = cases_to_certify(strict, verdict.rules, terms.claims, terms.seed)
     else:
         settle, why = None, ""
-    return replace(verdict, cases_to_settle=settle, unsettled=why)
+    return replace(verdict, cases_to_settle=settle and two_digits(settle), unsettled=why)
 
 
 def _closed(rule: Rule) -> Rule:

@@ -21,6 +21,12 @@ REPEATS = 100
 TOO_CLOSE = "{} is too close to its threshold to be settled"
 
 
+def two_digits(cases: int) -> int:
+    """An estimate of so many cases, rounded up to as many digits as it deserves."""
+    step = int(10 ** max(0, len(str(cases)) - 2))
+    return -(-cases // step) * step
+
+
 def cases_to_settle(
     student: Sequence[float], base: Sequence[float], ratio: float, confidence: float
 ) -> tuple[int | None, str]:
