@@ -226,6 +226,16 @@ def test_what_is_shown_at_some_case_stays_shown() -> None:
     assert late.e_shown < early.e_shown
 
 
+def test_of_a_rule_that_is_both_shown_and_refuted_the_first_counts() -> None:
+    good, bad = [0.9] * 400, [0.0] * 40
+    for student, state in ((good[:60] + bad * 3, "shown"), (bad[:9] + good, "refuted")):
+        (verdict,) = verdicts([0.9] * len(student), student)
+        (rule,) = (rule for rule in verdict.rules if rule.kind == "ratio")
+        assert rule.evidence is not None
+        assert None not in (rule.evidence.first_shown, rule.evidence.first_refuted)
+        assert (rule.state, verdict.passed) == (state, False)
+
+
 def test_a_distance_is_refuted_at_the_stated_level_though_there_are_two_ways_to_refute_it() -> None:
     """Equal arms and a bound of 0: refuted wrongly in at most 5 % of runs. Each way takes 4 %."""
     generator, gate = np.random.default_rng(3), GateConfig(certify=0.95, max_abs_difference=0)
