@@ -80,6 +80,26 @@ def test_so_many_cases_as_it_says_do_settle_it() -> None:
     assert verdicts([0.9] * more, [0.9] * more)[0].word == "PASS"
 
 
+def test_so_many_noisy_cases_as_it_says_settle_it_in_four_of_five_runs() -> None:
+    student = [0.6, 1.0, 0.7, 1.0, 0.9, 1.0, 0.8, 1.0, 0.9, 0.8]
+    (verdict,) = verdicts([0.9] * 10, student)
+    cases, generator = verdict.cases_to_settle or 0, np.random.default_rng(1)
+    claims = (
+        ratio_claim(generator.choice(student, cases), np.full(cases, 0.9), 0.9) for _ in range(300)
+    )
+    shown = [weigh(claim, cases, 0.95).first_shown is not None for claim in claims]
+    assert np.mean(shown) == pytest.approx(0.8, abs=0.1)
+
+
+def test_what_it_takes_is_never_fewer_cases_than_those_at_hand() -> None:
+    """More were planned, so the bets are careful; bolder ones would have been enough."""
+    outcomes = [*answers("baseline", [0.9] * 40), *answers("s0", [0.9] * 40)]
+    comparison, gate = compare_arms(outcomes, ["baseline", "s0"]), GateConfig(certify=0.95)
+    (verdict,) = decide(comparison, ["s0"], 40, gate, planned=5000)
+    assert verdict.word == "UNDECIDED"
+    assert (verdict.cases_to_settle or 0) >= 40
+
+
 def test_a_student_that_is_far_worse_is_refuted() -> None:
     (verdict,) = verdicts([0.9] * 60, [0.5] * 60)
     assert verdict.word == "FAIL"
