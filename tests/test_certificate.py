@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import REQUIREMENTS, Answers, Bench, Run
 from tests.depth import count
 from tests.report_runs import interrupt
-from vllm_eval.compare.betting import Evidence, ratio_claim, weigh
+from vllm_eval.compare.betting import Evidence, ratio_claim, trace
 from vllm_eval.compare.certificate import Certificate, PastRun, certify
 from vllm_eval.compare.verdict import Kind, Rule
 from vllm_eval.errors import InputError
@@ -149,7 +149,7 @@ def test_a_student_on_the_threshold_is_seldom_certified() -> None:
             for look in range(looks):
                 base = ease + random.normal(0, 0.02, cases)
                 student = 0.9 * ease + luck + random.normal(0, 0.02, cases)
-                evidence = weigh(ratio_claim(student, base, 0.9), cases, 0.95)
+                evidence = trace(ratio_claim(student, base, 0.9), cases, 0.95)(cases)
                 runs.append(past(f"{name}{look}", name, replace(rule(1.0), evidence=evidence)))
         passed += together(*runs).verdict.word == "PASS"
     assert passed / draws <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / draws)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.depth import count
-from vllm_eval.compare.betting import Claim, bets, log_wealth, ratio_claim, weigh
+from vllm_eval.compare.betting import Claim, bets, log_wealth, ratio_claim, trace
 from vllm_eval.compare.claims import Table, make_claims, trace_rules
 from vllm_eval.compare.gate import decide
 from vllm_eval.compare.sample_size import two_digits
@@ -88,7 +88,7 @@ def test_so_many_noisy_cases_as_it_says_settle_it_in_four_of_five_runs() -> None
     claims = (
         ratio_claim(generator.choice(student, cases), np.full(cases, 0.9), 0.9) for _ in range(300)
     )
-    shown = [weigh(claim, cases, 0.95).first_shown is not None for claim in claims]
+    shown = [trace(claim, cases, 0.95)(cases).first_shown is not None for claim in claims]
     assert np.mean(shown) == pytest.approx(0.8, abs=0.1)
 
 
@@ -229,7 +229,7 @@ def test_a_false_claim_is_shown_at_some_case_in_at_most_five_percent_of_runs(
     shown = wealth.max(axis=-1) >= 20
     assert shown.mean() <= 0.05 + 3 * (0.05 * 0.95 / draws) ** 0.5
     for run in range(20):
-        found = weigh(ratio_claim(student[run], base, 0.9), planned, 0.95)
+        found = trace(ratio_claim(student[run], base, 0.9), planned, 0.95)(planned)
         assert (found.first_shown is not None) == shown[run]
 
 
@@ -241,7 +241,7 @@ def test_the_wealth_after_the_last_case_is_one_on_average_if_the_claim_just_fail
 
 def test_what_is_shown_at_some_case_stays_shown() -> None:
     x = np.array([1.0] * 60 + [0.0] * 30)
-    early, late = (weigh(Claim(x[:cases], 0.0, 1.0, 0.5), 90, 0.95) for cases in (60, 90))
+    early, late = (trace(Claim(x[:cases], 0.0, 1.0, 0.5), 90, 0.95)(cases) for cases in (60, 90))
     assert late.first_shown == early.first_shown is not None
     assert late.p_shown == early.p_shown <= 0.05
     assert late.e_shown < early.e_shown

@@ -14,7 +14,7 @@ import pytest
 
 import vllm_eval
 from tests.depth import count
-from vllm_eval.compare.betting import weigh
+from vllm_eval.compare.betting import trace
 from vllm_eval.compare.claims import Table, make_claims
 from vllm_eval.compare.intervals import make_interval
 from vllm_eval.compare.power import (
@@ -224,7 +224,10 @@ def passes(gate: GateConfig, student: Any, base: Any) -> bool:
     for claim in (claim for found in claims.values() for claim in found):
         if claim.x.mean() < claim.bound:
             return False
-        if gate.certify and weigh(claim, len(student), gate.certify).first_shown is None:
+        if (
+            gate.certify
+            and trace(claim, len(student), gate.certify)(len(student)).first_shown is None
+        ):
             return False
     if gate.confidence:
         low = make_interval(student, base, "ratio", gate.confidence).low

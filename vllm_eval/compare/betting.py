@@ -12,7 +12,7 @@ the Royal Statistical Society B 86, 2024; Ville 1939 for the chance over all loo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,8 @@ class Evidence:
     e_refuted: float
     """The same of the bet against it."""
     first_shown: int | None
-    """Cases, in the order drawn, after which `1 - level` was first reached; None if never."""
+    """Cases, in the order drawn, after which the claim was first shown at the level asked for; None
+    if it never was."""
     first_refuted: int | None
 
 
@@ -94,11 +95,6 @@ def log_wealth(claim: Claim, shares: Sequence[float]) -> Any:
     return total - math.log(len(shares))
 
 
-def weigh(claim: Claim, planned: int, level: float) -> Evidence:
-    """The evidence of all cases of one run, as `trace` has it."""
-    return trace(claim, planned, level)(len(claim.x))
-
-
 def trace(claim: Claim, planned: int, level: float, claims: int = 1) -> Trace:
     """The evidence of one run, whose `claim.x` has one dimension, after any number of its cases.
 
@@ -138,6 +134,11 @@ def p_values(curve: Any) -> Any:
     import numpy as np
 
     return np.exp(-np.maximum(np.maximum.accumulate(curve, axis=-1), 0.0))
+
+
+def p_of_all(found: Iterable[Evidence]) -> float:
+    """The p-value that all claims are shown: that of the weakest, or 1 without a claim."""
+    return max((evidence.p_shown for evidence in found), default=1.0)
 
 
 def chance(p: float) -> str:

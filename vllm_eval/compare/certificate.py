@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from vllm_eval.compare.betting import SURE, Evidence
+from vllm_eval.compare.betting import SURE, Evidence, p_of_all
 from vllm_eval.compare.gate import correct
 from vllm_eval.compare.rules import SHOWABLE, make_rule, with_state
 from vllm_eval.compare.verdict import Rule, State, Verdict, overall
@@ -72,7 +72,7 @@ def _certify(name: str, runs: Sequence[PastRun], level: float) -> Certificate:
         _together([[rules_by_side(run.rules)[key] for run in runs] for runs in sets], level)
         for key in rules_by_side(runs[0].rules)
     )
-    p = max((rule.evidence.p_shown for rule in rules if rule.evidence), default=1.0)
+    p = p_of_all(rule.evidence for rule in rules if rule.evidence)
     names = tuple(tuple(run.name for run in runs) for runs in sets)
     cases = len({case for run in runs for case in run.cases})
     word = overall(rules)

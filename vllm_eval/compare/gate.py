@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from vllm_eval.compare.betting import chance
+from vllm_eval.compare.betting import chance, p_of_all
 from vllm_eval.compare.claims import Claims, make_claims, tables, trace_rules
 from vllm_eval.compare.notes import notes_of
 from vllm_eval.compare.paired import holm, pair_scores
 from vllm_eval.compare.resampling import resample
-from vllm_eval.compare.rules import certify_rules, make_rules
+from vllm_eval.compare.rules import add_evidence, certify_rules, make_rules
 from vllm_eval.compare.sample_size import (
     TOO_CLOSE,
     cases_to_certify,
@@ -113,11 +113,11 @@ def _decide(terms: _Terms) -> Verdict:
     count = len(cases[arm].keys() | cases[BASELINE].keys())
     traces = trace_rules(terms.claims, terms.planned or count, level)
     found = {key: after(count) for key, after in traces.items()}
-    rules = tuple(replace(rule, evidence=found.get((rule.kind, rule.arm))) for rule in rules)
+    rules = add_evidence(rules, found)
     tested = tuple(map(_closed, certify_rules(rules, level)))
     certified = overall(rule for rule in tested if rule.kind != "ratio_low")
     rules = rules if gate.certify is None else tested
-    p = max((one.p_shown for one in found.values()), default=1.0)
+    p = p_of_all(found.values())
     return Verdict(
         arm=arm,
         word=overall(rules),

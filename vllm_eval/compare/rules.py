@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -102,6 +102,13 @@ def _lower_end(ratio: Interval | None, confidence: float) -> tuple[float | None,
 def over(mine: float | None, theirs: float | None) -> float | None:
     """Their ratio, if there is one."""
     return mine / theirs if mine is not None and theirs else None
+
+
+def add_evidence(
+    rules: Sequence[Rule], found: Mapping[tuple[Kind, str], Evidence]
+) -> tuple[Rule, ...]:
+    """The rules with their evidence, which is by kind and arm."""
+    return tuple(replace(rule, evidence=found.get((rule.kind, rule.arm))) for rule in rules)
 
 
 def certify_rules(rules: Sequence[Rule], level: float) -> tuple[Rule, ...]:

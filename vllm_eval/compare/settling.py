@@ -8,14 +8,13 @@ Every number of them is looked at in turn. The evidence holds at its level howev
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
-from vllm_eval.compare.betting import Evidence
+from vllm_eval.compare.betting import Evidence, p_of_all
 from vllm_eval.compare.cases import CaseScore, aggregate
 from vllm_eval.compare.claims import Traces, make_claims, tables, trace_rules
 from vllm_eval.compare.paired import holm
 from vllm_eval.compare.resampling import summarise_first
-from vllm_eval.compare.rules import certify_rules, make_rules
+from vllm_eval.compare.rules import add_evidence, certify_rules, make_rules
 from vllm_eval.compare.summary import Summary
 from vllm_eval.compare.verdict import Kind, overall
 from vllm_eval.config.settings import GateConfig
@@ -106,12 +105,11 @@ def _is_settled(
     p_values, passed = [], []
     for arm, found in evidence.items():
         plain = make_rules(gate, arm, arms[BASELINE], arms[arm])
-        weighed = [replace(rule, evidence=found.get((rule.kind, rule.arm))) for rule in plain]
-        rules = certify_rules(weighed, gate.level)
+        rules = certify_rules(add_evidence(plain, found), gate.level)
         failed = any(rule.word == "FAIL" and rule.kind != OF_THESE_CASES for rule in rules)
         if not failed and overall(rules) != "PASS":
             return False
         passed.append(not failed)
-        p_values.append(max((one.p_shown for one in found.values()), default=1.0))
+        p_values.append(p_of_all(found.values()))
     corrected = zip(passed, holm(p_values), strict=True)
     return all(not one_passed or p <= 1 - gate.level for one_passed, p in corrected)

@@ -37,7 +37,7 @@ def certify_runs(names: Sequence[str], output_dir: str, level: float) -> tuple[C
     so does a copy of its folder. Students are told apart by their adapters.
 
     Raises:
-        InputError: the level is not between 0 and 1; a run is missing, did not finish or has no
+        InputError: the level is below 0.5, or 1 or more; a run is missing, did not finish or has no
             evidence; or runs of one adapter differ in base, task, way of asking or gate.
     """
     if not 0.5 <= level < 1:

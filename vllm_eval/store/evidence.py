@@ -97,7 +97,7 @@ def read(folder: Path) -> RunEvidence | None:
 def read_beside(folder: Path, unread: list[str]) -> Iterator[tuple[Path, RunEvidence]]:
     """The evidence of the runs in the folders beside `folder`, by name, but for links.
 
-    None where the folders cannot be listed; adds to `unread` why evidence cannot be used.
+    Yields nothing where the folders cannot be listed; adds to `unread` why evidence cannot be used.
     """
     folder, names = folder.resolve(), list[str]()
     with suppress(OSError), os.scandir(folder.parent) as entries:
