@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import signal
 import statistics
 import subprocess
@@ -420,6 +421,14 @@ def test_a_record_in_a_message_cannot_steer_the_terminal(good: Bench) -> None:
     run = good.run()
     assert run.code == 2
     assert not set("\x1b\u202e") & set(run.err)
+
+
+@pytest.mark.parametrize("reader", ["2>/dev/full", "2>&-", "2>&1 | true; exit ${PIPESTATUS[0]}"])
+def test_bad_input_exits_with_2_even_if_nobody_can_be_told(reader: str, good: Bench) -> None:
+    good.cases.unlink()
+    command = shlex.join([sys.executable, "-m", "vllm_eval", *good.arguments()])
+    run = subprocess.run(["bash", "-c", f"{command} {reader}"], check=False, cwd=REPOSITORY)
+    assert run.returncode == 2
 
 
 def test_an_interrupt_exits_with_130_and_keeps_what_had_finished(

@@ -54,6 +54,34 @@ def test_kills_lose_nothing_and_repeat_nothing(bench: Bench, answers: Answers) -
         assert_nothing_twice(folder)
 
 
+AT_IMPORT = """
+import os, signal, sys
+from vllm_eval.cli import main
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == sys.argv[1]:
+            sys.argv[1] = ""
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, Interrupting())
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("module", ["yaml._yaml", "rich.text", "numpy.linalg"])
+def test_an_interrupt_amid_an_import_is_no_verdict_and_no_defect(
+    module: str, bench: Bench, answers: Answers
+) -> None:
+    """Modules that make another error of it, or that cannot be imported again after it."""
+    bench.dataset(2)
+    bench.answers({"text": answers.text()})
+    command = [sys.executable, "-c", AT_IMPORT, module, *bench.arguments()]
+    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert run.returncode == 130
+    assert run.stderr.startswith("error: interrupted; ")
+
+
 @pytest.mark.engine
 def test_a_real_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     """First amid its answers, then at any moment from the start of its engine on."""

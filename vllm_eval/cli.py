@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import gc
 import os
@@ -19,37 +20,42 @@ from typer.completion import shell_complete
 from vllm_eval.commands import BAD_INPUT, COULD_NOT_EVALUATE, INTERRUPTED, MODULE, app
 from vllm_eval.config.flags import SCRIPT
 from vllm_eval.errors import EvalError
+from vllm_eval.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import FrameType
 
+DEFECT = "this is a defect of vllm_eval"
+INTERRUPT = "interrupted; the run's journal has everything that had finished"
 IMPOSSIBLE_NAMES = (errno.ENAMETOOLONG, errno.EILSEQ)
 """Errors of the file system that only a name given by the user can bring about."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The program: never returns, exits with one of the documented codes."""
+    interrupts: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
     # The interpreter's last collections would go through all that torch and vLLM made: seconds.
     atexit.register(gc.freeze)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # closes engines, as Ctrl-C does
-    code = COULD_NOT_EVALUATE
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(number, interrupt)
     try:
         code = _call(sys.argv[1:] if argv is None else list(argv))
-    except typer.TyperException as error:
-        context = getattr(error, "ctx", None)
-        hint = f"\n{context.command_path} --help lists the options" if context else ""
-        _fail(f"{error.format_message()}{hint}", BAD_INPUT)
-    except KeyboardInterrupt:
-        _fail("interrupted; the run's journal has everything that had finished", INTERRUPTED)
-    except EvalError as error:
-        _fail(str(error), error.exit_code)
-    except OSError as error:  # a full disk, a folder taken away: no defect of ours
-        code = BAD_INPUT if error.errno in IMPOSSIBLE_NAMES else COULD_NOT_EVALUATE
-        _fail(f"{error.filename or 'files'}: {error.strerror or error}", code)
-    except Exception as error:  # noqa: BLE001  the one place where the unforeseen ends
-        traceback.print_exc()
-        _fail(f"this is a defect of vllm_eval: {error!r}", COULD_NOT_EVALUATE)
+    except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  where the unforeseen ends
+        text, code = _explain(error)
+        if interrupts and code != INTERRUPTED:
+            # An interrupt amid an import comes out of it as whatever error the import makes of it.
+            text, code = f"{INTERRUPT} (then: {text})", INTERRUPTED
+        elif text.startswith(DEFECT):
+            traceback.print_exc()
+        _say(f"error: {text}")
     sys.exit(code)
 
 
@@ -68,8 +74,28 @@ def _call(arguments: list[str]) -> int:
     return int(code)
 
 
-def _fail(text: str, code: int) -> None:
-    from vllm_eval.report.terminal import show_error
+def _explain(error: BaseException) -> tuple[str, int]:
+    """What to say of an error, and the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return "\n".join([INTERRUPT, *getattr(error, "__notes__", ())]), INTERRUPTED
+    if isinstance(error, typer.TyperException):
+        context = getattr(error, "ctx", None)
+        hint = f"\n{context.command_path} --help lists the options" if context else ""
+        return f"{error.format_message()}{hint}", BAD_INPUT
+    if isinstance(error, EvalError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):  # a full disk, a folder taken away: no defect of ours
+        code = BAD_INPUT if error.errno in IMPOSSIBLE_NAMES else COULD_NOT_EVALUATE
+        return f"{error.filename or 'files'}: {error.strerror or error}", code
+    return f"{DEFECT}: {error!r}", COULD_NOT_EVALUATE
 
-    show_error(text)
-    sys.exit(code)
+
+def _say(text: str) -> None:
+    """A message on standard error, which may be closed or full: the exit code says enough.
+
+    Imports nothing, since an import that an interrupt broke off may fail when it is tried again.
+    """
+    if sys.stderr is None:  # print would take standard output
+        return
+    with contextlib.suppress(OSError, ValueError):
+        print(*map(plain, text.split("\n")), sep="\n", file=sys.stderr, flush=True)

@@ -141,13 +141,6 @@ def show_json(data: Sequence[object] | Mapping[str, Any]) -> None:
     write_out(orjson.dumps(data, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
-def show_error(text: str) -> None:
-    """An error, on standard error."""
-    lines = "\n".join(plain(line) for line in text.split("\n"))
-    console = Console(file=sys.stderr, highlight=False, emoji=False)
-    console.print(Text(f"error: {lines}"), soft_wrap=True)
-
-
 def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
     """What the preflight found: a line each, or one JSON array."""
     if as_json:
