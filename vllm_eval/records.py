@@ -55,6 +55,12 @@ class Adapter:
     """The largest rank of any of its modules."""
     sha256: str
     """Hash over the configuration and the weights."""
+    content: str
+    """Hash over what it does: that of two copies is the same, whatever the order of their keys."""
+    step: int | None = None
+    """Training step at which it was saved, where its folder tells."""
+    training: Path | None = None
+    """Folder of the training run of which it is a checkpoint or the end; None if not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,11 +32,12 @@ from vllm_eval.store.folder import COMPARISON, read_row, write_json, written_who
 from vllm_eval.tasks import Task
 from vllm_eval.tasks.repair import NAMES, mend
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """Of `comparison.json`; 2 added cases, distributions, environment and the timing's details, 3 tells
 how many cases there are and whether those listed are a sample, 4 what repairs would recover and why
 answers failed, 5 renamed `owed` and `judging_s` and added the index, 6 added evidence and looks,
-ranks by verdict, and says where the verdict was settled."""
+ranks by verdict, and says where the verdict was settled, 7 added `selected`, `curve` and
+`baseline_from`."""
 METRICS = ("mean", "std", "min", "max", "mean_all")
 CASE_KEYS = ("arm", "concept_id", "tier")
 """Keys of an attempt that its case states once."""

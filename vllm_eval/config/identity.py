@@ -5,7 +5,7 @@ from __future__ import annotations
 NOT_IDENTITY = frozenset(
     (
         *("profile", "tag", "output_dir", "gate", "report", "repair", "engine_env"),
-        *("until_settled", "max_engine_restarts"),
+        *("until_settled", "max_engine_restarts", "baseline"),
         "batch_size",  # decides what fits: each row is drawn with its own request's seed
         # where and how servers are asked; their models and release are noted by `run`
         *("base_url", "served_models", "load_adapters", "max_concurrency"),

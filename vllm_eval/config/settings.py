@@ -74,6 +74,8 @@ class GateConfig(Record):
     """Confidence level at which the lower end of the ratio's interval must reach min_ratio too."""
     certify: Annotated[float | None, Field(ge=0.5, lt=1), Flag(GATE, NOT_CHECKED)] = None
     """Level of evidence: PASS if every rule is shown, FAIL if one is refuted, else UNDECIDED."""
+    select: Annotated[Literal["all", "best"], Flag(GATE)] = "all"
+    """Whom the exit code is about: all students, or the best of them, which is named (best)."""
     against: Annotated[Literal["baseline", "absolute"], Flag(GATE)] = "baseline"
     """Grade the student against the baseline, or by its own rules alone (absolute)."""
     min_ratio_all: Annotated[float | None, Field(ge=0), Flag(GATE, NOT_CHECKED)] = None
@@ -153,6 +155,8 @@ class Config(Record):
     """Folders in which the names of adapters are looked up."""
     base_model: Annotated[str | None, Flag(WHAT, "the adapter's own base", metavar="MODEL")] = None
     """Base model: a folder or a hub id."""
+    baseline: Annotated[str | None, Flag(WHAT, "asked anew", metavar="RUN")] = None
+    """Take the baseline's answers from an earlier run: its folder, or its name in output_dir."""
     task: Annotated[str, Flag(WHAT, metavar="TASK")] = "product_owner"
     """Task: a name, a file or a folder."""
     dataset_path: Annotated[str, Flag(WHAT, metavar="DATA")] = (
@@ -174,6 +178,8 @@ class Config(Record):
     """Jinja2 template that replaces the task's prompt."""
     prompt_format: Annotated[Literal["raw", "chat"], Flag(HOW)] = "raw"
     """Send the prompt as it is (raw), or through the tokenizer's chat template (chat)."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Arguments of the tokenizer's chat template, such as `enable_thinking`, by its own names."""
     temperature: Annotated[_NotNegative, Flag(HOW)] = 0.2
     """Sampling temperature."""
     top_p: Annotated[float, Field(gt=0, le=1), Flag(HOW)] = 0.9

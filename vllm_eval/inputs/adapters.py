@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -133,11 +134,19 @@ def read_adapter(name: str, folder: Path) -> Adapter:
     base = fields.get("base_model_name_or_path")
     if not isinstance(base, str | None):
         raise AdapterError(f"{folder / CONFIG_FILE}: base_model_name_or_path must be a string")
-    digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes())
+    files = hashlib.sha256((folder / CONFIG_FILE).read_bytes())
+    content = hashlib.sha256(_ordered(fields))
     with weights.open("rb") as file:
         while chunk := file.read(2**20):
-            digest.update(chunk)
-    return Adapter(name, folder, base or None, max(ranks), digest.hexdigest())
+            files.update(chunk)
+            content.update(chunk)
+    return Adapter(name, folder, base or None, max(ranks), files.hexdigest(), content.hexdigest())
+
+
+def _ordered(fields: Mapping[str, Any]) -> bytes:
+    """The settings as one text: PEFT writes sets, such as `target_modules`, in any order."""
+    lists = {key: sorted(map(str, value)) for key, value in fields.items() if type(value) is list}
+    return json.dumps({**fields, **lists}, sort_keys=True).encode()
 
 
 def slot_rank(rank: int) -> int:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from vllm_eval.inputs.plan import Plan
+    from vllm_eval.records import Adapter
 
 SCHEMA_VERSION = 1
 FILE = "manifest.json"
@@ -39,12 +40,18 @@ def describe(plan: Plan, identity: Mapping[str, Any], now: datetime) -> dict[str
         "base_model": plan.base_model,
         "dataset": {"path": str(plan.dataset.path), "records": plan.dataset.total},
         "adapters": {
-            arm.name: {"path": str(arm.adapter.path), "rank": arm.adapter.rank}
+            arm.name: _about(arm.adapter)
             for arm in plan.arms
             if arm.adapter and arm.variant_of is None
         },
         "machine": asdict(machine.detect()),
     }
+
+
+def _about(adapter: Adapter) -> dict[str, Any]:
+    training = str(adapter.training) if adapter.training else None
+    rank, step = adapter.rank, adapter.step
+    return {"path": str(adapter.path), "rank": rank, "step": step, "training": training}
 
 
 def identify(plan: Plan) -> dict[str, Any]:
@@ -53,6 +60,8 @@ def identify(plan: Plan) -> dict[str, Any]:
     settings["engine_args"] = {
         key: value for key, value in plan.config.engine_args.items() if key not in CAPACITY_ARGS
     }
+    if not settings["chat_template_kwargs"]:
+        del settings["chat_template_kwargs"]  # earlier runs have no such key
     identity = settings | {
         LOADER_KEY: loader(),
         "task": f"{plan.task.name} {plan.task.version}",
