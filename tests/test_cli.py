@@ -69,13 +69,20 @@ def good(bench: Bench, answers: Answers) -> Bench:
 
 
 def test_help_is_there_before_a_reader_notices() -> None:
-    def processor_seconds() -> float:
+    """Held against the libraries that print it, because machines differ and are shared."""
+
+    def processor_seconds(*arguments: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert python("-m", "vllm_eval", "--help").returncode == 0
+        assert python(*arguments).returncode == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert statistics.median(processor_seconds() for _ in range(5)) < 0.4
+    libraries = ("-c", "import typer.rich_utils, pydantic.types")
+    pairs = [
+        (processor_seconds("-m", "vllm_eval", "--help"), processor_seconds(*libraries))
+        for _ in range(5)
+    ]
+    assert statistics.median(ours / theirs for ours, theirs in pairs) < 2
 
 
 def test_importing_the_program_loads_nothing_heavy() -> None:
