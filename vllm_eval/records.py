@@ -188,6 +188,8 @@ class Attempt:
     engine_errors: _Count = 0
     """Engine errors up to this line, of its arm, case and sample; 0 from earlier versions, which
     counted an engine error as an attempt of the model."""
+    reused: bool = False
+    """Whether it was copied from another run, which asked it: this run spent nothing on it."""
 
     @property
     def number(self) -> int:
@@ -247,6 +249,8 @@ class Ledger:
     begun: dict[Key, Begun]
     valid: int = 0
     """Of those done, how many kept the contract."""
+    reused: int = 0
+    """Of those done, how many were copied from another run; what follows is without them."""
     attempts: int = 0
     output_tokens: int = 0
     seconds: float = 0.0
@@ -260,6 +264,8 @@ class Progress:
     total: int
     """Outcomes expected."""
     done: int = 0
+    reused: int = 0
+    """Of those done, how many were copied from another run."""
     valid: int = 0
     failed: int = 0
     running: int = 0

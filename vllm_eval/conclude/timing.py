@@ -28,7 +28,7 @@ class Percentiles:
 
 @dataclass(frozen=True, slots=True)
 class ArmTiming:
-    """One arm's attempts, or those of all arms together."""
+    """One arm's attempts, or those of all arms together, as far as this run asked them."""
 
     attempts: int
     prompt_tokens: int
@@ -92,7 +92,7 @@ class AttemptScores:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What some attempts took."""
+    """What some attempts took, as far as this run asked them."""
 
     attempts: int
     output_tokens: int
@@ -115,7 +115,8 @@ class ArmAttempts:
 def take_timing(survey: Survey) -> Timing:
     """Latencies and throughput, over all sessions of a run.
 
-    Attempts that never reached the engine (a refused prompt) count, but are not timed.
+    Attempts that never reached the engine (a refused prompt) count, but are not timed. Those copied
+    from another run do neither.
     """
     return Timing(
         generation_s=survey.seconds,
@@ -151,7 +152,7 @@ def timing_to_json(timing: Timing, sessions: Sequence[Mapping[str, Any]]) -> dic
 def take_attempts(tally: ArmTally) -> ArmAttempts:
     """Scores and costs of one arm by number of the attempt."""
     answers = max(row.made for row in tally.numbers.values()) + tally.unanswered
-    every, again, rows, valid = tally.together(), tally.together(2), [], 0
+    every, again, rows, valid = tally.spent(), tally.spent(2), [], 0
     for number, row in sorted(tally.numbers.items()):
         valid += row.valid
         mean = row.score / row.valid if row.valid else None
@@ -174,7 +175,7 @@ def percentiles(seconds: Sequence[float]) -> Percentiles | None:
 
 
 def _sum_up(tallies: Sequence[ArmTally]) -> ArmTiming:
-    every, again = ([tally.together(first) for tally in tallies] for first in (1, 2))
+    every, again = ([tally.spent(first) for tally in tallies] for first in (1, 2))
     seconds = {
         name: percentiles([value for tally in tallies for value in getattr(tally, name)])
         for name in ("queued", "ttft", "itl", "e2e")

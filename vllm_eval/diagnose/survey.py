@@ -41,7 +41,10 @@ class ArmTally:
 
     numbers: dict[int, Numbered] = field(default_factory=dict)
     """By number of the model's attempt, counted from 1."""
+    asked: dict[int, Numbered] = field(default_factory=dict)
+    """The same of those that this run asked; without those copied from another one."""
     prompt_tokens: int = 0
+    """What this run has spent, as are the cached ones and the times below."""
     cached_tokens: int = 0
     unanswered: int = 0
     """Outcomes without any attempt of the model: the engine's errors came first."""
@@ -61,8 +64,11 @@ class ArmTally:
 
     def together(self, first: int = 1) -> Numbered:
         """The attempts from number `first` on."""
-        rows = [row for number, row in self.numbers.items() if number >= first]
-        return Numbered(*map(sum, zip(*map(astuple, rows), strict=True)))
+        return _together(self.numbers, first)
+
+    def spent(self, first: int = 1) -> Numbered:
+        """Those of them that this run asked."""
+        return _together(self.asked, first)
 
 
 @dataclass(slots=True)
@@ -163,9 +169,10 @@ class Survey:
             arm.unanswered += attempt.final and attempt.number == 0
         else:
             _count(arm, attempt)
-        self.seconds = max(self.seconds, attempt.finished_at)
-        if attempt.status != "error":
-            _note(self.spans, attempt)
+        if not attempt.reused:
+            self.seconds = max(self.seconds, attempt.finished_at)
+            if attempt.status != "error":
+                _note(self.spans, attempt)
         valid = attempt.status == "success"
         if self._waiting:
             key = (attempt.arm, attempt.concept_id, attempt.sample)
@@ -222,24 +229,36 @@ def _add(counts: dict[str, int], name: str) -> None:
     counts[name] = counts.get(name, 0) + 1
 
 
+def _together(numbers: dict[int, Numbered], first: int) -> Numbered:
+    rows = [row for number, row in numbers.items() if number >= first]
+    return Numbered(*map(sum, zip(*map(astuple, rows), strict=True)))
+
+
 def _count(arm: ArmTally, attempt: Attempt) -> None:
-    row = arm.numbers.get(attempt.number)
-    if row is None:
-        row = arm.numbers[attempt.number] = Numbered()
-    row.made += 1
-    row.output_tokens += attempt.output_tokens
-    row.seconds += attempt.total_s
-    arm.prompt_tokens += attempt.prompt_tokens
-    arm.cached_tokens += attempt.cached_tokens
-    arm.truncated += attempt.final and attempt.truncated
     valid = attempt.status == "success"
+    for numbers in (arm.numbers,) if attempt.reused else (arm.numbers, arm.asked):
+        row = numbers.get(attempt.number)
+        if row is None:
+            row = numbers[attempt.number] = Numbered()
+        row.made += 1
+        row.output_tokens += attempt.output_tokens
+        row.seconds += attempt.total_s
+        if valid:
+            row.valid += 1
+            row.score += attempt.score or 0.0
+    arm.truncated += attempt.final and attempt.truncated
     if valid:
-        row.valid += 1
-        row.score += attempt.score or 0.0
         arm.lengths[attempt.output_tokens] += 1
     if attempt.status != "error" and not attempt.truncated:
         arm.ended += 1
         arm.ended_valid += valid
+    if not attempt.reused:
+        _spend(arm, attempt)
+
+
+def _spend(arm: ArmTally, attempt: Attempt) -> None:
+    arm.prompt_tokens += attempt.prompt_tokens
+    arm.cached_tokens += attempt.cached_tokens
     if attempt.total_s > 0:
         arm.queued.append(attempt.queued_s)
         arm.ttft.append(attempt.ttft_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from vllm_eval.engines.base_answers import BaseAnswers
 from vllm_eval.records import Completion, Request
 
 
@@ -22,6 +23,13 @@ class Engine(Protocol):
     @property
     def about(self) -> Mapping[str, str | int]:
         """Name, versions and settings, for the manifest."""
+
+    @property
+    def base(self) -> Sequence[BaseAnswers | None]:
+        """What the bare base answered the canary: of each server or replica that has proved itself.
+
+        None of one whose noise is too large for that; empty without weights.
+        """
 
     def refusal(self, prompt: str) -> str | None:
         """Why this prompt can never be answered, or None. Nothing is submitted."""

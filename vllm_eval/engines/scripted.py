@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from vllm_eval.config.settings import resolve_path
+from vllm_eval.engines.base_answers import BaseAnswers
 from vllm_eval.errors import ConfigError, DatasetError, EngineDiedError
 from vllm_eval.records import Completion, Request
 
@@ -81,6 +82,11 @@ class ScriptedEngine:
     def about(self) -> Mapping[str, str | int]:
         """Name and size of the script."""
         return {"engine": "scripted", "lines": len(self._lines)}
+
+    @property
+    def base(self) -> Sequence[BaseAnswers | None]:
+        """A script has no weights."""
+        return ()
 
     def refusal(self, prompt: str) -> str | None:  # noqa: ARG002  any prompt will do
         """Nothing is too long for a script."""

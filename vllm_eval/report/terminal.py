@@ -178,7 +178,8 @@ def _detail(progress: Progress) -> str:
         f"{progress.running} running, {progress.retries} of them retries",
         f"{speed:.0f} tokens/s",
     ]
-    if 0 < progress.done < progress.total:
-        left = progress.seconds / progress.done * (progress.total - progress.done)
+    answered = progress.done - progress.reused
+    if answered and progress.done < progress.total:
+        left = progress.seconds / answered * (progress.total - progress.done)
         parts.append(f"about {left:.0f} s left")
     return ", ".join(parts)

@@ -33,7 +33,7 @@ WHOLE = (
     *("prompt_tokens", "output_tokens", "cached_tokens", "engine_errors"),
 )
 REAL = ("score", "queued_s", "ttft_s", "total_s", "finished_at")
-YES_NO = ("final", "truncated")
+YES_NO = ("final", "truncated", "reused")
 
 
 def export_run(folder: Path, path: Path, *, attempts: bool = False) -> int:

@@ -155,11 +155,13 @@ def refuse_parts(path: Path) -> None:
 def _follow(ledger: Ledger, attempts: Iterable[Attempt]) -> None:
     for attempt in attempts:
         key = key_of(attempt)
-        ledger.attempts += 1
         ledger.valid += attempt.status == "success"
-        ledger.output_tokens += attempt.output_tokens
-        ledger.seconds = max(ledger.seconds, attempt.finished_at)
+        if not attempt.reused:
+            ledger.attempts += 1
+            ledger.output_tokens += attempt.output_tokens
+            ledger.seconds = max(ledger.seconds, attempt.finished_at)
         if attempt.final:
+            ledger.reused += attempt.reused
             ledger.done.add(key)
             ledger.begun.pop(key, None)
         else:

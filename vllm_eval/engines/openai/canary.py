@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vllm_eval.config.settings import Config
 from vllm_eval.engines import canary
+from vllm_eval.engines.base_answers import BaseAnswers, note_base, number_of, probabilities
 from vllm_eval.engines.openai import wire
 from vllm_eval.engines.openai.wire import PLAIN_SAMPLING, FaultError, faults, fields, held_to
 from vllm_eval.errors import EngineError
@@ -48,10 +49,10 @@ class Prover:
     models: Mapping[str, str]
     vllm: bool
 
-    async def prove(self) -> tuple[str, str | None]:
+    async def prove(self) -> tuple[str, str | None, BaseAnswers | None]:
         """Ask each arm alone, then all arms while every adapter is busy.
 
-        Returns what was compared, and what remains unproven, if anything.
+        Returns what was compared, what remains unproven, if anything, and the base's answers.
 
         Raises:
             EngineError: an arm does not answer from its own weights.
@@ -59,7 +60,7 @@ class Prover:
         """
         await self._texts(self.models[BASELINE], canary.TEXTS[:1])  # the run's own way is open
         if len(self.models) == 1:
-            return "no adapter to tell from the base", None
+            return "no adapter to tell from the base", None, None
         asked = canary.batches(list(self.models))
         most, first = await self._find_way(self.models[BASELINE])
         alone = [batch for batch in asked[1:] if len({*batch}) == 1]
@@ -70,7 +71,8 @@ class Prover:
                     await stack.enter_async_context(self._companion(model))
             answers += [await self._answers(batch, most) for batch in asked[len(answers) :]]
         unproven = canary.prove(asked, answers)
-        return f"log probabilities of {most} tokens" if most else "texts", unproven
+        compared = probabilities(most) if most else "texts"
+        return compared, unproven, note_base(asked, answers, compared)
 
     async def prove_constraint(self, grammar: str) -> None:
         """Check that the server applies a grammar; one without support may silently ignore it.
@@ -118,7 +120,7 @@ class Prover:
     async def _rows(self, model: str, most: int) -> Rows:
         """For each text the likeliest next tokens or, without them, the answer as one token."""
         if most == 0:
-            return [{hash(text): 0.0} for text in await self._texts(model, canary.TEXTS)]
+            return [{number_of(text): 0.0} for text in await self._texts(model, canary.TEXTS)]
         # A unique salt: a row with a cached prompt would have another shape.
         extra = {"return_tokens_as_token_ids": True, "cache_salt": uuid.uuid4().hex}
         body: dict[str, Any] = {"model": model, "prompt": list(canary.TEXTS), "logprobs": most}
@@ -199,5 +201,5 @@ def _distribution(logprobs: object) -> dict[int, float]:
         number = token.removeprefix(TOKEN_PREFIX)
         named = number != token and number.isdecimal()
         if isinstance(value, float):
-            found[int(number[:20]) if named else hash(token)] = value
+            found[int(number[:20]) if named else number_of(token)] = value
     return found

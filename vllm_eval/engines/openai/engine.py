@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vllm_eval.config.settings import Config
 from vllm_eval.engines import canary
+from vllm_eval.engines.base_answers import BaseAnswers
 from vllm_eval.engines.openai.server import FIRST_LIMIT, Done, Server
 from vllm_eval.engines.openai.start import HOPELESS, root_of
 from vllm_eval.engines.openai.traffic import Traffic
@@ -109,6 +110,11 @@ class OpenAIEngine:
         }
         unproven = sorted({one.unproven for one in served if one.unproven})
         return about | canary.note("; ".join(unproven))
+
+    @property
+    def base(self) -> Sequence[BaseAnswers | None]:
+        """What the bare base of every server in service answered the canary."""
+        return [server.served.base for server in self._traffic.servers if server.served]
 
     def refusal(self, prompt: str) -> str | None:
         """A prompt must leave room for the whole answer, which vLLM would silently truncate.

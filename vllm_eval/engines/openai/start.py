@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm_eval.config.settings import Config
+from vllm_eval.engines.base_answers import BaseAnswers
 from vllm_eval.engines.openai.canary import Prover
 from vllm_eval.engines.openai.wire import FaultError, faults
 from vllm_eval.errors import EngineError
@@ -36,6 +37,8 @@ class Served:
     """What the canary compared."""
     unproven: str | None
     """What the canary could not show, if anything."""
+    base: BaseAnswers | None
+    """What the bare base answered it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +66,12 @@ async def prepare(client: AsyncOpenAI, config: Config, arms: Sequence[Arm]) -> S
     models = name_models(listed, config, arms, str(client.base_url))
     version = await _version(client)
     prover = Prover(client, config, models, vllm=version is not None)
-    proved_by, unproven = await prover.prove()
+    proved_by, unproven, base = await prover.prove()
     if grammar := next((arm.grammar for arm in arms if arm.grammar), None):
         await prover.prove_constraint(grammar)
     lengths = [entry.max_model_len for entry in listed.values() if entry.max_model_len]
     named = models | {arm.name: models[arm.model] for arm in arms}
-    return Served(named, version, min(lengths, default=None), proved_by, unproven)
+    return Served(named, version, min(lengths, default=None), proved_by, unproven, base)
 
 
 def hold_to(begun: Served, served: Served, url: str) -> None:

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from vllm_eval.config.settings import Config, gpus_of, resolve_path
+from vllm_eval.engines.base_answers import BaseAnswers
 from vllm_eval.engines.engine_log import OutputToFile
 from vllm_eval.engines.ray.replica import Order, Replica, Seat, Started, room, share_out, unlike
 from vllm_eval.engines.tokens import open_counter, too_long
@@ -80,6 +81,11 @@ class RayEngine:
         own = self._first.about if self._first else {}
         counts = {"replicas": len(self._seats), "replicas_lost": self._lost}
         return {**own, "engine": "ray", "replica": own["engine"], "ray": ray.__version__, **counts}
+
+    @property
+    def base(self) -> Sequence[BaseAnswers | None]:
+        """What the bare base of every open replica answered the canary."""
+        return [base for seat in self._seats if seat.started for base in seat.started.base]
 
     def refusal(self, prompt: str) -> str | None:
         """Counted here with the same tokenizer: asking a replica costs a call per prompt."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_eval.config.settings import Config
+from vllm_eval.engines.base_answers import BaseAnswers
 from vllm_eval.engines.protocol import Engine
 from vllm_eval.records import Arm, Completion, Request
 
@@ -40,6 +41,7 @@ class Started:
     capacity: int
     about: Mapping[str, str | int]
     host: str
+    base: Sequence[BaseAnswers | None] = ()
 
 
 class Replica:
@@ -56,7 +58,8 @@ class Replica:
         if not log.parent.is_dir():  # a node that does not share the driver's disk
             log = Path(tempfile.mkdtemp(prefix="vllm_eval-")) / log.name
         self._engine = order.opener(config, order.arms, order.base_model, log, order.life)
-        return Started(self._engine.capacity, dict(self._engine.about), socket.gethostname())
+        engine, host = self._engine, socket.gethostname()
+        return Started(engine.capacity, dict(engine.about), host, engine.base)
 
     def work(self, requests: Sequence[Request], seconds: float) -> list[Completion] | None:
         """Take requests and wait for completions, at most `seconds`.

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from vllm_eval.config.settings import Config
 from vllm_eval.engines import canary
+from vllm_eval.engines.base_answers import BaseAnswers, note_base, probabilities
 from vllm_eval.engines.engine_log import DIED, OutputToFile, translated
 from vllm_eval.engines.tokens import encode, too_long
 from vllm_eval.engines.transformers import model
@@ -52,6 +53,7 @@ class TransformersEngine:
         self._loaded: Loaded | None = loaded
         self._options, self._config, self._output = options, config, output
         self._unproven: str | None = None
+        self._base: BaseAnswers | None = None
         self._rejected: list[Completion] = []
         self._waiting: deque[Queued] = deque()
         self._running: Future[list[Completion]] | None = None
@@ -94,6 +96,8 @@ class TransformersEngine:
             with _or_say("the canary could not be asked", output):
                 answers += [_next_tokens(loaded, batch) for batch in asked[1:]]
                 engine._unproven = canary.prove(asked, answers)
+                if asked:
+                    engine._base = note_base(asked, answers, probabilities(canary.TOP_TOKENS))
             undo.pop_all()
             return engine
 
@@ -122,6 +126,11 @@ class TransformersEngine:
             "batch_size": self._config.batch_size,
             "ignored": ", ".join(self._options.ignored) or "none",
         } | canary.note(self._unproven)
+
+    @property
+    def base(self) -> Sequence[BaseAnswers | None]:
+        """What the bare base answered the canary."""
+        return (self._base,)
 
     def refusal(self, prompt: str) -> str | None:
         """A prompt must leave room for the whole answer, so that we never truncate it."""

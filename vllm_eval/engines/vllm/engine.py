@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from vllm_eval.config.settings import Config
 from vllm_eval.engines import canary
+from vllm_eval.engines.base_answers import BaseAnswers, note_base, probabilities
 from vllm_eval.engines.engine_log import DIED, OutputToFile, translated
 from vllm_eval.engines.tokens import encode, too_long
 from vllm_eval.engines.vllm.options import advise, engine_options
@@ -51,6 +52,7 @@ class VllmEngine:
         self._grammars = {arm.name: arm.grammar for arm in arms if arm.grammar}
         self._rejected: list[Completion] = []
         self._unproven: str | None = None
+        self._base: BaseAnswers | None = None
         self._tokenizer = llm.get_tokenizer()
         # All arms ask the same prompt, and its length is checked before it is submitted.
         self._token_ids = functools.lru_cache(maxsize=512)(
@@ -118,6 +120,11 @@ class VllmEngine:
             "max_num_seqs": self.capacity // 2,
         } | canary.note(self._unproven)
 
+    @property
+    def base(self) -> Sequence[BaseAnswers | None]:
+        """What the bare base answered the canary."""
+        return (self._base,)
+
     def refusal(self, prompt: str) -> str | None:
         """A prompt must leave room for the whole answer, so that we never truncate it."""
         limit = int(self._engine.vllm_config.model_config.max_model_len)
@@ -182,7 +189,9 @@ class VllmEngine:
     def _prove_arms(self) -> None:
         if len(self._free) > 1:
             asked = canary.batches(self._free)
-            self._unproven = canary.prove(asked, [self._next_tokens(batch) for batch in asked])
+            answers = [self._next_tokens(batch) for batch in asked]
+            self._unproven = canary.prove(asked, answers)
+            self._base = note_base(asked, answers, probabilities(canary.TOP_TOKENS))
 
     def _prove_grammar(self) -> None:
         """Start an answer under the grammar; it is then compiled here, not by some request."""
