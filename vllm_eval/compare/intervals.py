@@ -10,7 +10,7 @@ from vllm_eval.compare.betting import least_mean, least_ratio
 from vllm_eval.config.settings import CONFIDENCE
 
 Statistic = Literal["difference", "ratio"]
-Method = Literal["betting", "none"]
+Method = Literal["betting", "exact", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,25 @@ def share_interval(count: int, trials: int) -> tuple[float, float]:
 
     ends = binomtest(count, trials).proportion_ci(CONFIDENCE, method="wilson")
     return float(ends.low), float(ends.high)
+
+
+def rate_interval(shares: Sequence[float], confidence: float, *, single: bool) -> Interval:
+    """The mean of the cases' shares of answers; `single` if each case has one answer.
+
+    Then the shares are 0 or 1, and the interval is the exact one of a binomial. Answers to one case
+    are not independent of each other, so with several of them the cases' shares are taken as they
+    are, by betting. Source: Clopper & Pearson, The use of confidence or fiducial limits, 1934.
+    """
+    import numpy as np
+    from scipy.stats import binomtest
+
+    if not shares:
+        return Interval(None, None, None, confidence, "none", "no case has an outcome")
+    if not single:
+        return mean_interval(np.array(shares), 0.0, 1.0, confidence)
+    count, trials = round(sum(shares)), len(shares)
+    ends = binomtest(count, trials).proportion_ci(confidence, method="exact")
+    return Interval(count / trials, float(ends.low), float(ends.high), confidence, "exact", "")
 
 
 def make_interval(

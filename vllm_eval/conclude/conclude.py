@@ -9,6 +9,7 @@ from vllm_eval.compare.gate import grade
 from vllm_eval.compare.ranking import rank
 from vllm_eval.compare.summary import as_repaired
 from vllm_eval.conclude.constrained import compare_constrained
+from vllm_eval.conclude.curve import make_curves
 from vllm_eval.conclude.looks import note_evidence
 from vllm_eval.conclude.one_pass import Evaluated, first_pending, read_attempts, settle
 from vllm_eval.conclude.results import (
@@ -143,6 +144,7 @@ def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finishe
         return grade(outcomes, free, each, config.gate, drawn=drawn, seed=config.seed)
 
     comparison, verdicts = repaired, repaired_verdicts = decide(outcomes)
+    ranking = rank(comparison, verdicts)
     if any(outcome.repair for outcome in outcomes):
         repaired, repaired_verdicts = decide([as_repaired(outcome) for outcome in outcomes])
     variants = compare_constrained(config.constrain, outcomes, comparison, survey.arms, drawn)
@@ -154,7 +156,8 @@ def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finishe
         folder=run.folder.path,
         comparison=comparison,
         verdicts=verdicts,
-        ranking=rank(comparison, verdicts),
+        ranking=ranking,
+        curves=make_curves(run.manifest, comparison, verdicts, ranking, outcomes),
         failures=tuple(failures),
         attempts={arm: take_attempts(tally) for arm, tally in survey.arms.items() if tally.numbers},
         timing=timing_to_json(take_timing(survey), run.manifest.get("sessions", ())),

@@ -20,8 +20,10 @@ from vllm_eval.compare import ranking, verdict
 from vllm_eval.compare.ranking import Ranked
 from vllm_eval.compare.summary import Comparison, Summary, comparison_to_json
 from vllm_eval.compare.verdict import NOT_FINISHED, Verdict, overall
+from vllm_eval.conclude import curve
 from vllm_eval.conclude.case_rows import CaseRow, case_rows, distributions, sample_rows
 from vllm_eval.conclude.constrained import Constrained
+from vllm_eval.conclude.curve import Curve
 from vllm_eval.conclude.one_pass import Evaluated, Places, Reading
 from vllm_eval.conclude.timing import ArmAttempts
 from vllm_eval.diagnose.diagnosis import Diagnosis
@@ -54,6 +56,8 @@ class Finished:
     verdicts: tuple[Verdict, ...]
     ranking: tuple[Ranked, ...]
     """The students, best first."""
+    curves: tuple[Curve, ...]
+    """One for each training run of which several steps were compared."""
     failures: tuple[FailureGroup, ...]
     """Most frequent first."""
     attempts: Mapping[str, ArmAttempts]
@@ -153,6 +157,7 @@ def write_comparison(run: Evaluated, finished: Finished, reading: Reading) -> No
         "looks": {arm: asdict(look) for arm, look in finished.looks.items()},
         **comparison_to_json(comparison),
         "ranking": ranking.to_json(finished.ranking, finished.pending),
+        "curve": curve.to_json(finished.curves, finished.pending),
         "failures": [asdict(group) for group in finished.failures],
         "attempts": {arm: asdict(made) for arm, made in finished.attempts.items()},
         "repair": dict(finished.repair),
@@ -160,7 +165,7 @@ def write_comparison(run: Evaluated, finished: Finished, reading: Reading) -> No
         "constrained": asdict(finished.constrained),
         "timing": dict(finished.timing),
         "distributions": {arm: asdict(d) for arm, d in distributions(comparison).items()},
-        "environment": dict(run.manifest),
+        "environment": {key: run.manifest[key] for key in run.manifest if key != "training"},
         "cases_total": reading.cases,
         "cases_answered": len(rows),
         "cases_sampled": sampled,

@@ -21,6 +21,7 @@ from rich.text import Text
 from vllm_eval.conclude.results import Finished
 from vllm_eval.preflight.finding import Finding
 from vllm_eval.records import Progress
+from vllm_eval.report.curve import curve_tables
 from vllm_eval.report.tables import run_tables, timing_lines, verdict_lines
 from vllm_eval.report.words import look_note, settled_note
 from vllm_eval.text import plain
@@ -81,6 +82,7 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
         """Show the tables, the verdicts and the place of the files."""
         self._stop()
         self.show(run_tables(finished))
+        self.show(curve_tables(finished.curves, finished.ranking[0].arm))
         for line in timing_lines(finished.timing):
             self.console.print(Text(line), soft_wrap=True)
         self.console.print(Text(f"files in {plain(str(finished.folder))}"), soft_wrap=True)

@@ -13,6 +13,8 @@ from vllm_eval.config import machine
 from vllm_eval.config.identity import CAPACITY_ARGS, NOT_IDENTITY
 from vllm_eval.config.settings import resolve_path
 from vllm_eval.errors import InputError
+from vllm_eval.inputs.adapters import loaded_adapters
+from vllm_eval.inputs.training_log import read_logs
 from vllm_eval.tasks.parse import loader
 from vllm_eval.version import __version__
 
@@ -43,6 +45,9 @@ def describe(plan: Plan, identity: Mapping[str, Any], now: datetime) -> dict[str
             arm.name: _about(arm.adapter)
             for arm in plan.arms
             if arm.adapter and arm.variant_of is None
+        },
+        "training": {
+            folder: asdict(log) for folder, log in read_logs(loaded_adapters(plan.arms)).items()
         },
         "machine": asdict(machine.detect()),
     }

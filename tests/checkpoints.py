@@ -1,0 +1,80 @@
+"""Folders as a trainer leaves them, with what it logged, and a run over several steps."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from tests.report_runs import WEAK, make_run
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from tests.conftest import Answers
+
+Entry = dict[str, Any]
+
+
+def history(last: int, every: int = 10, evaluated: int = 50) -> list[Entry]:
+    """A log as transformers writes it: losses, evaluations, and the totals at the end."""
+    found: list[Entry] = []
+    for step in range(every, last + 1, every):
+        loss = round(2.5 / (1 + step / 100), 4)
+        shared = {"epoch": step / 100, "step": step}
+        found.append({**shared, "grad_norm": 0.31, "learning_rate": 2e-4, "loss": loss})
+        if step % evaluated == 0:
+            found.append({**shared, "eval_loss": loss + 0.25, "eval_runtime": 1.5})
+    return [*found, {"epoch": last / 100, "step": last, "train_loss": 1.5, "total_flos": 7e12}]
+
+
+def trainer_state(folder: Path, log: Sequence[object]) -> Path:
+    """`trainer_state.json` with the keys that transformers writes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = [entry["step"] for entry in log if isinstance(entry, dict) and "step" in entry]
+    state = {
+        "best_metric": None,
+        "best_model_checkpoint": None,
+        "epoch": 1.0,
+        "eval_steps": 50,
+        "global_step": steps[-1] if steps else 0,
+        "is_world_process_zero": True,
+        "log_history": list(log),
+        "logging_steps": 10,
+        "stateful_callbacks": {"TrainerControl": {"args": {"should_log": False}}},
+        "train_batch_size": 8,
+    }
+    path = folder / "trainer_state.json"
+    path.write_text(json.dumps(state), encoding="utf-8")  # NaN as Python writes it
+    return path
+
+
+def run_steps(
+    folder: Path,
+    script: Sequence[Mapping[str, object]],
+    steps: Mapping[str, tuple[int | None, str]],
+    training: Mapping[str, object] | None = None,
+    *more: str,
+    cases: int = 8,
+) -> Path:
+    """A run whose manifest knows step and training run of each of its students, not concluded."""
+    made = make_run(folder, script, cases, tuple(steps), *more)
+    path = made / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["adapters"] = {
+        arm: {"path": f"{run}/{arm}", "rank": 8, "step": step, "training": run}
+        for arm, (step, run) in steps.items()
+    }
+    manifest["training"] = dict(training or {})
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    (made / "comparison.json").unlink()
+    return made
+
+
+def improving(answers: Answers, *arms: str, cases: int = 8) -> list[dict[str, object]]:
+    """A script in which each arm breaks the contract in one case less than the one before."""
+    script: list[dict[str, object]] = [{"text": answers.text()}, {"arm": "baseline", "text": WEAK}]
+    for place, arm in enumerate(arms):
+        bad = range(1, len(arms) - place)
+        script += [{"concept_id": f"K{n}", "arm": arm, "text": answers.bad()} for n in bad]
+    return script

@@ -1,0 +1,206 @@
+"""The students of one training run by the step at which each was saved."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import PurePath
+from typing import Any
+
+from vllm_eval.compare.intervals import Interval, rate_interval
+from vllm_eval.compare.ranking import Ranked
+from vllm_eval.compare.summary import Comparison
+from vllm_eval.compare.verdict import NOT_FINISHED, Verdict
+from vllm_eval.inputs.training_log import EMPTY, Loss, TrainingLog, from_json
+from vllm_eval.records import BASELINE, Outcome
+
+_Saved = Sequence[tuple[str, int | None]]
+"""Arms and steps, by step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One student, at the step at which it was saved."""
+
+    arm: str
+    step: int | None
+    """None for the end of a training whose last step is not known; it comes last."""
+    mean_all: Interval
+    """Mean over all cases, with failed answers as 0."""
+    mean: float | None
+    """Over the cases with a valid answer."""
+    valid_rate: Interval
+    first_try_rate: Interval
+    word: str
+    """Of its verdict on the answers so far."""
+    selected: bool
+    """Whether it is the student that the run selects."""
+    loss: float | None
+    """The last training loss logged after the point before it and up to this step."""
+    eval_loss: float | None
+    """Logged at this very step: any other one is of other weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A training run of which two steps or more were compared."""
+
+    training: str
+    """Its folder's name, with as much of the path as tells it from the others."""
+    path: str
+    points: tuple[Point, ...]
+    """By step."""
+    baseline: Mapping[str, float | None]
+    """Its `mean_all`, `valid_rate` and `first_try`."""
+    bound: float | None
+    """The least `mean_all` that the gate allows; None where its rules are about the mean of the
+    valid answers and some answers are not valid: no `mean_all` is then their bound."""
+    losses: tuple[Loss, ...]
+    losses_from: str | None
+    """The trainer's file; None if there are no losses."""
+    note: str
+    """Why that file could not be used; otherwise empty."""
+
+
+def make_curves(
+    manifest: Mapping[str, Any],
+    comparison: Comparison,
+    verdicts: Sequence[Verdict],
+    ranking: Sequence[Ranked],
+    outcomes: Sequence[Outcome],
+) -> tuple[Curve, ...]:
+    """The curve of each training run of which two steps or more were compared.
+
+    Raises:
+        InputError: the losses in the manifest are damaged.
+    """
+    runs = _runs(manifest, {ranked.arm for ranked in ranking})
+    if not runs:
+        return ()
+    logs = from_json(manifest.get("training", {}))
+    tried = Counter((o.arm, o.concept_id) for o in outcomes if o.first_valid)
+    base = comparison.arms[BASELINE]
+    names = _names(runs)
+    curves = []
+    for path, saved in runs.items():
+        log, steps = logs.get(path, EMPTY), [step for _, step in saved]
+        before = (None, *steps)
+        points = tuple(
+            _point(ranked, step, comparison, tried, _losses_at(log, last, step))
+            for last, (arm, step) in zip(before, saved, strict=False)
+            for ranked in ranking
+            if ranked.arm == arm
+        )
+        curves.append(
+            Curve(
+                training=names[path],
+                path=path,
+                points=points,
+                baseline={
+                    "mean_all": base.mean_all,
+                    "valid_rate": base.valid_rate,
+                    "first_try": base.first_valid_rate,
+                },
+                bound=_bound(comparison, verdicts, saved),
+                losses=log.losses,
+                losses_from=log.file,
+                note=log.note,
+            )
+        )
+    return tuple(curves)
+
+
+def to_json(curves: Sequence[Curve], pending: int) -> list[dict[str, Any]]:
+    """Curves as JSON values, without the words PASS and FAIL while outcomes are `pending`."""
+    word = {"word": NOT_FINISHED} if pending else {}
+    return [
+        asdict(curve) | {"points": [asdict(point) | word for point in curve.points]}
+        for curve in curves
+    ]
+
+
+def _runs(manifest: Mapping[str, Any], arms: set[str]) -> dict[str, _Saved]:
+    """By folder of a training run, what was saved of it; runs with one known step are no curve."""
+    found: dict[str, list[tuple[str, int | None]]] = {}
+    for arm, about in manifest["adapters"].items():
+        training, step = about.get("training"), about.get("step")
+        if arm in arms and isinstance(training, str):
+            known = step if type(step) is int and step >= 0 else None
+            found.setdefault(training, []).append((arm, known))
+    for saved in found.values():
+        saved.sort(key=lambda one: (one[1] is None, one[1] or 0))
+    return {path: saved for path, saved in found.items() if len({s for _, s in saved} - {None}) > 1}
+
+
+def _point(
+    ranked: Ranked,
+    step: int | None,
+    comparison: Comparison,
+    tried: Mapping[tuple[str, str], int],
+    losses: tuple[float | None, float | None],
+) -> Point:
+    arm, level = ranked.arm, comparison.confidence
+    cases = comparison.cases[arm]
+    single = all(case.samples == 1 for case in cases.values())
+    valid = [case.share for case in cases.values()]
+    first = [tried[arm, name] / case.samples for name, case in cases.items()]
+    return Point(
+        arm=arm,
+        step=step,
+        mean_all=ranked.mean_all,
+        mean=comparison.arms[arm].mean,
+        valid_rate=rate_interval(valid, level, single=single),
+        first_try_rate=rate_interval(first, level, single=single),
+        word=ranked.word,
+        selected=False,
+        loss=losses[0],
+        eval_loss=losses[1],
+    )
+
+
+def _losses_at(
+    log: TrainingLog, before: int | None, step: int | None
+) -> tuple[float | None, float | None]:
+    """Training and evaluation loss of what was saved at `step`, after what was saved `before`."""
+    if step is None:
+        return None, None
+    up_to = log.losses[: bisect_right(log.losses, step, key=lambda one: one.step)]
+    since = [one for one in up_to if before is None or before < one.step or one.step == step]
+    loss = next((one.loss for one in reversed(since) if one.loss is not None), None)
+    return loss, up_to[-1].eval_loss if up_to and up_to[-1].step == step else None
+
+
+def _bound(comparison: Comparison, verdicts: Sequence[Verdict], saved: _Saved) -> float | None:
+    """The highest bound that a rule sets to the mean with failures as 0.
+
+    A rule on the mean of the valid answers is one where all answers are valid, or where evidence
+    decides, because that counts failures as 0.
+    """
+    arms = {arm for arm, _ in saved}
+    rules = [rule for verdict in verdicts if verdict.arm in arms for rule in verdict.rules]
+    base = comparison.arms[BASELINE]
+    valid = base.valid_rate == 1 and all(comparison.arms[arm].valid_rate == 1 for arm in arms)
+    bounds = []
+    for rule in rules:
+        every = valid or rule.state or rule.kind == "ratio_all"
+        if every and rule.kind in ("ratio", "ratio_all") and base.mean_all is not None:
+            bounds.append(rule.threshold * base.mean_all)
+        elif every and rule.kind == "student_mean":
+            bounds.append(rule.threshold)
+    return max(bounds, default=None)
+
+
+def _names(paths: Mapping[str, object]) -> dict[str, str]:
+    """By path, the shortest end of it that no other path ends with."""
+    parts = {path: PurePath(path).parts or (path,) for path in paths}
+
+    def name(path: str) -> str:
+        own = parts[path]
+        for count in range(1, len(own)):
+            if sum(other[-count:] == own[-count:] for other in parts.values()) == 1:
+                return "/".join(own[-count:])
+        return path
+
+    return {path: name(path) for path in paths}
