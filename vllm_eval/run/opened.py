@@ -1,0 +1,101 @@
+"""A run folder that this process writes to: a new one, or the one to resume; and its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from vllm_eval.config.layers import dump_config
+from vllm_eval.config.settings import resolve_path
+from vllm_eval.errors import InputError
+from vllm_eval.inputs import cases
+from vllm_eval.inputs.plan import Plan
+from vllm_eval.records import Watcher
+from vllm_eval.run.resume import AUTO, other_engine
+from vllm_eval.store import folder as store
+from vllm_eval.store import manifest
+from vllm_eval.store.folder import RunFolder
+from vllm_eval.store.journal import Journal
+from vllm_eval.tasks.declaration import TASK_FILE, dump_declaration
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A run whose journal this process alone writes to."""
+
+    plan: Plan
+    watcher: Watcher
+    folder: RunFolder
+    manifest: dict[str, Any]
+    """What the run is made of; written again whenever it changes."""
+    journal: Journal
+
+
+@contextmanager
+def open_run(
+    plan: Plan, resume: Path | Literal["auto"] | None, watcher: Watcher
+) -> Iterator[Opened]:
+    """A new run folder, or the one to resume if it is of the same run.
+
+    The manifest is read under the journal's lock, so that no other process changes it later.
+    """
+    identity = manifest.identify(plan)
+    output_dir = resolve_path(plan.config.output_dir)
+
+    def usable(path: Path, engine: Mapping[str, Any]) -> bool:
+        if why := other_engine(plan, engine):
+            watcher.stage(f"resume: not {path}: {why}")
+        return why is None
+
+    if resume == AUTO:
+        resume = store.find_like(output_dir, identity, usable=usable)
+        watcher.stage(f"resume: {resume or 'no run like this one yet, so a new one starts'}")
+    if resume is not None:
+        with closing(Journal(resume / store.JOURNAL)) as journal:
+            recorded = manifest.read(resume)
+            if changed := manifest.differences(recorded["identity"], identity):
+                msg = f"{resume}: cannot be resumed, it is a different run: {'; '.join(changed)}"
+                raise InputError(msg)
+            folder = RunFolder(resume, store.timestamp_of(resume, recorded))
+            if not (resume / store.CASES).is_file():
+                _note_cases(plan, folder)
+            yield Opened(plan, watcher, folder, recorded, journal)
+        return
+    if unfinished := store.find_like(output_dir, identity, finished=False):
+        watcher.stage(f"an unfinished run like this one: continue it with --resume {unfinished}")
+    now = datetime.now().astimezone()
+    folder = store.create_run(output_dir, plan.config.tag or plan.arms[1].name, now)
+    store.write_text(folder.path / store.CONFIG, dump_config(plan.config))
+    store.write_text(folder.path / TASK_FILE, dump_declaration(plan.task.declaration))
+    _note_cases(plan, folder)
+    recorded = manifest.describe(plan, identity, now)
+    store.write_json(folder.path / manifest.FILE, recorded)
+    with closing(Journal(folder.journal)) as journal:
+        yield Opened(plan, watcher, folder, recorded, journal)
+
+
+def _note_cases(plan: Plan, folder: RunFolder) -> None:
+    drawn = cases.read_cases(plan.dataset)
+    store.write_cases(folder, ((case, plan.task.prompt(case)) for case in drawn))
+
+
+def note_engine(opened: Opened, about: Mapping[str, str | int]) -> None:
+    """Store the engine's description of itself; InputError if an earlier session's differs."""
+    before = opened.manifest.get("engine", {})
+    for key in ("engine", "vllm", "transformers", "dtype", "quantization", "models"):
+        if before and before.get(key) != about.get(key):
+            differs = f"{key} {before.get(key)!r}, not {about.get(key)!r}"
+            msg = f"{opened.folder.path}: begun with {differs}; start a new run, without --resume"
+            raise InputError(msg)
+    note(opened, "engine", dict(about))
+
+
+def note(opened: Opened, key: str, value: object) -> None:
+    """Set a key of the manifest, and write the manifest if that changes it."""
+    if opened.manifest.get(key) != value:
+        opened.manifest[key] = value
+        store.write_json(opened.folder.path / manifest.FILE, opened.manifest)
