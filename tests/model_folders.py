@@ -38,6 +38,7 @@ ADAPTER = {
 }
 SPLIT = {"type": "Whitespace"}
 WORDS = {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"}
+MARKS = {"<s>": 1, "</s>": 2}
 
 PLAIN = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
 
@@ -83,6 +84,31 @@ def write_tokenizer(folder: Path, **added: int) -> None:
     more = [{"id": number, "content": token, **PLAIN} for token, number in added.items()]
     tokenizer = {"version": "1.0", "added_tokens": more, "pre_tokenizer": SPLIT, "model": WORDS}
     write_json(folder / "tokenizer.json", tokenizer)
+
+
+def write_llama_tokenizer(folder: Path, template: str = "{{ messages[0].content }}") -> None:
+    """A tokenizer of words w0 to w60 that puts `<s>` before every text, as that of a Llama does."""
+    words = {"[UNK]": 0, "<s>": 1, "</s>": 2} | {f"w{n}": n + 3 for n in range(61)}
+    first = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    then = {"Sequence": {"id": "A", "type_id": 0}}
+    special = {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}
+    marks = [{"id": n, "content": token, **PLAIN, "special": True} for token, n in MARKS.items()]
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": marks,
+        "pre_tokenizer": SPLIT,
+        "model": WORDS | {"vocab": words},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [first, then],
+            "pair": [first, then, then],
+            "special_tokens": special,
+        },
+    }
+    write_json(folder / "tokenizer.json", tokenizer)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"}
+    write_json(folder / "tokenizer_config.json", settings | {"eos_token": "</s>"})
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
 def write_base(folder: Path, **changes: object) -> Path:

@@ -37,6 +37,10 @@ class FakeServer:
     same: bool = False
     """All models answer alike."""
     loads: bool = False
+    cut: int = LONGEST
+    """The most words of an answer."""
+    first: str | None = None
+    """Put before every prompt, unless a request says not to."""
     key: str | None = None
     status: int | None = None
     """Of every answer, instead of one."""
@@ -97,7 +101,12 @@ class FakeServer:
         return web.json_response({"version": self.version}) if self.version else _refuse(404, "no")
 
     async def _tokenize(self, request: web.Request) -> web.Response:
-        return web.json_response({"count": len((await request.json())["prompt"].split())})
+        body = await request.json()
+        words = body["prompt"].split()
+        if self.first and body.get("add_special_tokens", True):
+            words = [self.first, *words]
+        texts = words if body.get("return_token_strs") else None
+        return web.json_response({"count": len(words), "token_strs": texts})
 
     async def _load(self, request: web.Request) -> web.Response:
         if not self.loads:
@@ -131,7 +140,7 @@ class FakeServer:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         words = self.answer(body).split(" ")
-        room = LONGEST - len(_prompt(body).split())
+        room = min(LONGEST - len(_prompt(body).split()), self.cut)
         pieces = [word if n == 0 else f" {word}" for n, word in enumerate(words)][:room]
         await asyncio.sleep(self.seconds)
         chat = "messages" in body

@@ -176,11 +176,13 @@ def test_prompts_are_counted_by_the_models_own_tokenizer(check: Check, bench: Be
 COUNT = """
 import sys
 from pathlib import Path
+from vllm_eval.config.settings import Config
 from vllm_eval.errors import InputError
 from vllm_eval.engines.tokens import open_counter
+chat = Config(prompt_format="chat", engine_env={"OMP_NUM_THREADS": "1"})
 for folder in sys.argv[1:]:
     try:
-        print(open_counter(Path(folder), "chat", {"OMP_NUM_THREADS": "1"})("one two"))
+        print(open_counter(Path(folder), chat)("one two"))
     except InputError as error:
         print(error)
 """
@@ -196,7 +198,7 @@ def test_a_chat_is_counted_with_the_models_own_template(bench: Bench) -> None:
     command = [sys.executable, "-c", COUNT, *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     counted, refused = done.stdout.splitlines()
-    assert int(counted) == open_counter(folders[0], "raw", {})("one two" * 3)
+    assert int(counted) == open_counter(folders[0], Config())("one two" * 3)
     assert refused == f"tokenizer {folders[1]}: has no chat template; give --prompt-format raw"
 
 

@@ -365,6 +365,7 @@ def test_everything_that_decides_an_answer_is_sent(desk: Desk) -> None:
     assert (sent["ignore_eos"], sent["min_tokens"]) == (True, 33)
     # What a model's generation_config.json may set on the server, and never sets in-process.
     assert (sent["top_k"], sent["min_p"], sent["repetition_penalty"]) == (0, 0.0, 1.0)
+    assert (sent["presence_penalty"], sent["frequency_penalty"]) == (0.0, 0.0)
 
 
 def test_another_server_than_vllm_is_sent_nothing_of_its_own(desk: Desk) -> None:
@@ -388,6 +389,44 @@ def test_chat_prompts_go_to_the_chat_route(desk: Desk) -> None:
     done = drain(engine)[f"{BASELINE}/1"]
     assert server.bodies[-1]["messages"] == [{"role": "user", "content": "Concept: a portal"}]
     assert (len(done.text.split()), done.output_tokens, done.finish_reason) == (2, 2, "stop")
+
+
+def test_arguments_of_the_chat_template_go_with_every_request(desk: Desk) -> None:
+    server = desk.server()
+    given = {"enable_thinking": False}
+    engine = desk.engine(server, prompt_format="chat", chat_template_kwargs=given)
+    engine.submit([ask(1)])
+    drain(engine)
+    assert all(body["chat_template_kwargs"] == given for body in server.bodies)
+
+
+@pytest.mark.parametrize("first", ["<s>", None])
+@pytest.mark.parametrize("prompt", ["<s> Concept: a portal", "Concept: a portal"])
+def test_a_prompt_that_begins_as_the_server_begins_every_one_is_given_no_second_beginning(
+    desk: Desk, first: str | None, prompt: str
+) -> None:
+    server = desk.server(first=first)
+    engine = desk.engine(server)
+    engine.submit([ask(1, prompt=prompt)])
+    drain(engine)
+    doubled = first is not None and prompt.startswith(first)
+    assert server.bodies[-1].get("add_special_tokens", True) is not doubled
+
+
+def test_a_prompt_that_may_be_too_long_is_counted_as_it_is_asked(desk: Desk) -> None:
+    engine = desk.engine(desk.server(first="<s>"), max_new_tokens=72)
+    assert engine.refusal("<s> " + "a " * 2999) is None
+    assert "3001 tokens" in str(engine.refusal("<s> " + "a " * 3000))
+
+
+def test_a_limit_of_the_server_s_own_is_not_blamed_on_the_prompt(desk: Desk) -> None:
+    """As vLLM has one from a generation_config.json with max_new_tokens."""
+    server = desk.server(answer=lambda body: "word " * 39 + "word", cut=30)
+    engine = desk.engine(server, max_new_tokens=40)
+    engine.submit([ask(1)])
+    (done,) = drain(engine).values()
+    assert "at 30 of 40 tokens, by a limit of its own" in str(done.error)
+    assert "--generation-config vllm" in str(done.error)
 
 
 def test_an_answer_the_server_truncated_is_not_the_models_failure(desk: Desk) -> None:

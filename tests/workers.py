@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 OPEN_VLLM = (
     *("test_openai_vllm", "test_constrain_engine", "test_engine_run", "test_task_example"),
-    *("test_engine_arms", "test_engine_contract"),
+    *("test_engine_arms", "test_engine_contract", "test_engine_prompts"),
 )
 LONGEST = (
     *(*OPEN_VLLM, "test_ray_engine", "test_engine_parallel", "test_bench", "test_notebooks"),

@@ -78,6 +78,7 @@ class KeyOption:
             complete=(lambda: list(choices)) if choices else None,
         )
         given = list(default) if isinstance(default, tuple) else default
+        given = None if isinstance(default, dict) else given
         keyword = inspect.Parameter.KEYWORD_ONLY
         return inspect.Parameter(key, keyword, default=given, annotation=Annotated[kind, shown])
 
@@ -85,7 +86,7 @@ class KeyOption:
     def shown_default(self) -> str:
         """The field's default in words."""
         match self.field.default:
-            case None | ():
+            case None | () | {}:
                 return self.flag.unset
             case False:
                 return "off"
@@ -166,6 +167,8 @@ def _kind(annotation: object) -> tuple[Any, tuple[str, ...]]:
         return str, arguments
     if origin is tuple:
         return list[str], ()
+    if origin is dict:  # as JSON
+        return str, ()
     if origin in (Annotated, Union, UnionType):
         return _kind(arguments[0])
     return annotation, ()

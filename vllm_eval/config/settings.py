@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
+from vllm_eval.config.template import TemplateKwargs
 from vllm_eval.errors import ConfigError
 
 PACKAGE = "package:"
@@ -178,8 +179,8 @@ class Config(Record):
     """Jinja2 template that replaces the task's prompt."""
     prompt_format: Annotated[Literal["raw", "chat"], Flag(HOW)] = "raw"
     """Send the prompt as it is (raw), or through the tokenizer's chat template (chat)."""
-    chat_template_kwargs: dict[str, Any] = {}
-    """Arguments of the tokenizer's chat template, such as `enable_thinking`, by its own names."""
+    chat_template_kwargs: Annotated[TemplateKwargs, Flag(HOW, metavar="JSON")] = {}
+    """Arguments of the tokenizer's chat template, as {"enable_thinking": false}."""
     temperature: Annotated[_NotNegative, Flag(HOW)] = 0.2
     """Sampling temperature."""
     top_p: Annotated[float, Field(gt=0, le=1), Flag(HOW)] = 0.9
@@ -248,9 +249,14 @@ class Config(Record):
     """Write the report at the end of the run; the report command writes it at any time."""
 
     @model_validator(mode="after")
-    def _settled_at_a_level(self, info: ValidationInfo) -> Self:
-        if info.context != LAYER and self.until_settled and self.gate.certify is None:
+    def _keys_fit_together(self, info: ValidationInfo) -> Self:
+        if info.context == LAYER:
+            return self
+        if self.until_settled and self.gate.certify is None:
             raise ValueError("until_settled needs gate.certify, the level of the verdict")
+        if self.chat_template_kwargs and self.prompt_format == "raw":
+            msg = "chat_template_kwargs: a raw prompt has no template; give --prompt-format chat"
+            raise ValueError(msg)
         return self
 
     @property

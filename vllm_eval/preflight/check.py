@@ -179,7 +179,7 @@ def _check_prompts(draft: Draft, base: Base) -> list[Finding]:
     prompts = ((case.id, task.prompt(case)) for case in read_cases(dataset))
     limit = demand_of(config, draft.arms, base, on_gpu=False).max_len
     try:
-        count = open_counter(tokenizer, config.prompt_format, config.engine_env)
+        count = open_counter(tokenizer, config)
         return check_lengths(prompts, count, limit, config.max_new_tokens)
     except ImportError:
         what = "lengths were not checked: transformers is not installed"

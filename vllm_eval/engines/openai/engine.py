@@ -23,7 +23,7 @@ from vllm_eval.engines.base_answers import BaseAnswers
 from vllm_eval.engines.openai.server import FIRST_LIMIT, Done, Server
 from vllm_eval.engines.openai.start import HOPELESS, root_of
 from vllm_eval.engines.openai.traffic import Traffic
-from vllm_eval.engines.openai.wire import NO_KEY, FaultError, api_key, asked, faults
+from vllm_eval.engines.openai.wire import NO_KEY, FaultError, api_key, asked, faults, untouched
 from vllm_eval.engines.tokens import too_long
 from vllm_eval.errors import ConfigError, EngineError
 from vllm_eval.records import BASELINE, Arm, Completion, Request
@@ -193,6 +193,7 @@ class OpenAIEngine:
         if server is None or server.served is None:
             raise FaultError("unreachable", "no server is in service")
         body = {"model": server.served.models[BASELINE]} | asked(self._config, prompt)
+        body |= untouched(self._config, prompt, server.served.first)
         route = f"{root_of(server.client)}/tokenize"
         try:
             with faults():

@@ -94,11 +94,18 @@ class Counts:
         return sum(getattr(self, name) for name in self.__slots__)
 
 
-def complete(call: Call, began: float, answer: Answer, config: Config) -> Done:
-    """An answer as a completion; times are from submission."""
+def complete(
+    call: Call, began: float, answer: Answer, config: Config, longest: int | None = None
+) -> Done:
+    """An answer as a completion; times are from submission. `longest`: the server's limit."""
     prompt, output = answer.tokens("prompt"), answer.tokens("completion")
     error, truncated = None, answer.finish_reason == "length" and 0 < output < config.max_new_tokens
-    if truncated:
+    if truncated and longest is not None and prompt + config.max_new_tokens <= longest:
+        error = (
+            f"the server ended the answer at {output} of {config.max_new_tokens} tokens, by a "
+            "limit of its own; start it with --generation-config vllm"
+        )
+    elif truncated:
         error = (
             f"the prompt's {prompt} tokens leave room for {output} of {config.max_new_tokens} for "
             "the answer; raise the server's --max-model-len or lower --max-new-tokens"

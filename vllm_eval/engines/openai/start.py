@@ -39,6 +39,8 @@ class Served:
     """What the canary could not show, if anything."""
     base: BaseAnswers | None
     """What the bare base answered it."""
+    first: str | None = None
+    """What it puts before every raw prompt, such as `<s>`, if that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,10 @@ async def prepare(client: AsyncOpenAI, config: Config, arms: Sequence[Arm]) -> S
         await prover.prove_constraint(grammar)
     lengths = [entry.max_model_len for entry in listed.values() if entry.max_model_len]
     named = models | {arm.name: models[arm.model] for arm in arms}
-    return Served(named, version, min(lengths, default=None), proved_by, unproven, base)
+    raw = version is not None and config.prompt_format == "raw"
+    first = await _first_text(client, models[BASELINE]) if raw else None
+    longest = min(lengths, default=None)
+    return Served(named, version, longest, proved_by, unproven, base, first)
 
 
 def hold_to(begun: Served, served: Served, url: str) -> None:
@@ -193,6 +198,30 @@ async def _version(client: AsyncOpenAI) -> str | None:
         raise  # a wrong guess would change what vLLM is sent, and so its answers
     version = answer.get("version") if isinstance(answer, dict) else None
     return version[:100] if isinstance(version, str) else None
+
+
+async def _first_text(client: AsyncOpenAI, model: str) -> str | None:
+    """The text of the token that vLLM's tokenizer puts before every prompt, if it does."""
+    body = {"model": model, "prompt": "test", "return_token_strs": True}
+    found = []
+    for special in (True, False):
+        try:
+            with faults():
+                answer = await client.post(
+                    f"{root_of(client)}/tokenize",
+                    body=body | {"add_special_tokens": special},
+                    cast_to=object,
+                )
+        except FaultError as fault:
+            if fault.kind in HOPELESS:
+                return None
+            raise  # a wrong guess would change the prompt
+        texts = answer.get("token_strs") if isinstance(answer, dict) else None
+        if not isinstance(texts, list) or not texts or not isinstance(texts[0], str):
+            return None
+        found.append(texts)
+    added, plain = found
+    return added[0] if added[1 : 1 + len(plain)] == plain else None
 
 
 def root_of(client: AsyncOpenAI) -> str:

@@ -108,14 +108,15 @@ class Traffic:
     async def _answer(self, call: Call, server: Server, served: Served) -> None:
         began, request, vllm = time.monotonic(), call.request, served.vllm is not None
         model = served.models[request.arm]
-        body = fields(self.config, model, request.prompt, request.seed, vllm=vllm)
+        prompt, first = request.prompt, served.first
+        body = fields(self.config, model, prompt, request.seed, vllm=vllm, first=first)
         body["extra_body"] |= held_to(next(a.grammar for a in self.arms if a.name == request.arm))
         heard = self._heard if call.tries == 0 else lambda: None
         try:
             answer = await wire.ask(server.client, self.config, body, heard)
             server.failures, server.answered_at, self.silent_since = 0, time.monotonic(), None
             state.grow(server, self.config.max_concurrency)
-            self.done(state.complete(call, began, answer, self.config))
+            self.done(state.complete(call, began, answer, self.config, served.max_model_len))
         except FaultError as fault:
             self._failed(call, server, fault, began)
         finally:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
 PLAIN_SAMPLING = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+PLAIN_SAMPLING |= {"presence_penalty": 0.0, "frequency_penalty": 0.0}
 """Parameters that vLLM takes from generation_config.json if a request does not set them."""
 
 KEYS = ("VLLM_API_KEY", "OPENAI_API_KEY")
@@ -284,9 +285,23 @@ def asked(config: Config, prompt: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": prompt}]}
 
 
-def fields(config: Config, model: str, prompt: str, seed: int, *, vllm: bool) -> dict[str, Any]:
-    """A request's body as keywords of the client's `create`."""
-    extra: dict[str, Any] = dict(PLAIN_SAMPLING) if vllm else {}
+def untouched(config: Config, prompt: str, first: str | None) -> dict[str, Any]:
+    """The part of the body that says how vLLM makes tokens of the prompt.
+
+    `first` is what the server puts before every text, such as `<s>`; a raw prompt that begins with
+    it is not given another.
+    """
+    if config.prompt_format == "raw":
+        return {"add_special_tokens": False} if first and prompt.startswith(first) else {}
+    given = config.chat_template_kwargs
+    return {"chat_template_kwargs": given} if given else {}
+
+
+def fields(
+    config: Config, model: str, prompt: str, seed: int, *, vllm: bool, first: str | None = None
+) -> dict[str, Any]:
+    """A request's body as keywords of the client's `create`; `first` as in `untouched`."""
+    extra = untouched(config, prompt, first) | (PLAIN_SAMPLING if vllm else {})
     if config.ignore_eos and vllm:
         extra |= {"ignore_eos": True, "min_tokens": config.max_new_tokens}
     return asked(config, prompt) | {

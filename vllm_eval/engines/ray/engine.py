@@ -174,7 +174,7 @@ class RayEngine:
             return
         folder = resolve_path(str(config.engine_args.get("tokenizer") or self._order.base_model))
         try:
-            self._count = open_counter(folder, config.prompt_format, config.engine_env)
+            self._count = open_counter(folder, config)
         except ImportError as error:
             msg = f"ray: the tokenizer is needed here too: {error}; pip install transformers"
             raise EngineError(msg) from error

@@ -59,9 +59,10 @@ class TransformersEngine:
         self._running: Future[list[Completion]] | None = None
         self._stop = threading.Event()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transformers")
+        given = (config.prompt_format, config.chat_template_kwargs)
         # All arms ask the same prompt, and its length is checked before it is submitted.
         self._token_ids: Callable[[str], tuple[int, ...]] = lru_cache(maxsize=512)(
-            lambda prompt: tuple(encode(loaded.tokenizer, prompt, config.prompt_format))
+            lambda prompt: tuple(encode(loaded.tokenizer, prompt, *given))
         )
 
     @classmethod

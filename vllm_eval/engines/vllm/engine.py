@@ -54,9 +54,10 @@ class VllmEngine:
         self._unproven: str | None = None
         self._base: BaseAnswers | None = None
         self._tokenizer = llm.get_tokenizer()
+        given = (config.prompt_format, config.chat_template_kwargs)
         # All arms ask the same prompt, and its length is checked before it is submitted.
         self._token_ids = functools.lru_cache(maxsize=512)(
-            lambda prompt: encode(self._tokenizer, prompt, config.prompt_format)
+            lambda prompt: encode(self._tokenizer, prompt, *given)
         )
 
     @classmethod
