@@ -282,7 +282,7 @@ LINE = {"concept_id": "K1", "concept": "A tool library", "requirements_yaml": "t
 BAD_INPUTS: dict[str, dict[str, Any]] = {
     "no adapter": {"adapters": ()},
     "an adapter without a name": {"adapters": ("/",)},
-    "two adapters of one name": {"adapters": ("a/pupil", "b/pupil")},
+    "two adapters of one name": {"adapters": ("a b", "a_b")},
     "no data set": {"dataset_path": "gone.jsonl"},
     "a data set that is no JSON": {"dataset_path": "bad/text.jsonl"},
     "an empty data set": {"dataset_path": "bad/empty.jsonl"},
@@ -299,7 +299,11 @@ BAD_INPUTS: dict[str, dict[str, Any]] = {
     "an output folder under a file": {"output_dir": "bad/text.jsonl/out"},
     "an openai engine without a server": {"engine": "openai"},
     "a base that is not there": {"engine": "vllm", "adapters": ("bad/pupil",), "base_model": "./b"},
-    "adapter files that are no LoRA": {"engine": "vllm", "adapters": ("bad",), "base_model": "b/a"},
+    "adapter files that are no LoRA": {
+        "engine": "vllm",
+        "adapters": ("bad/no",),
+        "base_model": "b/a",
+    },
     "an adapter that is not there": {"engine": "transformers", "adapters": ("gone",)},
     "an option that is ours": {"engine": "vllm", "engine_args": {"trust_remote_code": True}},
     "an option of vLLM alone": {"engine": "transformers", "engine_args": {"swap_space": 1}},
@@ -319,6 +323,7 @@ def shelf(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     bench.write(bad / "lacking.jsonl", [{"concept_id": "K1"}])
     (bad / "broken.j2").write_text("{{", "utf-8")
     write_adapter(bad / "pupil")
+    (bad / "no").mkdir()
     return {
         "engine": "scripted",
         "script": str(bench.answers({"text": "any"})),

@@ -70,6 +70,8 @@ class Arm:
     name: str
     adapter: Adapter | None = None
     """None for the baseline, and for an arm that is only a label (scripted engine)."""
+    given: str | None = None
+    """What was configured for it, where no files of its adapter are here."""
     grammar: str | None = None
     """GBNF that constrains its answers; None if the model answers freely."""
     variant_of: str | None = None

@@ -26,6 +26,7 @@ from vllm_eval.conclude.constrained import Constrained
 from vllm_eval.conclude.curve import Curve
 from vllm_eval.conclude.one_pass import Evaluated, Places, Reading
 from vllm_eval.conclude.timing import ArmAttempts
+from vllm_eval.config.settings import file_name
 from vllm_eval.diagnose.diagnosis import Diagnosis
 from vllm_eval.diagnose.survey import FailureGroup
 from vllm_eval.records import BASELINE, CONSTRAINED, Case, Key, Outcome, free_arms
@@ -98,7 +99,7 @@ def _stem(arm: str, arms: int) -> str:
     """What an arm's result file is called, among so many free arms: the only student just that."""
     free = arm.removesuffix(CONSTRAINED)
     if free != BASELINE:
-        free = "student" if arms == 2 else f"student_{free}"
+        free = "student" if arms == 2 else f"student_{file_name(free)}"
     return free + CONSTRAINED if arm.endswith(CONSTRAINED) else free
 
 

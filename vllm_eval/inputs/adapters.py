@@ -1,20 +1,19 @@
-"""Find an adapter's folder by name and read what it says without loading weights."""
+"""What one adapter's folder says, read without loading weights, and what arms share."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vllm_eval.config.settings import PACKAGE, Config, file_name, resolve_path
+from vllm_eval.config.settings import Config, resolve_path
 from vllm_eval.errors import AdapterError, ConfigError, InputError
 from vllm_eval.inputs.safetensors_headers import read_json
-from vllm_eval.records import BASELINE, CONSTRAINED, Adapter, Arm
+from vllm_eval.records import CONSTRAINED, Adapter, Arm
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -23,36 +22,6 @@ SLOT_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 MLX = ("adapters.safetensors", "adapters.npz")
 MLX_TODO = "fuse it into its base with mlx_lm.fuse, and serve that"
-MAX_NAME = 100
-"""Characters; an arm's name becomes part of file names."""
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-def open_arms(config: Config) -> tuple[Arm, ...]:
-    """The baseline and one arm per configured adapter, with names that can name files.
-
-    Raises:
-        AdapterError: no adapter is configured, one cannot be found or used, or two share a name.
-    """
-    if not config.adapters:
-        raise AdapterError("adapters: none given, nothing to compare; give --adapter NAME")
-    arms = [Arm(BASELINE)]
-    for given in config.adapters:
-        if not given.strip("/ ").removeprefix(PACKAGE):
-            raise AdapterError(f"adapters: {given!r} is not a name; give --adapter NAME")
-        name = file_name(given.rstrip("/").rpartition("/")[2].rpartition(":")[2])
-        if not name.strip(".") or len(name) > MAX_NAME:
-            msg = f"adapters: {given!r} cannot name files (1 to {MAX_NAME} characters)"
-            raise AdapterError(msg)
-        # Some file systems ignore case.
-        if name.casefold() in {arm.name.casefold() for arm in arms}:
-            raise AdapterError(f"adapters: two arms would be called {name!r}; rename a folder")
-        on_server = config.engine == "openai" and not _places(given, config.adapter_dirs)
-        if config.answering == "scripted" or on_server:  # a label; there are no files to read
-            arms.append(Arm(name))
-        else:
-            arms.append(Arm(name, read_adapter(name, find_adapter(given, config.adapter_dirs))))
-    return tuple(arms)
 
 
 def constrain_arms(arms: Sequence[Arm], config: Config, grammar: str) -> tuple[Arm, ...]:
@@ -92,29 +61,6 @@ def base_of(arms: Sequence[Arm], given: str | None) -> str:
         return _local_or_hub(base)
     said = "; ".join(f"{a.name}: {a.adapter.base_model}" for a in arms if a.adapter)
     raise AdapterError(f"base_model: the adapters do not agree on one ({said}); give --base-model")
-
-
-def find_adapter(given: str, adapter_dirs: Sequence[str]) -> Path:
-    """The folder of an adapter: a path, a name in one of `adapter_dirs`, or a hub id.
-
-    Raises:
-        AdapterError: there is none of that name; lists where it was looked for.
-    """
-    if there := _places(given, adapter_dirs):
-        return there[0].resolve()
-    if _HUB_ID.fullmatch(given):
-        return _download(given)
-    looked = ", ".join(dict.fromkeys(str(place) for place in _where(given, adapter_dirs)))
-    msg = f"adapter {given!r}: no such folder (looked for {looked}); give a folder or a hub id"
-    raise AdapterError(msg)
-
-
-def _where(given: str, adapter_dirs: Sequence[str]) -> list[Path]:
-    return [resolve_path(given), *(resolve_path(folder) / given for folder in adapter_dirs)]
-
-
-def _places(given: str, adapter_dirs: Sequence[str]) -> list[Path]:
-    return [place for place in _where(given, adapter_dirs) if place.is_dir()]
 
 
 def read_adapter(name: str, folder: Path) -> Adapter:
@@ -197,17 +143,3 @@ def _local_or_hub(model: str) -> str:
     """An absolute path if the folder exists, because a relative one would look like a hub id."""
     path = resolve_path(model)
     return str(path.resolve()) if path.is_dir() else model
-
-
-def _download(hub_id: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError
-    except ImportError as error:
-        msg = f"adapter {hub_id!r}: a hub id needs the extra 'hub': pip install 'vllm_eval[hub]'"
-        raise AdapterError(msg) from error
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        msg = f"adapter {hub_id!r}: not a local folder, and not available from the hub: {error}"
-        raise AdapterError(msg) from error

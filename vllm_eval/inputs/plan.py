@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from vllm_eval.config.settings import Config, resolve_path
 from vllm_eval.errors import InputError
 from vllm_eval.inputs import adapters, cases
+from vllm_eval.inputs.adapter_folders import Note
+from vllm_eval.inputs.arms import open_arms
 from vllm_eval.inputs.base_model import Base, read_base
-from vllm_eval.records import BASELINE, Arm
+from vllm_eval.records import Arm
 from vllm_eval.tasks import Task, open_task
 from vllm_eval.tasks.grammar import make_grammar
 
@@ -31,6 +32,8 @@ class Draft:
     """What is known of the base model without its weights; None too where none is read here."""
     problems: tuple[InputError, ...]
     """What stands in the way of running it."""
+    notes: tuple[Note, ...] = ()
+    """What became of the adapters that were given."""
 
     @property
     def base_model(self) -> str | None:
@@ -82,11 +85,13 @@ def read_plan(config: Config) -> Draft:
         if data == known.dataset:
             # What the task brings is stored like what was asked for, to grade answers again by it.
             config = config.model_copy(update={"dataset_path": str(data)})
-    arms = _open_arms(config, problems)
+    opened = open_arms(config)
+    arms = opened.arms
+    problems += opened.problems
     grammar = make_grammar(known.declaration).text if known else ""
     constrained = _tried(problems, lambda: adapters.constrain_arms(arms, config, grammar))
     base = _read_base(config, arms, problems)
-    return Draft(config, task, dataset, constrained or arms, base, tuple(problems))
+    return Draft(config, task, dataset, constrained or arms, base, tuple(problems), opened.notes)
 
 
 def data_path(config: Config, task: Task) -> Path:
@@ -106,20 +111,6 @@ def _read_base(config: Config, arms: tuple[Arm, ...], problems: list[InputError]
         return Base(name) if name else None
     weights, revision = args.get("load_format") != "dummy", args.get("revision")
     return _tried(problems, lambda: read_base(name, revision, weights=weights))
-
-
-def _open_arms(config: Config, problems: list[InputError]) -> tuple[Arm, ...]:
-    """All arms; where one is broken, the others, and a problem for each broken one."""
-    try:
-        return adapters.open_arms(config)
-    except InputError as whole:
-        arms, before = [Arm(BASELINE)], len(problems)
-        for given in config.adapters:
-            alone = config.model_copy(update={"adapters": (given,)})
-            arms += (_tried(problems, partial(adapters.open_arms, alone)) or ())[1:]
-        if len(problems) == before:
-            problems.append(whole)
-        return tuple(arms)
 
 
 def _tried(problems: list[InputError], call: Callable[[], _T]) -> _T | None:

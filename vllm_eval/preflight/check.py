@@ -27,6 +27,8 @@ from vllm_eval.preflight.gate import check_gate
 from vllm_eval.records import BASELINE, free_arms
 
 SHOWN_IDS = 3
+ADAPTERS = "adapters"
+"""Where the findings on what became of the given adapters are."""
 NO_MODEL_HERE = ("openai", "scripted")
 BYTES_PER_TOKEN = 6
 COPIES = 3
@@ -80,6 +82,8 @@ def _check(draft: Draft, hardware: Machine, software: Software) -> list[Finding]
         findings.append(ok(str(draft.dataset.path), of))
         students = [name for name in free_arms(arm.name for arm in draft.arms) if name != BASELINE]
         findings += check_gate(config.gate, len(draft.dataset.drawn), len(students))
+    for note in draft.notes:
+        findings.append(Finding("warning" if note.todo else "ok", ADAPTERS, note.what, note.todo))
     findings += _check_output(draft) + needs.check_servers(config, draft.arms)
     findings += needs.check_ray(config)
     try:

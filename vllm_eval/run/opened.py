@@ -13,6 +13,7 @@ from vllm_eval.config.layers import dump_config
 from vllm_eval.config.settings import resolve_path
 from vllm_eval.errors import InputError
 from vllm_eval.inputs import cases
+from vllm_eval.inputs.arms import run_label
 from vllm_eval.inputs.plan import Plan
 from vllm_eval.records import Watcher
 from vllm_eval.run.resume import AUTO, other_engine
@@ -68,7 +69,7 @@ def open_run(
     if unfinished := store.find_like(output_dir, identity, finished=False):
         watcher.stage(f"an unfinished run like this one: continue it with --resume {unfinished}")
     now = datetime.now().astimezone()
-    folder = store.create_run(output_dir, plan.config.tag or plan.arms[1].name, now)
+    folder = store.create_run(output_dir, plan.config.tag or run_label(plan.arms), now)
     store.write_text(folder.path / store.CONFIG, dump_config(plan.config))
     store.write_text(folder.path / TASK_FILE, dump_declaration(plan.task.declaration))
     _note_cases(plan, folder)

@@ -23,7 +23,7 @@ from vllm_eval.engines.protocol import Engine
 from vllm_eval.errors import EngineDiedError, EngineError, EvalError
 from vllm_eval.inputs import cases
 from vllm_eval.inputs.plan import Plan, complete, read_plan
-from vllm_eval.preflight.check import check_plan, refuse
+from vllm_eval.preflight.check import ADAPTERS, check_plan, refuse
 from vllm_eval.records import Attempt, Ledger, Progress, Watcher
 from vllm_eval.report.stored_run import StoredRun, load_run
 from vllm_eval.report.write import write_reports
@@ -89,7 +89,7 @@ def _prepare(config: Config, watcher: Watcher) -> Plan:
     watcher.stage("checking data set and adapters")
     findings = check_plan(draft := read_plan(config))
     for finding in findings:
-        if finding.level == "warning" or finding.where == "profile":
+        if finding.level == "warning" or finding.where in ("profile", ADAPTERS):
             watcher.stage(finding.line)
     refuse(findings)
     return complete(draft)

@@ -63,7 +63,7 @@ async def prepare(client: AsyncOpenAI, config: Config, arms: Sequence[Arm]) -> S
     absent = missing_arms(listed, config, arms)
     if absent and config.load_adapters:
         for arm in absent:
-            await _load(client, _model(config, arm.name), _path_of(arm, config, arms))
+            await _load(client, _model(config, arm.name), _path_of(arm))
         listed = await _list_models(client)
     models = name_models(listed, config, arms, str(client.base_url))
     version = await _version(client)
@@ -160,11 +160,11 @@ def _model(config: Config, arm: str) -> str:
     return config.served_models.get(arm, arm)
 
 
-def _path_of(arm: Arm, config: Config, arms: Sequence[Arm]) -> str:
+def _path_of(arm: Arm) -> str:
     """Where the server finds an adapter: the folder read here, else exactly what was given."""
     if arm.adapter is not None:
         return str(arm.adapter.path)
-    return config.adapters[[other.name for other in arms].index(arm.name) - 1]
+    return arm.given or arm.name
 
 
 async def _load(client: AsyncOpenAI, model: str, path: str) -> None:

@@ -1,0 +1,338 @@
+"""From what was given as adapters to the folders that hold one: names, globs, training runs."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vllm_eval.config.settings import PACKAGE, Config, resolve_path
+from vllm_eval.errors import AdapterError, InputError
+from vllm_eval.inputs.adapters import CONFIG_FILE
+from vllm_eval.inputs.missing_paths import near
+from vllm_eval.inputs.safetensors_headers import read_json
+
+STATE_FILE = "trainer_state.json"
+"""What the trainers of transformers and TRL leave in each checkpoint, and at the end beside it."""
+UNFINISHED = "tmp-"
+"""How transformers calls a checkpoint that it has not finished writing."""
+MAX_STEP = 10**12
+_CHECKPOINT = re.compile(
+    r"(?:.*[-_.])?(?:checkpoint|ckpt|(?:global[-_]?)?steps?|epoch|iter|iteration)[-_=]?(\d{1,12})",
+    re.IGNORECASE,
+)
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_NAMED = re.compile(r"([^/\\=]+)=(.+)", re.DOTALL)
+_BELOW = ("*", "*/*")
+"""Where a checkpoint may hold its adapter, if not in its own folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One adapter to compare."""
+
+    given: str
+    """What was given for it, without its name."""
+    parts: tuple[str, ...]
+    """Parts of the path that it can be called by."""
+    folder: Path | None = None
+    """None where there are no files of it here: a label, or an adapter on a server."""
+    step: int | None = None
+    training: Path | None = None
+    """Folder of its training run."""
+    final: bool = False
+    """Whether it is what lies in the training run's own folder, beside checkpoints."""
+    name: str | None = None
+    """As given; None if it is to be called by its path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What became of something that was given, to be shown before the run."""
+
+    what: str
+    todo: str = ""
+    """What to do; empty where all is well."""
+
+
+def find_adapters(given: str, config: Config, notes: list[Note]) -> list[Found]:
+    """The adapters that `given` stands for: one, or those that a glob or a folder expands to.
+
+    What it became is added to `notes`. A hub id is downloaded.
+
+    Raises:
+        AdapterError: there is none, or it cannot be told which.
+    """
+    try:
+        if there := places(given, config.adapter_dirs):
+            return _expanded(given, there[0], config, notes)
+        if glob.has_magic(given) and (matches := _matches(given, config.adapter_dirs)):
+            return _of_matches(given, matches, config, notes)
+        if named := _NAMED.fullmatch(given):
+            return [replace(_one(named[2], config), name=named[1])]
+        return [_elsewhere(given, config)]
+    except OSError as error:
+        msg = f"adapter {given!r}: cannot be read: {error.strerror or error}"
+        raise AdapterError(f"{msg}; look at the folder's permissions") from error
+
+
+def places(given: str, adapter_dirs: Sequence[str]) -> list[Path]:
+    """The folders of that path or name, the one that counts first."""
+    return [place for place in _where(given, adapter_dirs) if place.is_dir()]
+
+
+def step_in_name(name: str) -> int | None:
+    """The step in the name of a checkpoint's folder; None if it is not called as one."""
+    match = _CHECKPOINT.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def _where(given: str, adapter_dirs: Sequence[str]) -> list[Path]:
+    return [resolve_path(given), *(resolve_path(folder) / given for folder in adapter_dirs)]
+
+
+def _one(given: str, config: Config) -> Found:
+    """Exactly one adapter, so a folder that holds several but is none itself is refused."""
+    there = places(given, config.adapter_dirs)
+    if not there:
+        return _elsewhere(given, config)
+    place = there[0]
+    if (place / CONFIG_FILE).is_file():
+        return (
+            _final(given, place)
+            if _holds_checkpoints(place)
+            else _single(given, place, place, config)
+        )
+    found = _expanded(given, place, config, [])
+    if len(found) > 1:
+        names = ", ".join(one.parts[-1] for one in found[:3])
+        msg = f"adapter {given!r}: a name is for one adapter, but this holds {len(found)} ({names}"
+        raise AdapterError(f"{msg}{', ...' * (len(found) > 3)}); name one, or leave out the name")
+    return found[0]
+
+
+def _elsewhere(given: str, config: Config) -> Found:
+    """An adapter of which nothing lies here: a label, one on a server, or one on the hub."""
+    if glob.has_magic(given):
+        msg = f"adapter {given!r}: matches no folder that holds an adapter"
+        raise AdapterError(f"{msg}; {near(_where(given, config.adapter_dirs)) or 'give a folder'}")
+    if config.answering == "scripted" or config.engine == "openai":
+        return _label(given)
+    hint = near(_where(given, config.adapter_dirs))
+    if _HUB_ID.fullmatch(given) and not _is_path(given):
+        folder = _download(given, hint)
+        step = read_state(folder).get("global_step")
+        return Found(given, tuple(given.split("/")), folder, step)
+    looked = ", ".join(dict.fromkeys(str(place) for place in _where(given, config.adapter_dirs)))
+    todo = hint or ("give a folder" if _is_path(given) else "give a folder or a hub id")
+    raise AdapterError(f"adapter {given!r}: no such folder (looked for {looked}); {todo}")
+
+
+def _label(given: str) -> Found:
+    *above, last = given.rstrip("/").removeprefix(PACKAGE).split("/")
+    return Found(given, (*filter(None, above), last.rpartition(":")[2]))
+
+
+def _is_path(given: str) -> bool:
+    """Whether it looks like a path, so that the hub is never asked for it."""
+    first = given.partition("/")[0]
+    return (
+        given.startswith((".", "/", "~", PACKAGE))
+        or given.endswith("/")
+        or "\\" in given
+        or given.count("/") > 1
+        or Path(first).is_dir()
+    )
+
+
+def _matches(pattern: str, adapter_dirs: Sequence[str]) -> list[Path]:
+    """The folders that a glob matches here, else in the first adapter folder with any."""
+    for place in _where(pattern, adapter_dirs):
+        parts = place.parts
+        first = next(n for n, part in enumerate(parts) if glob.has_magic(part))
+        try:
+            found = list(Path(*parts[:first]).glob("/".join(parts[first:])))
+        except ValueError as error:
+            raise AdapterError(f"adapter {pattern!r}: is no glob: {error}") from error
+        if folders := [path for path in found if path.is_dir()]:
+            return folders
+    return []
+
+
+def _of_matches(
+    given: str, matches: Sequence[Path], config: Config, notes: list[Note]
+) -> list[Found]:
+    """What the matches of a glob expand to, each folder once; those with no adapter are left."""
+    found: dict[Path, Found] = {}
+    for place in sorted(matches, key=_order):
+        for one in _below(str(place), place, config, notes):
+            found.setdefault(one.folder or place, one)
+    if not found:
+        count = f"{len(matches)} folder{'s' if len(matches) > 1 else ''}, such as {matches[0]}"
+        msg = f"adapter {given!r}: matches {count}, but no adapter ({CONFIG_FILE}) in them"
+        raise AdapterError(f"{msg}; give a glob of adapters' folders")
+    notes.append(Note(f"{given}: {_count(len(found), 'adapter')}"))
+    return list(found.values())
+
+
+def _expanded(given: str, place: Path, config: Config, notes: list[Note]) -> list[Found]:
+    """A folder as what it holds; as itself if that is nothing, for its reader to say why."""
+    if found := _below(given, place, config, notes):
+        return found
+    if config.answering == "scripted":
+        return [_label(given)]
+    inside = [child for child in _subfolders(place) if _below(given, child, config, [])]
+    if inside:
+        names = ", ".join(child.name for child in inside[:3])
+        msg = f"adapter {given!r}: holds no adapter itself, but folders with some ({names}"
+        todo = f"give --adapter '{given.rstrip('/')}/*' for all of them, or name one"
+        raise AdapterError(f"{msg}{', ...' * (len(inside) > 3)}); {todo}")
+    if _holds_checkpoints(place):
+        msg = f"adapter {given!r}: none of its checkpoints holds an {CONFIG_FILE}"
+        raise AdapterError(f"{msg}; was a whole model trained? Then it is a --base-model")
+    return [_single(given, place, place, config)]
+
+
+def _below(given: str, place: Path, config: Config, notes: list[Note]) -> list[Found]:
+    """The adapters of a folder: its checkpoints by step, then others by name; its own last."""
+    own, children = (place / CONFIG_FILE).is_file(), _subfolders(place)
+    checkpoints = [child for child in children if step_in_name(child.name) is not None]
+    if step_in_name(place.name) is not None and not own and (held := _held(place)):
+        return [_single(given, place, held, config)]
+    if own and not checkpoints:
+        return [_single(given, place, place, config)]
+    found, empty = [], [child.name for child in checkpoints if child.name.startswith(UNFINISHED)]
+    for child in checkpoints:
+        if child.name not in empty and (held := _held(child)):
+            found.append(_single(str(child), child, held, config))
+        elif child.name not in empty:
+            empty.append(child.name)
+    found.sort(key=lambda one: (one.step or 0, one.parts[-1]))
+    count = _count(len(found), "checkpoint")
+    if own:
+        found.append(_final(given, place))
+        count += " and the final adapter"
+    elif others := [c for c in children if c not in checkpoints and (c / CONFIG_FILE).is_file()]:
+        found += [_single(str(c), c, c, config) for c in sorted(others, key=_order)]
+        count = f"{count} and " * bool(checkpoints) + _count(len(others), "adapter")
+    if found:
+        alone = f"; NAME={given} takes the final adapter alone" if own else ""
+        notes.append(Note(f"{given}: {count}{alone}"))
+        if empty:
+            what = f"{given}: left out for want of an adapter: {', '.join(sorted(empty))}"
+            notes.append(Note(what, "copy or save what should be compared again"))
+    return found
+
+
+def _held(checkpoint: Path) -> Path | None:
+    """Where a checkpoint holds its adapter, which PEFT and verl put into a folder of their own."""
+    if (checkpoint / CONFIG_FILE).is_file():
+        return checkpoint
+    inside = sorted(
+        path.parent for below in _BELOW for path in checkpoint.glob(f"{below}/{CONFIG_FILE}")
+    )
+    if len(inside) > 1:
+        names = ", ".join(str(path.relative_to(checkpoint)) for path in inside[:3])
+        msg = f"adapter {checkpoint}: holds {len(inside)} adapters ({names})"
+        todo = f"name one, or one of each checkpoint by a glob such as '*/{inside[0].name}'"
+        raise AdapterError(f"{msg}; {todo}")
+    return inside[0] if inside else None
+
+
+def _single(given: str, place: Path, held: Path, config: Config) -> Found:
+    """The adapter in `held`, called by `place`."""
+    above = (held, *list(held.absolute().parents)[: len(_BELOW)])
+    checkpoint = next((path for path in above if step_in_name(path.name) is not None), None)
+    step = read_state(held).get("global_step")
+    if checkpoint is not None and step is None:
+        step = _step_of(checkpoint)
+    return Found(given, _parts(place), held.resolve(), step, _training(held, checkpoint, config))
+
+
+def _training(held: Path, checkpoint: Path | None, config: Config) -> Path | None:
+    """The folder of a training run: where an adapter's checkpoint lies, or it and checkpoints."""
+    folder = (checkpoint or held).resolve().parent
+    dirs = [resolve_path(name).resolve() for name in config.adapter_dirs]  # of many runs
+    if checkpoint is not None or (folder not in dirs and _holds_checkpoints(folder)):
+        return folder
+    return held.resolve() if (held / STATE_FILE).is_file() else None
+
+
+def _final(given: str, place: Path) -> Found:
+    """The adapter at the end of a training run, in the run's own folder."""
+    steps = [
+        (step, path)
+        for path in _subfolders(place)
+        if (step := _step_of(path)) is not None and not path.name.startswith(UNFINISHED)
+    ]
+    step = read_state(place).get("global_step")
+    if step is None and steps:
+        last, path = max(steps)
+        planned = read_state(path).get("max_steps")
+        step = planned if planned is not None and planned >= last else None
+    return Found(given, _parts(place), place.resolve(), step, place.resolve(), final=True)
+
+
+def _step_of(checkpoint: Path) -> int | None:
+    named = step_in_name(checkpoint.name)
+    return None if named is None else read_state(checkpoint).get("global_step", named)
+
+
+def read_state(folder: Path) -> dict[str, int]:
+    """`global_step` and `max_steps` of a trainer's state, where they are there and plausible."""
+    path = folder / STATE_FILE
+    if not path.is_file():
+        return {}
+    try:
+        fields: Any = read_json(path)
+    except InputError:  # the name of the folder may tell too
+        return {}
+    kept = ("global_step", "max_steps") if isinstance(fields, dict) else ()
+    numbers = {key: fields.get(key) for key in kept}
+    return {
+        key: number
+        for key, number in numbers.items()
+        if type(number) is int and 0 <= number <= MAX_STEP
+    }
+
+
+def _holds_checkpoints(place: Path) -> bool:
+    return any(step_in_name(child.name) is not None for child in _subfolders(place))
+
+
+def _subfolders(place: Path) -> list[Path]:
+    with os.scandir(place) as entries:
+        return [place / entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."]
+
+
+def _order(place: Path) -> tuple[str, bool, int, str]:
+    """Checkpoints of one folder by step, before its other folders by name."""
+    step = _step_of(place)
+    return str(place.parent), step is None, step or 0, place.name
+
+
+def _parts(place: Path) -> tuple[str, ...]:
+    whole = place.absolute()  # as the user calls it: a link keeps its name
+    return (whole.resolve() if ".." in whole.parts else whole).parts[1:]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _download(hub_id: str, hint: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError as error:
+        msg = f"adapter {hub_id!r}: a hub id needs the extra 'hub': pip install 'vllm_eval[hub]'"
+        raise AdapterError(msg) from error
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        msg = f"adapter {hub_id!r}: not a local folder, and not available from the hub: {error}"
+        raise AdapterError(f"{msg}; {hint}" if hint else msg) from error
