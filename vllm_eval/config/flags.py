@@ -6,14 +6,16 @@ import contextlib
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
 from typer._click.core import Context, Parameter
+from typer._click.exceptions import UsageError
 from typer._click.shell_completion import CompletionItem
 from typer.core import TyperCommand, TyperGroup
 
@@ -190,8 +192,36 @@ def _show_help(shown: Command | Program, params: Sequence[Parameter], ctx: Conte
         rich_format_help(obj=shown, ctx=ctx, markup_mode="rich")
 
 
+def _each_named(
+    args: Sequence[str], own: Collection[str], commands: Collection[str]
+) -> Iterator[str]:
+    """`args` with the option named before each word that follows its value."""
+    option, valued = "", False
+    for place, word in enumerate(args):
+        if word == "--":
+            yield from args[place:]
+            return
+        if valued and not word.startswith("-"):
+            if word in commands and not Path(word).exists():
+                raise UsageError(f"{word!r} is a command: write it before the options")
+            yield option
+        elif not valued and option:
+            valued = True  # this is the option's own value, whatever it is
+        else:
+            option, valued = word if word in own else "", False
+        yield word
+
+
 class Command(TyperCommand):
-    """A command with our help."""
+    """A command with our help, and with as many words after `--adapter` as a shell's glob makes."""
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Take the words up to the next option for further adapters, where no word has a place."""
+        own = {name for option in self.params for name in option.opts if option.name == "adapters"}
+        if own and all(option.param_type_name == "option" for option in self.params):
+            commands = getattr(ctx.parent and ctx.parent.command, "commands", {})
+            args = list(_each_named(args, own, commands))
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Context, _formatter: object) -> None:
         """Print it."""

@@ -151,7 +151,8 @@ class Config(Record):
     adapters: Annotated[
         tuple[str, ...], Flag(WHAT, names=("--adapter", "--adapter-path"), metavar="ADAPTER")
     ] = ()
-    """Adapter: a folder, a name in adapter_dirs, or a hub id. Repeat for several."""
+    """Adapters: folders, also of training runs with all their checkpoints, globs, names in
+    adapter_dirs, hub ids. NAME=PATH names one. Takes several, and may be repeated."""
     adapter_dirs: tuple[str, ...] = ("artifacts/models", "adapters")
     """Folders in which the names of adapters are looked up."""
     base_model: Annotated[str | None, Flag(WHAT, "the adapter's own base", metavar="MODEL")] = None

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import glob
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from vllm_eval.config.settings import PACKAGE, Config, resolve_path
-from vllm_eval.errors import AdapterError, InputError
+from vllm_eval.errors import AdapterError
 from vllm_eval.inputs.adapters import CONFIG_FILE
-from vllm_eval.inputs.missing_paths import near
-from vllm_eval.inputs.safetensors_headers import read_json
-
-STATE_FILE = "trainer_state.json"
-"""What the trainers of transformers and TRL leave in each checkpoint, and at the end beside it."""
-UNFINISHED = "tmp-"
-"""How transformers calls a checkpoint that it has not finished writing."""
-MAX_STEP = 10**12
-_CHECKPOINT = re.compile(
-    r"(?:.*[-_.])?(?:checkpoint|ckpt|(?:global[-_]?)?steps?|epoch|iter|iteration)[-_=]?(\d{1,12})",
-    re.IGNORECASE,
+from vllm_eval.inputs.checkpoints import (
+    BELOW,
+    STATE_FILE,
+    UNFINISHED,
+    held_in,
+    holds_checkpoints,
+    read_state,
+    step_in_name,
+    step_of,
+    subfolders,
 )
+from vllm_eval.inputs.missing_paths import near
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _NAMED = re.compile(r"([^/\\=]+)=(.+)", re.DOTALL)
-_BELOW = ("*", "*/*")
-"""Where a checkpoint may hold its adapter, if not in its own folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +82,6 @@ def places(given: str, adapter_dirs: Sequence[str]) -> list[Path]:
     return [place for place in _where(given, adapter_dirs) if place.is_dir()]
 
 
-def step_in_name(name: str) -> int | None:
-    """The step in the name of a checkpoint's folder; None if it is not called as one."""
-    match = _CHECKPOINT.fullmatch(name)
-    return int(match[1]) if match else None
-
-
 def _where(given: str, adapter_dirs: Sequence[str]) -> list[Path]:
     return [resolve_path(given), *(resolve_path(folder) / given for folder in adapter_dirs)]
 
@@ -98,16 +89,12 @@ def _where(given: str, adapter_dirs: Sequence[str]) -> list[Path]:
 def _one(given: str, config: Config) -> Found:
     """Exactly one adapter, so a folder that holds several but is none itself is refused."""
     there = places(given, config.adapter_dirs)
-    if not there:
-        return _elsewhere(given, config)
-    place = there[0]
-    if (place / CONFIG_FILE).is_file():
-        return (
-            _final(given, place)
-            if _holds_checkpoints(place)
-            else _single(given, place, place, config)
-        )
-    found = _expanded(given, place, config, [])
+    if not there and glob.has_magic(given):
+        msg = f"adapter {given!r}: a name is for one adapter, not for those of a glob"
+        raise AdapterError(f"{msg}; leave out the name")
+    found = _expanded(given, there[0], config, []) if there else [_elsewhere(given, config)]
+    if found[-1].final:
+        return found[-1]
     if len(found) > 1:
         names = ", ".join(one.parts[-1] for one in found[:3])
         msg = f"adapter {given!r}: a name is for one adapter, but this holds {len(found)} ({names}"
@@ -134,7 +121,8 @@ def _elsewhere(given: str, config: Config) -> Found:
 
 def _label(given: str) -> Found:
     *above, last = given.rstrip("/").removeprefix(PACKAGE).split("/")
-    return Found(given, (*filter(None, above), last.rpartition(":")[2]))
+    parts = [part for part in above if part.strip(".")]
+    return Found(given, (*parts, last.rpartition(":")[2]))
 
 
 def _is_path(given: str) -> bool:
@@ -168,15 +156,27 @@ def _of_matches(
 ) -> list[Found]:
     """What the matches of a glob expand to, each folder once; those with no adapter are left."""
     found: dict[Path, Found] = {}
+    empty: list[str] = []
     for place in sorted(matches, key=_order):
-        for one in _below(str(place), place, config, notes):
+        unfinished = place.name.startswith(UNFINISHED) and step_in_name(place.name) is not None
+        inside = [] if unfinished else _below(str(place), place, config, notes)
+        if not inside and step_in_name(place.name) is not None:
+            empty.append(place.name)
+        for one in inside:
             found.setdefault(one.folder or place, one)
     if not found:
-        count = f"{len(matches)} folder{'s' if len(matches) > 1 else ''}, such as {matches[0]}"
+        count = f"{_count(len(matches), 'folder')}, such as {matches[0]}"
         msg = f"adapter {given!r}: matches {count}, but no adapter ({CONFIG_FILE}) in them"
         raise AdapterError(f"{msg}; give a glob of adapters' folders")
     notes.append(Note(f"{given}: {_count(len(found), 'adapter')}"))
+    _note_empty(given, empty, notes)
     return list(found.values())
+
+
+def _note_empty(given: str, names: Sequence[str], notes: list[Note]) -> None:
+    if names:
+        what = f"{given}: left out for want of an adapter: {', '.join(sorted(names))}"
+        notes.append(Note(what, "copy or save what should be compared again"))
 
 
 def _expanded(given: str, place: Path, config: Config, notes: list[Note]) -> list[Found]:
@@ -185,13 +185,13 @@ def _expanded(given: str, place: Path, config: Config, notes: list[Note]) -> lis
         return found
     if config.answering == "scripted":
         return [_label(given)]
-    inside = [child for child in _subfolders(place) if _below(given, child, config, [])]
+    inside = [child for child in subfolders(place) if _below(given, child, config, [])]
     if inside:
         names = ", ".join(child.name for child in inside[:3])
         msg = f"adapter {given!r}: holds no adapter itself, but folders with some ({names}"
         todo = f"give --adapter '{given.rstrip('/')}/*' for all of them, or name one"
         raise AdapterError(f"{msg}{', ...' * (len(inside) > 3)}); {todo}")
-    if _holds_checkpoints(place):
+    if holds_checkpoints(place):
         msg = f"adapter {given!r}: none of its checkpoints holds an {CONFIG_FILE}"
         raise AdapterError(f"{msg}; was a whole model trained? Then it is a --base-model")
     return [_single(given, place, place, config)]
@@ -199,57 +199,45 @@ def _expanded(given: str, place: Path, config: Config, notes: list[Note]) -> lis
 
 def _below(given: str, place: Path, config: Config, notes: list[Note]) -> list[Found]:
     """The adapters of a folder: its checkpoints by step, then others by name; its own last."""
-    own, children = (place / CONFIG_FILE).is_file(), _subfolders(place)
+    own, children = (place / CONFIG_FILE).is_file(), subfolders(place)
     checkpoints = [child for child in children if step_in_name(child.name) is not None]
-    if step_in_name(place.name) is not None and not own and (held := _held(place)):
-        return [_single(given, place, held, config)]
-    if own and not checkpoints:
-        return [_single(given, place, place, config)]
-    found, empty = [], [child.name for child in checkpoints if child.name.startswith(UNFINISHED)]
-    for child in checkpoints:
-        if child.name not in empty and (held := _held(child)):
-            found.append(_single(str(child), child, held, config))
-        elif child.name not in empty:
-            empty.append(child.name)
-    found.sort(key=lambda one: (one.step or 0, one.parts[-1]))
+    held = held_in(place) if own or step_in_name(place.name) is not None else []
+    if len(held) == 1 and not (own and checkpoints):
+        return [_single(given, place, held[0], config)]
+    found, empty = [], []
+    for child in sorted(checkpoints, key=_order):
+        held = [] if child.name.startswith(UNFINISHED) else held_in(child)
+        if len(held) > 1:
+            raise _ambiguous(child, held)
+        found += [_single(str(child), child, folder, config) for folder in held]
+        empty += [child.name] * (not held)
     count = _count(len(found), "checkpoint")
     if own:
         found.append(_final(given, place))
-        count += " and the final adapter"
+        count += f" and the final adapter; NAME={given} takes that one alone"
     elif others := [c for c in children if c not in checkpoints and (c / CONFIG_FILE).is_file()]:
         found += [_single(str(c), c, c, config) for c in sorted(others, key=_order)]
         count = f"{count} and " * bool(checkpoints) + _count(len(others), "adapter")
     if found:
-        alone = f"; NAME={given} takes the final adapter alone" if own else ""
-        notes.append(Note(f"{given}: {count}{alone}"))
-        if empty:
-            what = f"{given}: left out for want of an adapter: {', '.join(sorted(empty))}"
-            notes.append(Note(what, "copy or save what should be compared again"))
+        notes.append(Note(f"{given}: {count}"))
+        _note_empty(given, empty, notes)
     return found
 
 
-def _held(checkpoint: Path) -> Path | None:
-    """Where a checkpoint holds its adapter, which PEFT and verl put into a folder of their own."""
-    if (checkpoint / CONFIG_FILE).is_file():
-        return checkpoint
-    inside = sorted(
-        path.parent for below in _BELOW for path in checkpoint.glob(f"{below}/{CONFIG_FILE}")
-    )
-    if len(inside) > 1:
-        names = ", ".join(str(path.relative_to(checkpoint)) for path in inside[:3])
-        msg = f"adapter {checkpoint}: holds {len(inside)} adapters ({names})"
-        todo = f"name one, or one of each checkpoint by a glob such as '*/{inside[0].name}'"
-        raise AdapterError(f"{msg}; {todo}")
-    return inside[0] if inside else None
+def _ambiguous(checkpoint: Path, held: Sequence[Path]) -> AdapterError:
+    names = ", ".join(str(folder.relative_to(checkpoint)) for folder in held[:3])
+    msg = f"adapter {checkpoint}: holds {len(held)} adapters ({names})"
+    glob_of_one = checkpoint.parent / "*" / held[0].relative_to(checkpoint)
+    return AdapterError(f"{msg}; choose one, in all of them: --adapter '{glob_of_one}'")
 
 
 def _single(given: str, place: Path, held: Path, config: Config) -> Found:
     """The adapter in `held`, called by `place`."""
-    above = (held, *list(held.absolute().parents)[: len(_BELOW)])
+    above = (held, *list(held.absolute().parents)[: len(BELOW)])
     checkpoint = next((path for path in above if step_in_name(path.name) is not None), None)
     step = read_state(held).get("global_step")
     if checkpoint is not None and step is None:
-        step = _step_of(checkpoint)
+        step = step_of(checkpoint)
     return Found(given, _parts(place), held.resolve(), step, _training(held, checkpoint, config))
 
 
@@ -257,7 +245,7 @@ def _training(held: Path, checkpoint: Path | None, config: Config) -> Path | Non
     """The folder of a training run: where an adapter's checkpoint lies, or it and checkpoints."""
     folder = (checkpoint or held).resolve().parent
     dirs = [resolve_path(name).resolve() for name in config.adapter_dirs]  # of many runs
-    if checkpoint is not None or (folder not in dirs and _holds_checkpoints(folder)):
+    if checkpoint is not None or (folder not in dirs and holds_checkpoints(folder)):
         return folder
     return held.resolve() if (held / STATE_FILE).is_file() else None
 
@@ -266,8 +254,8 @@ def _final(given: str, place: Path) -> Found:
     """The adapter at the end of a training run, in the run's own folder."""
     steps = [
         (step, path)
-        for path in _subfolders(place)
-        if (step := _step_of(path)) is not None and not path.name.startswith(UNFINISHED)
+        for path in subfolders(place)
+        if (step := step_of(path)) is not None and not path.name.startswith(UNFINISHED)
     ]
     step = read_state(place).get("global_step")
     if step is None and steps:
@@ -277,41 +265,9 @@ def _final(given: str, place: Path) -> Found:
     return Found(given, _parts(place), place.resolve(), step, place.resolve(), final=True)
 
 
-def _step_of(checkpoint: Path) -> int | None:
-    named = step_in_name(checkpoint.name)
-    return None if named is None else read_state(checkpoint).get("global_step", named)
-
-
-def read_state(folder: Path) -> dict[str, int]:
-    """`global_step` and `max_steps` of a trainer's state, where they are there and plausible."""
-    path = folder / STATE_FILE
-    if not path.is_file():
-        return {}
-    try:
-        fields: Any = read_json(path)
-    except InputError:  # the name of the folder may tell too
-        return {}
-    kept = ("global_step", "max_steps") if isinstance(fields, dict) else ()
-    numbers = {key: fields.get(key) for key in kept}
-    return {
-        key: number
-        for key, number in numbers.items()
-        if type(number) is int and 0 <= number <= MAX_STEP
-    }
-
-
-def _holds_checkpoints(place: Path) -> bool:
-    return any(step_in_name(child.name) is not None for child in _subfolders(place))
-
-
-def _subfolders(place: Path) -> list[Path]:
-    with os.scandir(place) as entries:
-        return [place / entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."]
-
-
 def _order(place: Path) -> tuple[str, bool, int, str]:
     """Checkpoints of one folder by step, before its other folders by name."""
-    step = _step_of(place)
+    step = step_of(place)
     return str(place.parent), step is None, step or 0, place.name
 
 

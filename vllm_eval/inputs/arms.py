@@ -111,9 +111,9 @@ def arm_names(found: Sequence[Found]) -> list[str]:
         for place, one in enumerate(found):
             above[place] += (one.training or place) in growing
     if same:
-        name = names[same[0]]
-        msg = f"adapters: two arms would be called {name!r}"
-        raise AdapterError(f"{msg}; give one another name: --adapter NAME=PATH")
+        name, named = names[same[0]], [found[place].given for place in same[:2]]
+        msg = f"adapters: two arms would be called {name!r} ({', '.join(named)})"
+        raise AdapterError(f"{msg}; give another name with --adapter NAME=PATH")
     for one, name in zip(found, names, strict=True):
         _refuse_name(one, name)
     return names
@@ -178,11 +178,12 @@ def _each_once(students: Sequence[_Student], notes: list[Note]) -> list[_Student
             continue
         one, other = first.found, student.found
         if first.source != student.source:
-            msg = f"adapters: {one.given!r} and {other.given!r} are the same adapter"
-            raise AdapterError(f"{msg}, so they would be compared with themselves; leave one out")
+            same = f"is the same adapter as {one.given!r}"
+            msg = f"adapters: {other.given!r} {'comes twice' if one.given == other.given else same}"
+            raise AdapterError(f"{msg}, so it would be compared with itself; leave one out")
         what = f"{other.given}: is the same adapter as {one.parts[-1]}, so it is left out"
-        saved_twice = one.step != other.step and not other.final
-        notes.append(Note(what, "did training change it?" if saved_twice else ""))
+        unchanged = other.step not in (None, one.step) and not other.final
+        notes.append(Note(what, "did training change it?" if unchanged else ""))
     return list(kept.values())
 
 

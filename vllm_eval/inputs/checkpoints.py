@@ -1,0 +1,77 @@
+"""The folders of checkpoints, as trainers call and fill them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from vllm_eval.errors import InputError
+from vllm_eval.inputs.adapters import CONFIG_FILE
+from vllm_eval.inputs.safetensors_headers import read_json
+
+STATE_FILE = "trainer_state.json"
+"""What the trainers of transformers and TRL leave in each checkpoint, and at the end beside it."""
+UNFINISHED = "tmp-"
+"""How transformers calls a checkpoint that it has not finished writing."""
+MAX_STEP = 10**12
+_CHECKPOINT = re.compile(
+    r"(?:.*[-_.])?(?:checkpoint|ckpt|(?:global[-_]?)?steps?|epoch|iter|iteration)[-_=]?(\d{1,12})",
+    re.IGNORECASE,
+)
+BELOW = ("*", "*/*")
+"""Where a checkpoint may hold its adapter, if not in its own folder."""
+
+
+def step_in_name(name: str) -> int | None:
+    """The step in the name of a checkpoint's folder; None if it is not called as one."""
+    match = _CHECKPOINT.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step of a checkpoint's folder, by its trainer's state or else its name."""
+    named = step_in_name(checkpoint.name)
+    return None if named is None else read_state(checkpoint).get("global_step", named)
+
+
+def read_state(folder: Path) -> dict[str, int]:
+    """`global_step` and `max_steps` of a trainer's state, where they are there and plausible."""
+    path = folder / STATE_FILE
+    if not path.is_file():
+        return {}
+    try:
+        fields: Any = read_json(path)
+    except InputError:  # the name of the folder may tell too
+        return {}
+    kept = ("global_step", "max_steps") if isinstance(fields, dict) else ()
+    numbers = {key: fields.get(key) for key in kept}
+    return {
+        key: number
+        for key, number in numbers.items()
+        if type(number) is int and 0 <= number <= MAX_STEP
+    }
+
+
+def holds_checkpoints(place: Path) -> bool:
+    """Whether it is the folder of a training run; not, where it cannot be read."""
+    try:
+        return any(step_in_name(child.name) is not None for child in subfolders(place))
+    except OSError:
+        return False
+
+
+def held_in(checkpoint: Path) -> list[Path]:
+    """Where a checkpoint holds adapters: itself; else folders in it, as PEFT and verl make them."""
+    if (checkpoint / CONFIG_FILE).is_file():
+        return [checkpoint]
+    return sorted(
+        path.parent for below in BELOW for path in checkpoint.glob(f"{below}/{CONFIG_FILE}")
+    )
+
+
+def subfolders(place: Path) -> list[Path]:
+    """The folders in it that are not hidden, in any order."""
+    with os.scandir(place) as entries:
+        return [place / entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."]
