@@ -15,6 +15,7 @@ from vllm_eval.config.settings import Config, quantization_of, resolve_path, who
 from vllm_eval.engines import check_options
 from vllm_eval.engines.tokens import open_counter, too_long
 from vllm_eval.errors import InputError
+from vllm_eval.inputs.adapters import loaded_adapters
 from vllm_eval.inputs.base_model import Base, missing_modules
 from vllm_eval.inputs.cases import read_cases
 from vllm_eval.inputs.plan import Draft, read_plan
@@ -24,6 +25,7 @@ from vllm_eval.preflight.adapter_tokenizer import check_tokenizer
 from vllm_eval.preflight.demand import Demand, as_loaded, demand_of
 from vllm_eval.preflight.finding import Finding, Findings, error, from_error, ok, warning
 from vllm_eval.preflight.gate import check_gate
+from vllm_eval.preflight.slots import check_slots, choose_slots, demand_with, uses_gpu
 from vllm_eval.records import BASELINE, free_arms
 
 SHOWN_IDS = 3
@@ -99,7 +101,7 @@ def _check(draft: Draft, hardware: Machine, software: Software) -> list[Finding]
     demand, release = demand_of(config, draft.arms, base, on_gpu=False), software.release
     most = whole(config.engine_args.get("max_lora_rank"), LARGEST_RANK)
     if config.engine == "transformers":
-        demand = as_loaded(base, demand, len(draft.arms) - 1)
+        demand = as_loaded(base, demand, len(loaded_adapters(draft.arms)))
         release, most = needs.PEFT_RELEASE, LARGEST_RANK
     findings += _check_base(base, demand)
     for arm in draft.arms:
@@ -120,13 +122,15 @@ def _check_software(config: Config, hardware: Machine, software: Software) -> li
 def _check_memory(draft: Draft, base: Base, hardware: Machine, software: Software) -> list[Finding]:
     if draft.config.engine == "transformers":
         demand = demand_of(draft.config, draft.arms, base, on_gpu=bool(hardware.gpus))
-        demand = as_loaded(base, demand, len(draft.arms) - 1)
+        demand = as_loaded(base, demand, len(loaded_adapters(draft.arms)))
         return memory.check_batch(base, demand, draft.config.batch_size, hardware)
-    on_gpu = not software.for_cpu if software.vllm else bool(hardware.gpus)
+    on_gpu, slots = uses_gpu(hardware, software), choose_slots(draft, hardware, software)
+    findings = check_slots(draft, slots, software, on_gpu=on_gpu)
     if (on_gpu and not hardware.gpus) or draft.config.ray_address:  # another machine's memory
-        return []
+        return findings
     demand = demand_of(draft.config, draft.arms, base, on_gpu=on_gpu)
-    findings = memory.check_memory(base, demand, hardware, on_gpu=on_gpu)
+    demand = demand_with(draft, slots, demand)
+    findings += memory.check_memory(base, demand, hardware, on_gpu=on_gpu)
     if draft.config.load_4bit and on_gpu:
         findings += memory.check_need_to_quantise(base, demand, hardware)
     return findings

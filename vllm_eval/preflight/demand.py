@@ -25,6 +25,10 @@ class Demand:
     """Adapter slots."""
     rank: int = 16
     """The rank that every slot has room for."""
+    adapters: int = 0
+    """Adapters that take turns in the slots, if there are more of them; else 0 will do."""
+    lora_bytes: int = 0
+    """Of an adapter's value; 0 for those of a computed value."""
     cache_bytes: int | None = None
     """Fixed size of the cache; None gives it what the budget leaves."""
     fp8_cache: bool = False
@@ -64,7 +68,10 @@ def demand_of(config: Config, arms: Sequence[Arm], base: Base, *, on_gpu: bool) 
 
 
 def as_loaded(base: Base, demand: Demand, adapters: int) -> Demand:
-    """The same for the transformers engine: one device, the checkpoint's own type."""
+    """The same for the transformers engine: one device, the checkpoint's own type.
+
+    It holds all adapters, and PEFT keeps their values in 32 bits.
+    """
     own = base.architecture.dtype if base.architecture and demand.dtype == "auto" else demand.dtype
     return Demand(
         max_len=demand.max_len,
@@ -72,6 +79,7 @@ def as_loaded(base: Base, demand: Demand, adapters: int) -> Demand:
         quantization=demand.quantization,
         slots=adapters,
         rank=demand.rank,
+        lora_bytes=4,
         utilization=1.0,
         block=1,
     )

@@ -80,15 +80,21 @@ def estimate(base: Base, demand: Demand, memory: int) -> Fit | None:
     values = max(1, architecture.kv_heads // shards) * architecture.head_dim
     token = layers * 2 * values * (1 if demand.fp8_cache else _bytes(demand))
     budget = memory if demand.cache_bytes is not None else int(memory * demand.utilization)
-    slot = demand.rank * _lora_values(architecture, shards, layers) * _bytes(demand)
+    slot = demand.rank * _lora_values(architecture, shards, layers)
     return Fit(
         weights=linear // demand.gpus + vocabulary // shards,
-        loras=demand.slots * slot,
+        loras=demand.slots * slot * (demand.lora_bytes or _bytes(demand)),
         token=token,
         sequence=math.ceil(demand.max_len / demand.block) * demand.block * token,
         budget=budget,
         cache_bytes=demand.cache_bytes,
     )
+
+
+def adapter_bytes(base: Base, demand: Demand) -> int | None:
+    """The most that one adapter takes in host memory, where it is not split; None if not known."""
+    shape = base.architecture
+    return demand.rank * _lora_values(shape, 1, shape.layers) * _bytes(demand) if shape else None
 
 
 def weight_bytes(base: Base, demand: Demand) -> tuple[int, int] | None:
@@ -114,7 +120,9 @@ def check_memory(base: Base, demand: Demand, machine: Machine, *, on_gpu: bool) 
     """Whether a run with vLLM fits into this machine's memory, with the arithmetic."""
     if not on_gpu:
         demand = replace(demand, tensor_parallel=1, pipeline_parallel=1)
-    where, memory, free = _device(machine, demand.gpus, on_gpu=on_gpu)
+        machine = replace(machine, gpus=())  # none that would help
+    where, free = _device(machine, demand.gpus, on_gpu=on_gpu)
+    memory = memory_of(machine, demand.gpus, on_gpu=on_gpu)
     fit = estimate(base, demand, memory * MIB)
     if fit is None:
         return [_not_checked(where, base, demand)]
@@ -140,12 +148,14 @@ def check_memory(base: Base, demand: Demand, machine: Machine, *, on_gpu: bool) 
 
 def check_batch(base: Base, demand: Demand, batch: int, machine: Machine) -> list[Finding]:
     """Whether model, adapters and one batch fit into memory with the transformers engine."""
-    where, memory, free = _device(machine, 1, on_gpu=bool(machine.gpus))
+    on_gpu = bool(machine.gpus)
+    (where, free), memory = _device(machine, 1, on_gpu=on_gpu), memory_of(machine, 1, on_gpu=on_gpu)
     fit = estimate(base, demand, memory * MIB)
     if fit is None:
         return [_not_checked(where, base, demand)]
     needed = fit.fixed + batch * fit.sequence
-    sums = _sum(fit, "", batch * fit.sequence, f"{batch} x {demand.max_len} tokens")
+    adapters = f" ({demand.slots} adapters of rank {demand.rank})" if demand.slots > 1 else ""
+    sums = _sum(fit, adapters, batch * fit.sequence, f"{batch} x {demand.max_len} tokens")
     sums += f", of {size(memory * MIB)}"
     if needed > memory * MIB:
         todo = "--load-4bit, or a smaller base" if batch == 1 else "lower --batch-size"
@@ -173,8 +183,14 @@ def arithmetic(fit: Fit, demand: Demand) -> str:
     cache = f"one sequence of {demand.max_len} tokens x {fit.token / 1024:.0f} KiB"
     if demand.cache_bytes is not None:
         cache = "kv_cache_memory_bytes"
-    slots = f" ({demand.slots} slot{'s' if demand.slots > 1 else ''} of rank {demand.rank})"
-    return _sum(fit, slots, fit.needed - fit.fixed, cache)
+    return _sum(fit, slot_words(demand), fit.needed - fit.fixed, cache)
+
+
+def slot_words(demand: Demand) -> str:
+    """What the adapters' memory is for."""
+    slots = f"{demand.slots} slot{'s' if demand.slots > 1 else ''} of rank {demand.rank}"
+    many = demand.adapters and demand.adapters > demand.slots
+    return f" ({demand.adapters} adapters in {slots})" if many else f" ({slots})"
 
 
 def _sum(fit: Fit, slots: str, cache: int, what: str) -> str:
@@ -211,6 +227,11 @@ def _remedy(base: Base, demand: Demand, fit: Fit, memory: int, machine: Machine)
         if trial.gpus <= max(1, many) and not (shape and shape.uneven(trial.tensor_parallel))
         if (new := estimate(base, trial, memory * MIB)) and new.fits
     ]
+    slots = (fit.budget - fit.needed + fit.loras) // (fit.loras // demand.slots)
+    if machine.gpus and slots >= 1:
+        works.append(f"lower engine_args.max_loras to {slots}")
+    elif slots > 1:  # on a CPU, one stays empty
+        works.append(f"compare at most {slots - 1} adapters in a run")
     least = fit.needed if demand.cache_bytes is not None else int(fit.needed / demand.utilization)
     return " or ".join(works) or f"needs {size(least)} of memory, or a smaller base"
 
@@ -241,13 +262,19 @@ def _method(base: Base, demand: Demand) -> str:
     return str(stored.get("quant_method") or demand.quantization or "none")
 
 
-def _device(machine: Machine, gpus: int, *, on_gpu: bool) -> tuple[str, int, int | None]:
-    """The memory's name, its MiB, and the free MiB if known."""
+def memory_of(machine: Machine, gpus: int, *, on_gpu: bool) -> int:
+    """MiB of the smallest GPU in use, or of the RAM that this process may use."""
+    if on_gpu:
+        return min(gpu.memory_mib for gpu in machine.gpus[:gpus])
+    return min(machine.memory_mib, machine.limit_mib or machine.memory_mib)
+
+
+def _device(machine: Machine, gpus: int, *, on_gpu: bool) -> tuple[str, int | None]:
+    """The memory's name, and the free MiB if known."""
     if on_gpu:
         gpu = min(machine.gpus[:gpus], key=lambda gpu: gpu.memory_mib)
-        return f"memory of {gpu.name}", gpu.memory_mib, gpu.free_mib
-    most = min(machine.memory_mib, machine.limit_mib or machine.memory_mib)
-    return "memory", most, machine.available_mib
+        return f"memory of {gpu.name}", gpu.free_mib
+    return "memory", machine.available_mib
 
 
 def _not_checked(where: str, base: Base, demand: Demand) -> Finding:

@@ -6,14 +6,15 @@ import hashlib
 import itertools
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vllm_eval.engines.protocol import Engine
 from vllm_eval.errors import EngineError
 from vllm_eval.records import (
+    BASELINE,
     TOO_LONG,
     Arm,
     Attempt,
@@ -58,6 +59,8 @@ class Job:
     seed: int
     limit: Callable[[], float] = lambda: math.inf
     """How many of the cases may be begun by now. It must grow once all of these are complete."""
+    slots: int | None = None
+    """How many adapters may have requests in flight at a time, at least 1; None for all."""
 
 
 def evaluate(
@@ -81,7 +84,9 @@ def evaluate(
         EngineError: the engine died, or lost requests.
     """
     start = time.monotonic() - progress.seconds
-    fresh = _pending(job, ledger)
+    held: Counter[str] = Counter()
+    models = {arm.name: arm.model for arm in job.arms}
+    fresh = _pending(job, ledger, held)
     in_flight: dict[str, tuple[Case, Request]] = {}
     retries: deque[tuple[Case, Request]] = deque()
     while True:
@@ -89,6 +94,7 @@ def evaluate(
         batch, refused = _next_batch(engine, room, retries, fresh, progress.seconds)
         record(refused)
         _count(progress, refused)
+        _release(held, models, refused)
         if progress.stopping:
             return
         in_flight |= {request.id: (case, request) for case, request in batch}
@@ -111,6 +117,7 @@ def evaluate(
         progress.grading_s += time.monotonic() - start - progress.seconds
         record(attempts)
         _count(progress, attempts)
+        _release(held, models, attempts)
         progress.running = len(in_flight) + len(retries)
         running = itertools.chain(retries, in_flight.values())
         progress.retries = sum(
@@ -150,22 +157,83 @@ def derive_seed(seed: int, case_id: str, sample: int, attempt: int) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest()) & 0x7FFF_FFFF
 
 
-def _pending(job: Job, ledger: Ledger) -> Iterator[tuple[Case, Request] | None]:
+def _pending(job: Job, ledger: Ledger, held: Counter[str]) -> Iterator[tuple[Case, Request] | None]:
     """Each case's next attempts, with the arms side by side so that they share a batch.
 
-    None where the next case may not be begun yet.
+    None where the next one may not be begun yet. `held` counts the unfinished requests of each
+    model: they are added here, and taken out by `_release`.
+
+    Where not all adapters have a slot, they take turns: all cases at once, or blocks of those that
+    may be begun by now, so that an adapter is seldom swapped.
     """
-    for place, case in enumerate(job.cases()):
-        while place >= job.limit():
+    models = list(dict.fromkeys(arm.model for arm in job.arms))
+    if not job.slots or len({*models} - {BASELINE}) <= job.slots:
+        for place, case in enumerate(job.cases()):
+            while place >= job.limit():
+                yield None
+            yield from _of_case(job, ledger, held, case, job.arms)
+        return
+    begin, end = 0, 0.0
+    while end < math.inf:
+        while held or job.limit() <= begin:  # or blocks would be as small as the limit's steps
             yield None
-        first = job.task.prompt(case)
-        for sample, arm in itertools.product(range(job.samples), job.arms):
-            key = (arm.name, case.id, sample)
-            if key in ledger.done:
-                continue
-            begun = ledger.begun.get(key) or Begun(0, None)
-            prompt = job.task.prompt(case, begun.problem) if begun.problem else first
-            yield case, _request(job, case, arm.name, sample, begun, prompt)
+        end = job.limit()
+        begun = yield from _in_turns(job, ledger, held, models, begin, end)
+        if not begun:
+            return
+        begin += begun
+        models.reverse()  # the last ones are still in their slots
+
+
+def _in_turns(
+    job: Job, ledger: Ledger, held: Counter[str], models: Sequence[str], begin: int, end: float
+) -> Generator[tuple[Case, Request] | None, None, int]:
+    """The same for the cases from `begin` to `end`; returns how many of them there are.
+
+    A model has a slot until all these cases are answered, and the next one begins as soon as one
+    is free. Those with a slot go through the cases side by side. The base needs none.
+    """
+    waiting, begun = deque(sorted(models, key=lambda model: model != BASELINE)), dict[str, int]()
+    passes: dict[str, Iterator[Case]] = {}
+    while waiting or passes:
+        taken = {*passes, *held} - {BASELINE}
+        while waiting and (waiting[0] == BASELINE or len(taken) < (job.slots or 1)):
+            taken |= {model := waiting.popleft()} - {BASELINE}
+            stop = None if end == math.inf else math.ceil(end)
+            passes[model], begun[model] = itertools.islice(job.cases(), begin, stop), 0
+        if not passes:
+            yield None
+            continue
+        model = min(passes, key=lambda model: begun[model])
+        if (case := next(passes[model], None)) is None:
+            del passes[model]
+            continue
+        begun[model] += 1
+        arms = [arm for arm in job.arms if arm.model == model]
+        yield from _of_case(job, ledger, held, case, arms)
+    return max(begun.values())
+
+
+def _of_case(
+    job: Job, ledger: Ledger, held: Counter[str], case: Case, arms: Sequence[Arm]
+) -> Iterator[tuple[Case, Request]]:
+    """What these arms still have to answer of a case."""
+    first = job.task.prompt(case)
+    for sample, arm in itertools.product(range(job.samples), arms):
+        key = (arm.name, case.id, sample)
+        if key in ledger.done:
+            continue
+        begun = ledger.begun.get(key) or Begun(0, None)
+        prompt = job.task.prompt(case, begun.problem) if begun.problem else first
+        held[arm.model] += 1
+        yield case, _request(job, case, arm.name, sample, begun, prompt)
+
+
+def _release(held: Counter[str], models: Mapping[str, str], attempts: Sequence[Attempt]) -> None:
+    """Take finished requests out of `held`; a model without any leaves its slot."""
+    held.subtract(models[attempt.arm] for attempt in attempts if attempt.final)
+    for model in [model for model, count in held.items() if not count]:
+        del held[model]
 
 
 def _request(job: Job, case: Case, arm: str, sample: int, begun: Begun, prompt: str) -> Request:

@@ -24,6 +24,7 @@ from vllm_eval.errors import EngineDiedError, EngineError, EvalError
 from vllm_eval.inputs import cases
 from vllm_eval.inputs.plan import Plan, complete, read_plan
 from vllm_eval.preflight.check import ADAPTERS, check_plan, refuse
+from vllm_eval.preflight.slots import Slots, choose_slots
 from vllm_eval.records import Attempt, Ledger, Progress, Watcher
 from vllm_eval.report.stored_run import StoredRun, load_run
 from vllm_eval.report.write import write_reports
@@ -134,14 +135,16 @@ def _answer_pending(
 ) -> dict[str, float | None]:
     """Answer and grade what is pending; returns the times and the memory that this took."""
     journal, watcher = opened.journal, opened.watcher
-    job, record = _job(opened.plan, settling), partial(_record, journal, settling, progress)
+    slots = choose_slots(opened.plan)
+    job = _job(opened.plan, settling, slots)
+    record = partial(_record, journal, settling, progress)
 
     def answer(engine: Engine) -> None:
         with stops(progress):
             evaluate(job, engine, journal.ledger, record, progress, watcher.progress)
 
     with watch_memory() as memory, _naming_folder(opened.folder):
-        engine_load_s = _generate(opened, progress, answer)
+        engine_load_s = _generate(opened, slots, progress, answer)
     return {
         "engine_load_s": engine_load_s,
         "grading_s": progress.grading_s,
@@ -150,10 +153,12 @@ def _answer_pending(
     }
 
 
-def _generate(opened: Opened, progress: Progress, answer: Callable[[Engine], None]) -> float:
+def _generate(
+    opened: Opened, slots: Slots, progress: Progress, answer: Callable[[Engine], None]
+) -> float:
     """Run `answer`, restarting a dead engine; returns the seconds of the first start."""
     plan, folder, watcher = opened.plan, opened.folder, opened.watcher
-    config, life, load_s = plan.config, 0, 0.0
+    config, life, load_s = slots.applied(plan.config), 0, 0.0
     while True:
         watcher.stage(f"starting the {config.engine} engine; its log is {folder.engine_log}")
         begin, log = time.monotonic(), folder.engine_log
@@ -177,10 +182,10 @@ def _generate(opened: Opened, progress: Progress, answer: Callable[[Engine], Non
             watcher.stage(f"{error}; {progress.done} of {progress.total} outcomes are safe")
 
 
-def _job(plan: Plan, settling: Settling | None) -> Job:
+def _job(plan: Plan, settling: Settling | None, slots: Slots) -> Job:
     config, read = plan.config, partial(cases.read_cases, plan.dataset)
     samples, attempts = config.samples_per_case, 1 + config.retries
-    job = Job(plan.task, plan.arms, read, samples, attempts, config.seed)
+    job = Job(plan.task, plan.arms, read, samples, attempts, config.seed, slots=slots.at_once)
     return replace(job, limit=lambda: settling.limit) if settling else job
 
 
