@@ -7,7 +7,7 @@ import itertools
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,7 +85,6 @@ def evaluate(
     """
     start = time.monotonic() - progress.seconds
     held: Counter[str] = Counter()
-    models = {arm.name: arm.model for arm in job.arms}
     fresh = _pending(job, ledger, held)
     in_flight: dict[str, tuple[Case, Request]] = {}
     retries: deque[tuple[Case, Request]] = deque()
@@ -94,7 +93,7 @@ def evaluate(
         batch, refused = _next_batch(engine, room, retries, fresh, progress.seconds)
         record(refused)
         _count(progress, refused)
-        _release(held, models, refused)
+        _release(job, held, refused)
         if progress.stopping:
             return
         in_flight |= {request.id: (case, request) for case, request in batch}
@@ -117,7 +116,7 @@ def evaluate(
         progress.grading_s += time.monotonic() - start - progress.seconds
         record(attempts)
         _count(progress, attempts)
-        _release(held, models, attempts)
+        _release(job, held, attempts)
         progress.running = len(in_flight) + len(retries)
         running = itertools.chain(retries, in_flight.values())
         progress.retries = sum(
@@ -229,8 +228,9 @@ def _of_case(
         yield case, _request(job, case, arm.name, sample, begun, prompt)
 
 
-def _release(held: Counter[str], models: Mapping[str, str], attempts: Sequence[Attempt]) -> None:
-    """Take finished requests out of `held`; a model without any leaves its slot."""
+def _release(job: Job, held: Counter[str], attempts: Sequence[Attempt]) -> None:
+    """Take finished requests out of `held`; a model without any gives up its slot."""
+    models = {arm.name: arm.model for arm in job.arms}
     held.subtract(models[attempt.arm] for attempt in attempts if attempt.final)
     for model in [model for model, count in held.items() if not count]:
         del held[model]
