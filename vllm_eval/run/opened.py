@@ -60,6 +60,9 @@ def open_run(
             recorded = manifest.read(resume)
             if changed := manifest.differences(recorded["identity"], identity):
                 msg = f"{resume}: cannot be resumed, it is a different run: {'; '.join(changed)}"
+                again = manifest.adapters_again(recorded)
+                if again and recorded["identity"]["adapters"] != identity["adapters"]:
+                    msg += f"; its own adapters are {again}"
                 raise InputError(msg)
             folder = RunFolder(resume, store.timestamp_of(resume, recorded))
             if not (resume / store.CASES).is_file():

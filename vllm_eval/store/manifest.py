@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,8 +113,32 @@ def differing(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
 
 def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two identities, one line each."""
-    keys = differing(recorded, now)
-    return [f"{key} was {recorded.get(key)!r}, is {now.get(key)!r}" for key in keys]
+    return [
+        _other_adapters(recorded[key], now[key])
+        if key == "adapters" and {key} <= recorded.keys() & now.keys()
+        else f"{key} was {recorded.get(key)!r}, is {now.get(key)!r}"
+        for key in differing(recorded, now)
+    ]
+
+
+def _other_adapters(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Which are new, gone or changed: a training run's folder may hold more of them by now."""
+    both = recorded.keys() & now.keys()
+    names = {
+        "new": sorted(now.keys() - both),
+        "missing": sorted(recorded.keys() - both),
+        "changed": sorted(name for name in both if recorded[name] != now[name]),
+    }
+    what = "; ".join(f"{how}: {', '.join(those)}" for how, those in names.items() if those)
+    return f"adapters was {', '.join(recorded)}, is {', '.join(now)} ({what})"
+
+
+def adapters_again(recorded: Mapping[str, Any]) -> str:
+    """The option that names a run's adapters one by one, from its manifest; empty without any."""
+    adapters = recorded.get("adapters")
+    about = adapters.values() if isinstance(adapters, dict) else ()
+    paths = [str(one.get("path")) for one in about if isinstance(one, dict)]
+    return f"--adapter {shlex.join(paths)}" if paths else ""
 
 
 def _hash_grammar(plan: Plan) -> str | None:
