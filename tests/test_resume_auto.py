@@ -15,7 +15,8 @@ from vllm_eval.config.machine import Gpu, Machine, Software, installed
 from vllm_eval.errors import InputError
 from vllm_eval.inputs.base_model import read_base
 from vllm_eval.inputs.plan import Plan, prepare
-from vllm_eval.run.resume import AUTO, other_engine
+from vllm_eval.preflight.engine_release import other_engine
+from vllm_eval.run.resume import AUTO
 from vllm_eval.run.run import run
 from vllm_eval.store import manifest
 from vllm_eval.store.folder import CONFIG, JOURNAL, create_run, write_json, write_text

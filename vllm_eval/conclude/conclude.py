@@ -23,6 +23,7 @@ from vllm_eval.conclude.timing import take_attempts, take_timing, timing_to_json
 from vllm_eval.config.layers import load_config
 from vllm_eval.diagnose.diagnosis import diagnose
 from vllm_eval.errors import EvalError, InputError
+from vllm_eval.preflight.reused import read_reused
 from vllm_eval.records import BASELINE, CONSTRAINED, free_arms
 from vllm_eval.store import manifest
 from vllm_eval.store.folder import (
@@ -173,5 +174,6 @@ def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finishe
         ),
         diagnosis=diagnose(survey, comparison.arms, config, then, constrained),
         constrained=variants,
+        reused=read_reused(run.manifest),
         quantization=run.manifest.get("engine", {}).get("quantization", "none"),
     )

@@ -29,6 +29,7 @@ from vllm_eval.conclude.timing import ArmAttempts
 from vllm_eval.config.settings import file_name
 from vllm_eval.diagnose.diagnosis import Diagnosis
 from vllm_eval.diagnose.survey import FailureGroup
+from vllm_eval.preflight.reused import Reused, reused_to_json
 from vllm_eval.records import BASELINE, CONSTRAINED, Case, Key, Outcome, free_arms
 from vllm_eval.store.evidence import Look
 from vllm_eval.store.folder import COMPARISON, read_row, write_json, written_whole
@@ -77,6 +78,8 @@ class Finished:
     """Each arm compared with its constrained variant."""
     quantization: str = "none"
     """Of the base model, as the engine calls it."""
+    reused: Reused | None = None
+    """Whose answers of the baseline these are; None if the run asked it itself."""
     looks: Mapping[str, Look] = field(default_factory=dict)
     """By student, which look at these cases this run is; empty for an incomplete run."""
     unread: tuple[str, ...] = ()
@@ -154,6 +157,7 @@ def write_comparison(run: Evaluated, finished: Finished, reading: Reading) -> No
         "word": finished.word,
         "passed": finished.word == "PASS",
         "quantization": finished.quantization,
+        "baseline_from": reused_to_json(finished.reused),
         "verdicts": verdict.to_json(finished.verdicts, finished.pending),
         "looks": {arm: asdict(look) for arm, look in finished.looks.items()},
         **comparison_to_json(comparison),

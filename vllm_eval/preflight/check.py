@@ -22,6 +22,7 @@ from vllm_eval.inputs.plan import Draft, read_plan
 from vllm_eval.preflight import memory, needs
 from vllm_eval.preflight.adapter import LARGEST_RANK, check_adapter
 from vllm_eval.preflight.adapter_tokenizer import check_tokenizer
+from vllm_eval.preflight.baseline import check_baseline
 from vllm_eval.preflight.demand import Demand, as_loaded, demand_of
 from vllm_eval.preflight.finding import Finding, Findings, error, from_error, ok, warning
 from vllm_eval.preflight.gate import check_gate
@@ -40,8 +41,12 @@ COPIES = 3
 def check_config(
     config: Config, hardware: Machine | None = None, software: Software | None = None
 ) -> Findings:
-    """Check whatever of a configuration can be read; anything else is a finding of its own."""
-    return check_plan(read_plan(config), hardware, software)
+    """Check whatever of a configuration can be read; anything else is a finding of its own.
+
+    A run checks the baseline that it takes from another one only where it takes it.
+    """
+    draft = read_plan(config)
+    return Findings((*check_plan(draft, hardware, software), *check_baseline(draft)))
 
 
 def check_plan(

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,10 +20,11 @@ from rich.text import Text
 
 from vllm_eval.conclude.results import Finished
 from vllm_eval.preflight.finding import Finding
+from vllm_eval.preflight.reused import reused_to_json
 from vllm_eval.records import Progress
 from vllm_eval.report.curve import curve_tables
 from vllm_eval.report.tables import run_tables, timing_lines, verdict_lines
-from vllm_eval.report.words import look_note, settled_note
+from vllm_eval.report.words import look_note, reused_note, settled_note
 from vllm_eval.text import plain
 
 PLAIN_INTERVAL_S = 10.0
@@ -90,8 +91,8 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
             text = f"interrupted, {finished.pending} outcomes pending; --resume {finished.folder}"
             self.console.print(Text(plain(text), style="bold yellow"), soft_wrap=True)
             return
-        if finished.settled:
-            self.stage(settled_note(finished.settled))
+        for note in _what_counts(finished):
+            self.stage(note)
         for verdict in finished.verdicts:
             note = "  (every answer constrained to the task's grammar)"
             only = note if finished.constrained.mode == "only" else ""
@@ -153,6 +154,14 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
     styles = {"error": "red", "warning": "yellow", "ok": ""}
     for finding in findings:
         console.print(Text(finding.line, style=styles[finding.level]), soft_wrap=True)
+
+
+def _what_counts(finished: Finished) -> Iterator[str]:
+    """Which answers the verdict is about, where not simply all that the run asked."""
+    if finished.settled:
+        yield settled_note(finished.settled)
+    if reused := reused_to_json(finished.reused):
+        yield reused_note(reused)
 
 
 def _base(quantization: str) -> str:

@@ -98,6 +98,19 @@ def settled_note(settled: Mapping[str, int]) -> str:
     return f"The verdict was settled after {cases:,} of at most {most:,} cases; {left_out}."
 
 
+def reused_note(reused: Mapping[str, Any]) -> str:
+    """Whose answers the baseline's are, and what was proven of its base."""
+    answers, proof, script = reused["answers"], reused["proof"], reused["engine"].get("engine")
+    whose = f"{answers:,} answer{'s' * (answers != 1)} re-used from {reused['run']}"
+    proven = "its base has not been held against this engine's"
+    if proof:
+        proven = "its base was proven to be this engine's by the canary"
+    elif script == "scripted":
+        proven = "a script has no base to prove"
+    spent = "times and tokens are those of the other answers"
+    return f"baseline: {whose} of {reused['started_at'][:10]}; {proven}; {spent}"
+
+
 def ranking_note(ranking: Mapping[str, Any]) -> str:
     """By what students are ranked, and what the numbers of the ranking are."""
     level = percent(ranking["students"][0]["mean_all"]["confidence"])
@@ -106,7 +119,7 @@ def ranking_note(ranking: Mapping[str, Any]) -> str:
 
 
 _NUMBERS = (score, signed, ends, percent, count, seconds, chance)
-_NOTES = (look, look_note, settled_note, ranking_note)
+_NOTES = (look, look_note, settled_note, ranking_note, reused_note)
 NUMBERS = {f.__name__: f for f in (*_NUMBERS, *_NOTES)}
 """The templates' filters for numbers, alone or in a sentence."""
 

@@ -11,12 +11,17 @@ from typing import Any, Literal
 
 from vllm_eval.config.layers import dump_config
 from vllm_eval.config.settings import resolve_path
-from vllm_eval.errors import InputError
+from vllm_eval.engines.protocol import Engine
+from vllm_eval.errors import EngineError, InputError
 from vllm_eval.inputs import cases
 from vllm_eval.inputs.arms import run_label
 from vllm_eval.inputs.plan import Plan
+from vllm_eval.preflight.baseline import count, open_baseline
+from vllm_eval.preflight.engine_release import other_about, other_engine
+from vllm_eval.preflight.reused import CANARY, FROM, reused_to_json
 from vllm_eval.records import Watcher
-from vllm_eval.run.resume import AUTO, other_engine
+from vllm_eval.run.baseline import copy_answers, hold_base
+from vllm_eval.run.resume import AUTO
 from vllm_eval.store import folder as store
 from vllm_eval.store import manifest
 from vllm_eval.store.folder import RunFolder
@@ -64,6 +69,8 @@ def open_run(
                 if again and recorded["identity"]["adapters"] != identity["adapters"]:
                     msg += f"; its own adapters are {again}"
                 raise InputError(msg)
+            if plan.config.baseline is not None and recorded.get(FROM) is None:
+                watcher.stage("resume: answers of another baseline are taken only by a new run")
             folder = RunFolder(resume, store.timestamp_of(resume, recorded))
             if not (resume / store.CASES).is_file():
                 _note_cases(plan, folder)
@@ -71,14 +78,19 @@ def open_run(
         return
     if unfinished := store.find_like(output_dir, identity, finished=False):
         watcher.stage(f"an unfinished run like this one: continue it with --resume {unfinished}")
+    found = open_baseline(plan) if plan.config.baseline is not None else None
     now = datetime.now().astimezone()
     folder = store.create_run(output_dir, plan.config.tag or run_label(plan.arms), now)
     store.write_text(folder.path / store.CONFIG, dump_config(plan.config))
     store.write_text(folder.path / TASK_FILE, dump_declaration(plan.task.declaration))
     _note_cases(plan, folder)
     recorded = manifest.describe(plan, identity, now)
-    store.write_json(folder.path / manifest.FILE, recorded)
     with closing(Journal(folder.journal)) as journal:
+        if found is not None:
+            copied = copy_answers(found, journal)
+            watcher.stage(f"baseline: {count(found, copied.answers)}")
+            recorded |= {FROM: reused_to_json(copied), CANARY: found.manifest.get(CANARY)}
+        store.write_json(folder.path / manifest.FILE, recorded)
         yield Opened(plan, watcher, folder, recorded, journal)
 
 
@@ -89,13 +101,30 @@ def _note_cases(plan: Plan, folder: RunFolder) -> None:
 
 def note_engine(opened: Opened, about: Mapping[str, str | int]) -> None:
     """Store the engine's description of itself; InputError if an earlier session's differs."""
-    before = opened.manifest.get("engine", {})
-    for key in ("engine", "vllm", "transformers", "dtype", "quantization", "models"):
-        if before and before.get(key) != about.get(key):
-            differs = f"{key} {before.get(key)!r}, not {about.get(key)!r}"
-            msg = f"{opened.folder.path}: begun with {differs}; start a new run, without --resume"
-            raise InputError(msg)
+    before = opened.manifest.get("engine")
+    if before and (why := other_about(before, about)):
+        raise InputError(f"{opened.folder.path}: {why}; start a new run, without --resume")
     note(opened, "engine", dict(about))
+
+
+def note_base(opened: Opened, engine: Engine) -> None:
+    """Store what the base answers the canary, or hold it against the re-used baseline's.
+
+    Answers of another base are taken out again, unless this run has asked anything on top of them.
+
+    Raises:
+        EngineError: the re-used answers are not this base's.
+    """
+    found, why = hold_base(opened.manifest, engine, opened.plan.config)
+    todo = "continue with the engine and hardware that it was begun with, or start a new run"
+    if why and not opened.journal.ledger.attempts:
+        opened.journal.drop(lambda attempt: attempt.reused)
+        found = dict.fromkeys((FROM, CANARY))
+        todo = f"--resume {opened.folder.path} asks the baseline anew"
+    for key, value in found.items():
+        note(opened, key, value)
+    if why:
+        raise EngineError(f"baseline: {why}; {todo}")
 
 
 def note(opened: Opened, key: str, value: object) -> None:

@@ -7,19 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from vllm_eval.config import machine
 from vllm_eval.config.layers import Layers
-from vllm_eval.config.machine import Machine, Software
 from vllm_eval.config.settings import LAYER, Config, whole
 from vllm_eval.errors import InputError
 from vllm_eval.inputs.plan import Plan
+from vllm_eval.preflight.engine_release import other_engine
 from vllm_eval.records import TOO_LONG
 from vllm_eval.store.folder import COMPARISON, CONFIG, find_run
 from vllm_eval.store.journal import Journal
 from vllm_eval.tasks import refuse_file
-
-NO_BFLOAT16_BELOW = 8.0
-_TORCH_NAMES = {"half": "float16", "float": "float32"}
 
 AUTO: Final = "auto"
 """Instead of a run's folder: the newest run like this one, or a new one if there is none."""
@@ -46,33 +42,6 @@ def load_resumed(
     return config, folder
 
 
-def other_engine(
-    plan: Plan,
-    recorded: Mapping[str, Any],
-    hardware: Machine | None = None,
-    software: Software | None = None,
-) -> str | None:
-    """Why the engine installed here may not continue a run, found before a model is loaded.
-
-    `recorded` is what the run's manifest says of its engine, empty if none had started; hardware
-    and software are this machine's by default. `run` compares again once the engine describes
-    itself.
-    """
-    software, engine = software or machine.installed(), plan.config.engine
-    if engine not in ("vllm", "transformers"):
-        return None
-    now = software.vllm if engine == "vllm" else dict(software.packages).get(engine)
-    before = recorded.get(engine)
-    # Without the local tag, which says what a release was built for.
-    if before and now and str(before).partition("+")[0] != now.partition("+")[0]:
-        return f"begun with {engine} {before}, but {now} is installed"
-    if engine == "vllm" and not software.for_cpu:
-        dtype, before = _dtype_on(hardware or machine.detect(), plan), recorded.get("dtype")
-        if before and dtype and before != dtype:
-            return f"begun with dtype {before}, but this machine computes in {dtype}"
-    return None
-
-
 def refuse_other_engine(plan: Plan, folder: Path, recorded: Mapping[str, Any]) -> None:
     """InputError if `other_engine` finds a reason."""
     if why := other_engine(plan, recorded.get("engine", {})):
@@ -95,16 +64,3 @@ def requeue_refused(plan: Plan, folder: Path, recorded: Mapping[str, Any], journ
     if dropped:
         (folder / COMPARISON).unlink(missing_ok=True)
     return dropped
-
-
-def _dtype_on(hardware: Machine, plan: Plan) -> str | None:
-    """PyTorch's name of the type that vLLM will compute in on these GPUs; None if unknown."""
-    asked = plan.config.dtype
-    if asked != "auto":
-        return _TORCH_NAMES.get(asked, asked)
-    base, gpus = plan.base, hardware.gpus
-    own = base.architecture.dtype if base and base.architecture else None
-    if own not in ("float16", "bfloat16") or not gpus:
-        return None
-    old = any(float(gpu.compute_capability) < NO_BFLOAT16_BELOW for gpu in gpus)
-    return "float16" if old else own

@@ -29,7 +29,7 @@ from vllm_eval.records import Attempt, Ledger, Progress, Watcher
 from vllm_eval.report.stored_run import StoredRun, load_run
 from vllm_eval.report.write import write_reports
 from vllm_eval.run.loop import Job, evaluate
-from vllm_eval.run.opened import Opened, note, note_engine, open_run
+from vllm_eval.run.opened import Opened, note, note_base, note_engine, open_run
 from vllm_eval.run.peak_memory import watch_memory
 from vllm_eval.run.resume import refuse_other_engine, requeue_refused
 from vllm_eval.store import folder as store
@@ -101,6 +101,7 @@ def _progress(plan: Plan, ledger: Ledger) -> Progress:
     return Progress(
         total=len(plan.dataset.drawn) * len(plan.arms) * plan.config.samples_per_case,
         done=len(ledger.done),
+        reused=ledger.reused,
         valid=ledger.valid,
         failed=len(ledger.done) - ledger.valid,
         attempts=ledger.attempts,
@@ -166,6 +167,7 @@ def _generate(
             with closing(open_engine(config, plan.arms, plan.base_model, log, life)) as engine:
                 load_s = load_s or time.monotonic() - begin
                 note_engine(opened, engine.about)
+                note_base(opened, engine)
                 if unproven := engine.about.get("canary_warning"):
                     watcher.stage(f"warning  {unproven}")
                 watcher.stage(f"evaluating {len(plan.dataset.drawn)} cases, {len(plan.arms)} arms")
