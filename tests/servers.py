@@ -36,6 +36,8 @@ class FakeServer:
     log_probabilities: bool = True
     same: bool = False
     """All models answer alike."""
+    other_base: float = 0.0
+    """How far the base's log probabilities are from those of another server's base, in nats."""
     loads: bool = False
     cut: int = LONGEST
     """The most words of an answer."""
@@ -159,6 +161,7 @@ class FakeServer:
             return _refuse(400, "logprobs are not supported")
         likelier = -0.5 if self.same or self.models[body["model"]] is None else -1.5
         likelier -= 0.0 if self.same else len(body["model"]) / 100
+        likelier -= self.other_base if self.models[body["model"]] is None else 0.0
         top = {"token_id:1": likelier, "token_id:2": -3.0}
         choices = [
             {"index": number, "text": "x", "finish_reason": "length", "logprobs": logprobs}

@@ -1,8 +1,13 @@
-"""`--baseline RUN`: the baseline's answers of an earlier run are taken, and only where they may be."""
+"""`--baseline RUN`: the baseline's answers of an earlier run are taken, where they may be.
+
+Covered: what is copied, refused, counted and said, by the scripted engine; the proof that the base
+is the same, by servers that only speak the protocol, by drawn noise, and once by the real engine.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -60,3 +65,306 @@ def test_it_asks_only_the_student(bench: Bench, earlier: Path) -> None:
         ("baseline", True),
         ("second", False),
     }
+
+
+def test_the_figures_are_those_of_a_run_that_asks_it_anew(bench: Bench, earlier: Path) -> None:
+    again(bench, earlier)
+    figures = comparison(later(bench))
+    arguments = bench.arguments("--tag", "anew")
+    arguments[arguments.index("pupil")] = "second"
+    bench.call(*arguments)
+    (folder,) = bench.output_dir.glob("anew*")
+    same = comparison(folder)
+    for key in ("word", "arms", "students", "verdicts", "failures", "repair", "cases"):
+        assert figures[key] == same[key], key
+    by_attempt = [each["attempts"]["baseline"]["by_attempt"] for each in (figures, same)]
+    assert by_attempt[0] == by_attempt[1]
+
+
+def test_every_report_says_whose_answers_they_are(bench: Bench, earlier: Path) -> None:
+    run = again(bench, earlier, "--report")
+    day = comparison(earlier)["environment"]["started_at"][:10]
+    note = f"3 answers re-used from {earlier.name} of {day}"
+    assert f"baseline: {note}; a script has no base to prove" in run.out
+    for name in ("report.md", "summary.md", "report.html"):
+        text = (later(bench) / name).read_text(encoding="utf-8")
+        assert "answers re-used from" in text.replace("\\", ""), name
+    said = comparison(later(bench))["baseline_from"]
+    assert said["path"] == str(earlier.resolve())
+    assert (said["answers"], said["attempts"], said["cases"]) == (3, 4, 3)
+    assert said["engine"]["engine"] == "scripted"
+
+
+def test_a_run_that_asked_its_own_says_nothing(bench: Bench, earlier: Path) -> None:
+    assert comparison(earlier)["baseline_from"] is None
+    assert not any(line["reused"] for line in lines(earlier))
+
+
+def test_only_what_this_run_asked_takes_time_and_tokens(bench: Bench, earlier: Path) -> None:
+    again(bench, earlier)
+    figures = comparison(later(bench))
+    own = [line for line in lines(later(bench)) if line["arm"] == "second"]
+    tokens = sum(line["output_tokens"] for line in own)
+    timing, costs = figures["timing"], figures["attempts"]
+    assert (timing["attempts"], timing["output_tokens"]) == (len(own), tokens)
+    assert timing["all"] == timing["arms"]["second"]
+    assert timing["arms"]["baseline"]["attempts"] == 0
+    assert costs["baseline"]["all"]["output_tokens"] == 0
+    assert costs["baseline"]["retries"]["attempts"] == 0
+    assert all(line["finished_at"] == 0 for line in lines(later(bench)) if line["reused"])
+
+
+def cut(folder: Path, keep: int) -> None:
+    """Leave of a run what a process leaves that is killed after so many attempts."""
+    journal = folder / "attempts.jsonl"
+    whole = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(whole[:keep]) + b'{"torn')
+    for made_at_the_end in ("comparison.json", "baseline_*", "student_*", "evidence.json", "*.zip"):
+        for path in folder.glob(made_at_the_end):
+            path.unlink()
+
+
+@pytest.mark.parametrize("keep", [4, 5])
+def test_a_resumed_run_copies_nothing_again(bench: Bench, earlier: Path, keep: int) -> None:
+    """Also where the other run is gone."""
+    again(bench, earlier)
+    whole = comparison(later(bench))
+    cut(later(bench), keep)
+    shutil.rmtree(earlier)
+    assert bench.call("--resume", str(later(bench))).code == 1
+    assert comparison(later(bench))["arms"] == whole["arms"]
+    assert comparison(later(bench))["baseline_from"] == whole["baseline_from"]
+    ended = Counter(
+        (line["arm"], line["concept_id"]) for line in lines(later(bench)) if line["final"]
+    )
+    assert set(ended.values()) == {1}
+    assert sum(line["reused"] for line in lines(later(bench))) == 4
+
+
+def test_what_is_killed_while_it_copies_is_no_run_yet(bench: Bench, earlier: Path) -> None:
+    again(bench, earlier)
+    killed = later(bench)
+    cut(killed, 2)
+    (killed / "manifest.json").unlink()
+    killed = killed.rename(killed.with_name("killed"))
+    run = again(bench, earlier, "--resume", "auto")
+    assert run.code == 1
+    assert sum(line["reused"] for line in lines(later(bench))) == 4
+
+
+OTHERWISE = {
+    "temperature": ("--temperature", "0.9"),
+    "top_p": ("--top-p", "0.5"),
+    "seed": ("--seed", "7"),
+    "retries": ("--retries", "0"),
+    "samples_per_case": ("--samples-per-case", "2"),
+    "max_new_tokens": ("--max-new-tokens", "64"),
+    "prompt_format": ("--prompt-format", "chat"),
+    "constrain": ("--constrain", "only"),
+}
+
+
+@pytest.mark.parametrize("key", OTHERWISE)
+def test_another_way_of_asking_is_refused_by_name(bench: Bench, earlier: Path, key: str) -> None:
+    given = OTHERWISE[key] if key != "constrain" else ("-c", "constrain=only")
+    run = again(bench, earlier, *given)
+    assert run.code == 2
+    assert f"{key} was " in run.err
+    assert "leave out --baseline, and it is asked anew" in run.err
+    assert len(list(bench.output_dir.iterdir())) == 1
+
+
+def test_another_script_or_data_set_is_refused(
+    bench: Bench, earlier: Path, answers: Answers
+) -> None:
+    bench.answers({"text": answers.bad()})
+    assert "script was " in again(bench, earlier).err
+    bench.dataset(4)
+    assert "dataset was " in again(bench, earlier).err
+
+
+def test_other_cases_are_asked_anew(bench: Bench, answers: Answers) -> None:
+    bench.dataset(6)
+    bench.answers({"text": answers.text()})
+    bench.run("--tag", "earlier", "--max-samples", "2")
+    (earlier,) = bench.output_dir.iterdir()
+    run = again(bench, earlier, "--max-samples", "4")
+    assert "baseline: 2 of 4 answers of" in run.out
+    base = [line for line in lines(later(bench)) if line["arm"] == "baseline"]
+    assert sorted(line["reused"] for line in base) == [False, False, True, True]
+    assert comparison(later(bench))["pending"] == 0
+
+
+def test_only_the_cases_drawn_now_are_taken(bench: Bench, earlier: Path) -> None:
+    run = again(bench, earlier, "--max-samples", "1")
+    assert "baseline: 1 of 1 answers of" in run.out
+    assert len({line["concept_id"] for line in lines(later(bench))}) == 1
+
+
+def test_an_answer_that_was_only_begun_is_asked_anew(bench: Bench, earlier: Path) -> None:
+    journal = [json.dumps(line) for line in lines(earlier)]
+    ended = [n for n, line in enumerate(lines(earlier)) if line["arm"] == "baseline"]
+    last = next(n for n in ended if lines(earlier)[n]["attempt"] == 2)
+    bench.write(earlier / "attempts.jsonl", journal[:last] + journal[last + 1 :])
+    run = again(bench, earlier)
+    assert "2 of 3 answers" in run.out
+    assert "1 are asked anew" in run.out
+    base = [line for line in lines(later(bench)) if line["arm"] == "baseline"]
+    assert [line["attempt"] for line in base if line["concept_id"] == "K2"] == [1, 2]
+
+
+def test_an_answer_that_the_engine_never_gave_is_asked_anew(bench: Bench, answers: Answers) -> None:
+    bench.dataset(2)
+    bench.answers(
+        {"text": answers.text()}, {"concept_id": "K2", "arm": "baseline", "error": "out of memory"}
+    )
+    bench.run("--tag", "earlier")
+    (earlier,) = bench.output_dir.iterdir()
+    assert "1 of 2 answers" in again(bench, earlier).out
+
+
+def forge(earlier: Path, **changes: object) -> None:
+    """Change the first line of the baseline."""
+    journal = lines(earlier)
+    next(line for line in journal if line["arm"] == "baseline").update(changes)
+    text = "".join(f"{json.dumps(line)}\n" for line in journal)
+    (earlier / "attempts.jsonl").write_text(text, encoding="utf-8")
+
+
+FORGED = {
+    "score": ({"score": 0.01}, "graded success with 0.01 there"),
+    "status": ({"status": "format_error", "reason": "x"}, "graded format_error"),
+    "text": ({"raw_response": "nothing"}, "and format_error with None here"),
+    "number": ({"attempt": 7}, "is none of a run like this one"),
+    "time": ({"total_s": float("nan")}, "is none of a run like this one"),
+    "count": ({"output_tokens": 10**30}, "is none of a run like this one"),
+    "sample": ({"sample": 5}, "of no sample"),
+    "type": ({"score": "high"}, "the journal is damaged here"),
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_what_no_evaluation_wrote_is_refused(bench: Bench, earlier: Path, what: str) -> None:
+    changes, words = FORGED[what]
+    forge(earlier, **changes)
+    run = again(bench, earlier)
+    assert run.code == 2
+    assert words in run.err
+    assert not list(bench.output_dir.glob("later*/manifest.json"))
+
+
+def test_an_outcome_twice_is_refused(bench: Bench, earlier: Path) -> None:
+    journal = [json.dumps(line) for line in lines(earlier)]
+    bench.write(earlier / "attempts.jsonl", journal + journal)
+    assert "it has attempts after its last one" in again(bench, earlier).err
+
+
+@pytest.mark.parametrize("name", ["attempts.jsonl", "manifest.json"])
+def test_no_link_is_followed(bench: Bench, earlier: Path, name: str) -> None:
+    elsewhere = bench.folder / "elsewhere"
+    (earlier / name).rename(elsewhere)
+    (earlier / name).symlink_to(elsewhere)
+    run = again(bench, earlier)
+    assert (run.code, "no file but a link" in run.err) == (2, True)
+
+
+def test_a_name_that_is_no_run_is_told(bench: Bench, earlier: Path) -> None:
+    run = again(bench, earlier.with_name("nowhere"))
+    assert (run.code, "no run at" in run.err) == (2, True)
+
+
+def test_its_name_in_the_output_folder_is_enough(bench: Bench, earlier: Path) -> None:
+    arguments = bench.arguments("--baseline", earlier.name, "--tag", "later")
+    assert bench.call(*arguments).code == 0
+    assert comparison(later(bench))["baseline_from"]["run"] == earlier.name
+
+
+def test_a_chain_names_the_run_that_asked(bench: Bench, earlier: Path) -> None:
+    again(bench, earlier)
+    between = later(bench).rename(bench.output_dir / "between")
+    arguments = bench.arguments("--baseline", str(between), "--tag", "later")
+    arguments[arguments.index("pupil")] = "third"
+    assert bench.call(*arguments).code == 0
+    assert comparison(later(bench))["baseline_from"]["run"] == earlier.name
+
+
+def test_a_baseline_asked_by_two_runs_is_the_later_ones(bench: Bench, answers: Answers) -> None:
+    bench.dataset(4)
+    bench.answers({"text": answers.text()})
+    bench.run("--tag", "earlier", "--max-samples", "2")
+    (earlier,) = bench.output_dir.iterdir()
+    again(bench, earlier)
+    between = later(bench).rename(bench.output_dir / "between")
+    bench.call(*bench.arguments("--baseline", str(between), "--tag", "later"))
+    said = comparison(later(bench))["baseline_from"]
+    assert (said["run"], said["answers"]) == ("between", 4)
+
+
+def test_several_samples_are_taken(bench: Bench, answers: Answers) -> None:
+    bench.dataset(2)
+    bench.answers({"text": answers.text()})
+    bench.run("--tag", "earlier", "--samples-per-case", "3")
+    (earlier,) = bench.output_dir.iterdir()
+    run = again(bench, earlier, "--samples-per-case", "3")
+    assert "6 of 6 answers" in run.out
+    assert {line["reused"] for line in lines(later(bench)) if line["arm"] == "baseline"} == {True}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "taken"),
+    [
+        ("beside", "beside", "4 of 4"),
+        ("none", "beside", "2 of 4"),
+        ("beside", "none", "2 of 2"),
+    ],
+)
+def test_constrained_answers_beside_it_are_taken_too(
+    bench: Bench, answers: Answers, first: str, second: str, taken: str
+) -> None:
+    bench.dataset(2)
+    bench.answers({"text": answers.text()})
+    bench.run("--tag", "earlier", "-c", f"constrain={first}")
+    (earlier,) = bench.output_dir.iterdir()
+    run = again(bench, earlier, "-c", f"constrain={second}")
+    assert (run.code, f"baseline: {taken} answers" in run.out) == (0, True)
+    assert comparison(later(bench))["pending"] == 0
+
+
+def test_a_run_until_the_verdict_is_settled_takes_it(bench: Bench, answers: Answers) -> None:
+    bench.dataset(60)
+    bench.answers({"text": answers.text()})
+    settle = ("--certify", "0.95", "--until-settled")
+    bench.run("--tag", "earlier", *settle)
+    (earlier,) = bench.output_dir.iterdir()
+    run = again(bench, earlier, *settle)
+    ours, theirs = comparison(later(bench)), comparison(earlier)
+    assert (run.code, ours["settled"]["cases"]) == (0, theirs["settled"]["cases"])
+
+
+def test_check_says_whether_it_can_be_used(bench: Bench, earlier: Path) -> None:
+    arguments = bench.arguments("--baseline", str(earlier))
+    arguments.remove("--no-report")
+    run = bench.call("check", *arguments)
+    assert run.code == 0
+    assert f"baseline: 3 of 3 answers of {earlier} can be re-used" in run.out
+    refused = bench.call("check", *arguments, "--temperature", "0.9")
+    assert (refused.code, "temperature was 0.2, is 0.9" in refused.out) == (2, True)
+
+
+def test_python_takes_it_by_key(bench: Bench, earlier: Path) -> None:
+    options: dict[str, Any] = {
+        "engine": "scripted",
+        "script": str(bench.script),
+        "dataset_path": str(bench.cases),
+        "output_dir": str(bench.output_dir),
+        "profile": "none",
+        "report": False,
+    }
+    result = evaluate("second", baseline=str(earlier), **options)
+    assert result.run.comparison["baseline_from"]["run"] == earlier.name
+
+
+def test_stored_answers_are_graded_again_as_ever(bench: Bench, earlier: Path) -> None:
+    again(bench, earlier)
+    run = bench.call("score", str(later(bench)))
+    assert (run.code, "3 of 3" in run.out or "reproduced" in run.out) == (1, True)
