@@ -224,14 +224,15 @@ def test_an_answer_that_the_engine_never_gave_is_asked_anew(bench: Bench, answer
 
 
 def forge(earlier: Path, **changes: object) -> None:
-    """Change the first line of the baseline."""
+    """Change the baseline's answer to K1."""
     journal = lines(earlier)
-    next(line for line in journal if line["arm"] == "baseline").update(changes)
+    key = ("baseline", "K1")
+    next(line for line in journal if (line["arm"], line["concept_id"]) == key).update(changes)
     text = "".join(f"{json.dumps(line)}\n" for line in journal)
     (earlier / "attempts.jsonl").write_text(text, encoding="utf-8")
 
 
-FORGED = {
+FORGED: dict[str, tuple[dict[str, Any], str]] = {
     "score": ({"score": 0.01}, "graded success with 0.01 there"),
     "status": ({"status": "format_error", "reason": "x"}, "graded format_error"),
     "text": ({"raw_response": "nothing"}, "and format_error with None here"),

@@ -49,8 +49,6 @@ def open_run(
 
     The manifest is read under the journal's lock, so that no other process changes it later.
     """
-    identity = manifest.identify(plan)
-    output_dir = resolve_path(plan.config.output_dir)
 
     def usable(path: Path, engine: Mapping[str, Any]) -> bool:
         if why := other_engine(plan, engine):
@@ -58,24 +56,35 @@ def open_run(
         return why is None
 
     if resume == AUTO:
-        resume = store.find_like(output_dir, identity, usable=usable)
+        output_dir = resolve_path(plan.config.output_dir)
+        resume = store.find_like(output_dir, manifest.identify(plan), usable=usable)
         watcher.stage(f"resume: {resume or 'no run like this one yet, so a new one starts'}")
-    if resume is not None:
-        with closing(Journal(resume / store.JOURNAL)) as journal:
-            recorded = manifest.read(resume)
-            if changed := manifest.differences(recorded["identity"], identity):
-                msg = f"{resume}: cannot be resumed, it is a different run: {'; '.join(changed)}"
-                again = manifest.adapters_again(recorded)
-                if again and recorded["identity"]["adapters"] != identity["adapters"]:
-                    msg += f"; its own adapters are {again}"
-                raise InputError(msg)
-            if plan.config.baseline is not None and recorded.get(FROM) is None:
-                watcher.stage("resume: answers of another baseline are taken only by a new run")
-            folder = RunFolder(resume, store.timestamp_of(resume, recorded))
-            if not (resume / store.CASES).is_file():
-                _note_cases(plan, folder)
-            yield Opened(plan, watcher, folder, recorded, journal)
-        return
+    with _resumed(plan, resume, watcher) if resume else _begun(plan, watcher) as opened:
+        yield opened
+
+
+@contextmanager
+def _resumed(plan: Plan, path: Path, watcher: Watcher) -> Iterator[Opened]:
+    with closing(Journal(path / store.JOURNAL)) as journal:
+        recorded, identity = manifest.read(path), manifest.identify(plan)
+        if changed := manifest.differences(recorded["identity"], identity):
+            msg = f"{path}: cannot be resumed, it is a different run: {'; '.join(changed)}"
+            again = manifest.adapters_again(recorded)
+            if again and recorded["identity"]["adapters"] != identity["adapters"]:
+                msg += f"; its own adapters are {again}"
+            raise InputError(msg)
+        if plan.config.baseline is not None and recorded.get(FROM) is None:
+            watcher.stage("resume: another run's baseline is taken by a new run only")
+        folder = RunFolder(path, store.timestamp_of(path, recorded))
+        if not (path / store.CASES).is_file():
+            _note_cases(plan, folder)
+        yield Opened(plan, watcher, folder, recorded, journal)
+
+
+@contextmanager
+def _begun(plan: Plan, watcher: Watcher) -> Iterator[Opened]:
+    """A new run; without a manifest it is none, so that comes last."""
+    identity, output_dir = manifest.identify(plan), resolve_path(plan.config.output_dir)
     if unfinished := store.find_like(output_dir, identity, finished=False):
         watcher.stage(f"an unfinished run like this one: continue it with --resume {unfinished}")
     found = open_baseline(plan) if plan.config.baseline is not None else None
