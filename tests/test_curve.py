@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
 
 import pytest
+from markdown_it import MarkdownIt
 
 from tests.checkpoints import improving, run_steps
 from tests.conftest import Answers
-from tests.report_runs import open_run
+from tests.report_runs import interrupt, make_run, open_run
+from vllm_eval.report.html import write_html
+from vllm_eval.report.plots import inline_svgs
+from vllm_eval.report.write import write_reports
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.conftest import Bench
 
 RUN = "/data/runs/exp1"
 STEPS: dict[str, tuple[int | None, str]] = {
@@ -163,3 +171,121 @@ def test_a_run_of_an_earlier_version_has_no_curve(run: Path, tmp_path: Path) -> 
     manifest["adapters"] = {arm: {"path": "/data/x", "rank": 8} for arm in steps}
     path.write_text(json.dumps(manifest), encoding="utf-8")
     assert open_run(made).comparison["curve"] == []
+
+
+def test_the_terminal_shows_the_checkpoints_in_the_order_of_training(
+    run: Path, bench: Bench
+) -> None:
+    done = bench.call("--profile", "none", "--no-report", "--resume", str(run))
+    table = done.out.partition("Checkpoints of exp1, with intervals at 0.95")[2]
+    rows = [line.split() for line in table.splitlines()[5:10]]
+    assert [row[:2] for row in rows[1:]] == [
+        ["100", "early"],
+        ["300", "middle"],
+        ["1000", "late"],
+        ["end", "whole"],
+    ]
+    assert rows[0][0] == "baseline"
+    assert rows[1][-5:] == ["62%", "62%", "2.000", "2.500", "FAIL"]
+    assert rows[4][-4:] == ["-", "-", "PASS", "best"]
+
+
+def test_a_run_without_steps_shows_no_checkpoints(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, improving(Answers(), "one", "two"), 8, ("one", "two"))
+    files = write_reports(open_run(folder))
+    assert "curve" not in {path.stem for path in files}
+    for name in ("report.html", "report.md", "summary.md"):
+        assert "heckpoint" not in (folder / name).read_text(encoding="utf-8")
+
+
+def test_markdown_has_a_row_for_each_checkpoint(run: Path) -> None:
+    write_reports(open_run(run))
+    rows = [
+        "| 100 | `early` | 0.625 [",
+        "| 300 | `middle` | 0.750 [",
+        "| 1000 | `late` | 0.875 [",
+        "| end | `whole` | 1.000 [",
+    ]
+    for name in ("report.md", "summary.md"):
+        text = (run / name).read_text(encoding="utf-8")
+        found = [line[: len(row)] for row in rows for line in text.splitlines() if row in line]
+        assert found == rows
+        assert "| 62% [24%, 91%] | 62% [24%, 91%] | 2.000 | 2.500 | FAIL |  |" in text
+        assert "those of shares are exact, over cases." in text
+
+
+def test_the_page_has_the_figure_and_a_row_for_each_checkpoint(run: Path) -> None:
+    page = write_html(open_run(run), run / "page.html").read_text(encoding="utf-8")
+    section = page.partition('<section id="curve"')[2].partition("</section>")[0]
+    assert page.count('id="plot-curve"') == section.count('id="plot-curve"') == 1
+    rows = [re.sub("<[^>]*>", "", row) for row in re.findall('<th scope="row">.*?</th>', section)]
+    assert rows == ["baseline", "early", "middle", "late", "whole"]
+    assert '<a href="#curve">' in page
+
+
+def _texts(comparison: dict[str, Any]) -> list[str]:
+    drawn = ET.fromstring(inline_svgs(comparison)["curve"])
+    return ["".join(element.itertext()) for element in drawn.findall(".//{*}text")]
+
+
+def test_the_figure_names_what_it_draws_and_has_axes_for_losses_only_with_losses(
+    run: Path,
+) -> None:
+    comparison = dict(open_run(run).comparison)
+    texts = _texts(comparison)
+    for said in ("mean (failures = 0)", "valid answers", "mean of the baseline", "end", "loss"):
+        assert said in texts
+    (curve,) = comparison["curve"]
+    bare = _texts(comparison | {"curve": [curve | {"losses": []}]})
+    assert "loss" not in bare
+    assert "step" in bare
+
+
+def test_every_point_is_drawn(run: Path) -> None:
+    """Each is a marker of its own, so there is one less without the one in the middle."""
+    comparison = dict(open_run(run).comparison)
+    (curve,) = comparison["curve"]
+    fewer = curve | {"points": [point for point in curve["points"] if point["step"] != 300]}
+    drawn, without = (
+        inline_svgs(comparison | {"curve": [one]})["curve"].count("<use") for one in (curve, fewer)
+    )
+    assert drawn - without == 1
+
+
+def test_a_point_without_a_number_leaves_a_gap(run: Path) -> None:
+    """As in a run that was interrupted before the arm's first answer."""
+    comparison = dict(open_run(run).comparison)
+    (curve,) = comparison["curve"]
+    first, *others = curve["points"]
+    nothing = {"value": None, "low": None, "high": None}
+    gone = first | {key: first[key] | nothing for key in RATES}
+    assert "curve" in inline_svgs(comparison | {"curve": [curve | {"points": [gone, *others]}]})
+
+
+def test_a_run_interrupted_before_its_first_answer_still_tells_the_steps(run: Path) -> None:
+    stopped = open_run(interrupt(run, 0))
+    (curve,) = stopped.comparison["curve"]
+    assert {point["word"] for point in curve["points"]} == {"NOT FINISHED"}
+    assert {point["mean_all"]["value"] for point in curve["points"]} == {None}
+    write_reports(stopped)
+
+
+def test_hostile_names_and_notes_stay_text(tmp_path: Path) -> None:
+    path = "/data/<script>alert(1)</script>|`\u202e @octocat"
+    steps: dict[str, tuple[int | None, str]] = {"one": (1, path), "two": (2, path)}
+    log: dict[str, object] = {
+        "file": None,
+        "losses": [],
+        "note": f"{path}: <img src=x onerror=alert(1)> | `x`",
+    }
+    made = run_steps(tmp_path, [{"text": Answers().text()}], steps, {path: log})
+    write_reports(open_run(made))
+    page = (made / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    assert "<img" not in page
+    for name in ("report.md", "summary.md"):
+        text = (made / name).read_text(encoding="utf-8")
+        html = MarkdownIt("commonmark").enable("table").render(text)
+        bare = re.sub("<code.*?</code>", "", html, flags=re.DOTALL)
+        assert "octocat" in text
+        assert not [mark for mark in ("octocat", "alert", "img", "\u202e") if mark in bare]

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 Axes: TypeAlias = "matplotlib.axes.Axes"
 Figure: TypeAlias = "matplotlib.figure.Figure"
 
+SIZE = (5.0, 3.3)
+"""Inches; small, so that the text stays readable when a phone shrinks the figure."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")
 LABEL = 24
 """Characters of a name that are shown."""
 CHARACTER, ROW = 0.0165, 0.062
-"""Width of a character and height of a legend's row, as shares of the figure."""
+"""Width of a character and height of a legend's row, as shares of a figure of `SIZE`."""
 NUMBERS = 0.145
 """Share of the figure's width for the numbers and the name of an axis."""
 
@@ -57,8 +59,10 @@ def make_axes(
 
     Estimated, because letting matplotlib measure everything takes twice the time.
     """
-    top = 0.96 - ROW * ((names + 1) // 2)
-    place = {"left": left, "right": 0.97, "bottom": 0.15, "top": top, "hspace": 0.35, "wspace": 0.2}
+    higher = figure.get_figheight() / SIZE[1]
+    top, bottom = 1 - (0.04 + ROW * ((names + 1) // 2)) / higher, 0.15 / higher
+    place = {"left": left, "right": 0.97, "bottom": bottom, "top": top}
+    place |= {"hspace": 0.35 / higher, "wspace": 0.2}
     grid = figure.subplots(
         rows, columns, squeeze=False, sharex=rows > 1, sharey=columns > 1, gridspec_kw=place
     )

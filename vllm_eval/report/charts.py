@@ -10,6 +10,7 @@ from typing import Any
 from vllm_eval.compare.summary import NO_TIER
 from vllm_eval.report import chart_parts as parts
 from vllm_eval.report.chart_parts import LABEL, MARKERS, Axes, Colours, Figure, shorten
+from vllm_eval.report.curve_chart import curve
 
 Data = Mapping[str, Any]
 """`comparison.json`, or a part of it."""
@@ -38,6 +39,7 @@ def painters(comparison: Data) -> dict[str, Painter]:
     """The figures with something to show, by name."""
     spread = comparison["distributions"].values()
     shown = (
+        (curve, comparison["curve"]),
         (_paired, any(paired["pairs"] for paired in comparison["students"].values())),
         (_distribution, any(sum(arm["counts"]) for arm in spread)),
         (_tiers, any(summary["total"] for summary in comparison["arms"].values())),

@@ -20,7 +20,7 @@ from xml.sax.saxutils import quoteattr
 import orjson
 
 from vllm_eval.report import charts
-from vllm_eval.report.chart_parts import Colours, Figure
+from vllm_eval.report.chart_parts import SIZE, Colours, Figure
 from vllm_eval.report.charts import Painter
 from vllm_eval.store.folder import write_bytes, write_text
 
@@ -42,6 +42,7 @@ _BY_NAME = {TEXT: "currentColor", GRID: "var(--grid)"} | {
     colour: f"var(--arm-{number})" for number, colour in enumerate(ARM_COLOURS)
 }
 TITLES = {
+    "curve": "Score, valid answers and losses by training step",
     "paired": "Score per case, students against the baseline",
     "distribution": "Scores of the cases, per arm",
     "tiers": "Mean score and valid answers, per tier",
@@ -51,10 +52,8 @@ TITLES = {
     "history": "Score and validity over time",
 }
 """Title of each figure; not drawn, because a page or a slide has its own headline."""
-SIZE = (5.0, 3.3)
-"""Inches; small, so that the text stays readable when a phone shrinks the figure."""
 DPI = 240
-"""Of the PNG files: 1,200 by 792 pixels."""
+"""Of the PNG files: 1,200 by 792 pixels, or higher where a figure says so."""
 FOLDER = "plots"
 _DRAWING = threading.Lock()  # matplotlib's settings and Python's warning filters are global
 _COLOURED = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")

@@ -55,11 +55,16 @@ def percent(value: float | None) -> str:
 
 def ends(interval: Mapping[str, Any], form: str = "score") -> str:
     """The ends of an interval, of which the upper one may be missing."""
-    show = signed if form == "signed" else score
+    show = {"signed": signed, "percent": percent}.get(form, score)
     if interval["low"] is None:
         return ""
     high = NO_END if interval["high"] is None else f"{show(interval['high'])}]"
     return f"[{show(interval['low'])}, {high}"
+
+
+def loss(value: float | None) -> str:
+    """Four digits, because a loss may be of any size."""
+    return NOTHING if value is None else f"{value:#.4g}".translate(_MINUS)
 
 
 def count(value: float | None) -> str:
@@ -118,8 +123,20 @@ def ranking_note(ranking: Mapping[str, Any]) -> str:
     return f"{said} Two students are tied if their scores cannot be told apart."
 
 
-_NUMBERS = (score, signed, ends, percent, count, seconds, chance)
-_NOTES = (look, look_note, settled_note, ranking_note, reused_note)
+def curve_note(curve: Mapping[str, Any]) -> str:
+    """What the figures of a training run's points are, and which of its losses stand there."""
+    rate = curve["points"][0]["valid_rate"]
+    level = percent(rate["confidence"])
+    over = "exact, over cases" if rate["method"] == "exact" else "over each case's share of answers"
+    said = f"Intervals are at {level}; those of shares are {over}."
+    if not curve["losses"]:
+        return said
+    logged = "the last one logged since the row before"
+    return f"{said} The loss is {logged}, the evaluation loss that of the very step."
+
+
+_NUMBERS = (score, signed, ends, loss, percent, count, seconds, chance)
+_NOTES = (look, look_note, settled_note, ranking_note, reused_note, curve_note)
 NUMBERS = {f.__name__: f for f in (*_NUMBERS, *_NOTES)}
 """The templates' filters for numbers, alone or in a sentence."""
 
