@@ -26,7 +26,7 @@ Exit codes: 0 PASS, 1 FAIL, 2 bad usage or input, 3 could not evaluate,
 Examples:
 
   {MODULE} --adapter po_student_v1 --max-samples 20
-  {MODULE} --adapter first --adapter second --repair --tag both
+  {MODULE} --adapter runs/exp1 other=runs/exp2 --tag both --repair
   {MODULE} --config demo -c gate.min_ratio=0.95
 """
 

@@ -242,7 +242,7 @@ class Config(Record):
 
     output_dir: Annotated[str, Flag(OUTPUT, metavar="FOLDER")] = "results"
     """Folder in which run folders are made."""
-    tag: Annotated[str | None, Flag(OUTPUT, "the adapter's name")] = None
+    tag: Annotated[str | None, Flag(OUTPUT, "what is compared")] = None
     """Label of the run; its folder's name starts with it."""
     repair: Annotated[bool, Flag(OUTPUT)] = False
     """Also show what failed answers score with their text repaired; the verdict ignores it."""
