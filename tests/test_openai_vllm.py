@@ -1,11 +1,12 @@
 """The openai engine against a real vLLM server with the demo's base and student, on loopback.
 
-Covered: the answers of the engine in this process; faults on the way; a server killed and started
+Covered: the answers of the engine in this process, whatever the server's defaults; faults on the way; a server killed and started
 again; answers constrained to the task's grammar. Not covered: GPUs, gateways.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -39,6 +40,8 @@ pytestmark = [
 
 STUDENT = "po_student_demo"
 CASES, TOKENS, START_S = 3, 160, 300
+LEAKS = {"temperature": 2.0, "top_k": 3, "top_p": 0.5, "min_p": 0.2, "repetition_penalty": 1.3}
+LEAKS |= {"presence_penalty": 1.0, "frequency_penalty": 1.0}
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "OMP_NUM_THREADS": "1",
@@ -72,6 +75,8 @@ class VllmServer:
         command += ["--lora-modules", f"{STUDENT}={student}", "--max-model-len", "3072"]
         command += ["--kv-cache-memory-bytes", "268435456", "--enforce-eager"]
         command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", "8192"]
+        # As a generation_config.json sets it; no answer may follow it.
+        command += ["--override-generation-config", json.dumps(LEAKS)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
