@@ -114,7 +114,8 @@ def write_llama_tokenizer(folder: Path, template: str = "{{ messages[0].content 
 def write_base(folder: Path, **changes: object) -> Path:
     """A base model whose tokenizer makes a token of each word."""
     folder.mkdir(parents=True)
-    write_json(folder / "config.json", BASE | changes)
+    kind = str(changes.get("model_type", BASE["model_type"])).title()
+    write_json(folder / "config.json", BASE | {"architectures": [f"{kind}ForCausalLM"]} | changes)
     write_tokenizer(folder)
     write_safetensors(folder / "model.safetensors", base_shapes(), "BF16")
     return folder

@@ -13,8 +13,17 @@ from vllm_eval.inputs.safetensors_headers import Tensor, read_header, read_json
 
 LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types whose layers have the seven linear modules of `linear_modules`, by these names."""
-NO_VOCABULARY_LORA = frozenset({"qwen2", "mistral"})
-"""Model types for which vLLM cannot serve adapters of `embed_tokens` or `lm_head`."""
+NO_VOCABULARY_LORA = frozenset(
+    (
+        *("afmoe", "axk1", "deepseek_v2", "deepseek_v3", "ernie4_5_moe", "gemma", "gemma2"),
+        *("gemma3", "gemma3_text", "gemma4", "gemma4_text", "gemma4_unified", "glm4", "glm4_moe"),
+        *("glm4_moe_lite", "gpt_oss", "hy_v3", "laguna", "longcat_flash", "minimax_m2"),
+        *("ministral3", "mistral", "olmo_hybrid", "olmoe", "opt", "qwen2", "qwen2_moe"),
+        "qwen3_next",
+    )
+)
+"""Model types on which vLLM 0.32 serves no LoRA of `embed_tokens` or `lm_head`; asked only where
+the installed one cannot be."""
 MAX_LAYERS = 10_000
 _NOT_DENSE = ("num_experts", "num_local_experts", "n_routed_experts", "kv_lora_rank")
 
@@ -87,6 +96,10 @@ class Base:
     """From all its weight files; None unless all are here, as safetensors."""
     wrapper: str | None = None
     """The class of a multimodal model, whose text part `architecture` describes."""
+    kind: str | None = None
+    """The class of the model, as `config.json` names it."""
+    model_type: str | None = None
+    """The model's type, or that of its text part."""
 
 
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
@@ -111,9 +124,11 @@ def read_base(name: str, revision: str | None = None, *, weights: bool = True) -
     quantization = config.get("quantization_config")
     stored = quantization if isinstance(quantization, dict) else None
     tensors = _read_weights(folder) if weights else None
-    classes = config.get("architectures") if text is not config else None
-    wrapper = str(classes[0]) if isinstance(classes, list) and classes else None
-    return Base(name, folder, _read_architecture(text), stored, tensors, wrapper)
+    classes = config.get("architectures")
+    kind = str(classes[0]) if isinstance(classes, list) and classes else None
+    wrapper, model_type = kind if text is not config else None, str(text.get("model_type"))
+    dense = _read_architecture(text)
+    return Base(name, folder, dense, stored, tensors, wrapper, kind, model_type)
 
 
 def linear_modules(base: Base) -> dict[str, tuple[int, int]] | None:
@@ -149,6 +164,11 @@ def vocabulary_modules(base: Base) -> dict[str, tuple[int, int]]:
 def is_vocabulary(name: str) -> bool:
     """Whether a tensor or module is an input or output embedding."""
     return not {"embed_tokens", "lm_head", "wte", "embed_out"}.isdisjoint(name.split("."))
+
+
+def has_experts(base: Base) -> bool:
+    """Whether its weights are known to hold experts; false where they are not known."""
+    return any(".experts." in name for name in base.tensors or ())
 
 
 def stored_as(base: Base, tensor: str) -> tuple[Path, str] | None:

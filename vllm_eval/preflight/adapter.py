@@ -6,16 +6,20 @@ without a word and computes wrongly (an extra layer, another module's rank) is r
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vllm_eval.config.machine import Software
 from vllm_eval.errors import InputError
 from vllm_eval.inputs.adapters import CONFIG_FILE, WEIGHTS_FILE, read_settings
-from vllm_eval.inputs.base_model import Base
+from vllm_eval.inputs.base_model import LLAMA_LIKE, Base, has_experts
 from vllm_eval.inputs.safetensors_headers import read_header
-from vllm_eval.preflight.adapter_tensors import MERGE, SAVE_AGAIN, check_tensors
+from vllm_eval.inputs.vllm_names import lora_support, models_folder
+from vllm_eval.preflight.adapter_modules import MERGE
+from vllm_eval.preflight.adapter_tensors import SAVE_AGAIN, check_tensors
 from vllm_eval.preflight.finding import Finding, error, from_error, ok, warning
 from vllm_eval.preflight.needs import PEFT_RELEASE
 from vllm_eval.records import Adapter
@@ -65,6 +69,22 @@ def check_adapter(
         findings.append(error(settings_file, what, todo))
     findings += _check_base_name(settings_file, adapter, base)
     return findings + check_tensors(adapter, settings, header, base, peft=release >= PEFT_RELEASE)
+
+
+def check_lora(base: Base, software: Software) -> list[Finding]:
+    """Whether vLLM serves any LoRA on this kind of base."""
+    where, todo = f"base {base.name}", "give --engine transformers, or merge each adapter into it"
+    if software.vllm and software.for_cpu and has_experts(base):
+        what = "is a mixture of experts, on which vLLM's CPU build serves no LoRA"
+        return [error(where, what, f"use a GPU, {todo}")]
+    models = models_folder()
+    # Reading vLLM's files takes a second, and is of no use for what is known.
+    if models is None or base.kind is None or base.model_type in LLAMA_LIKE:
+        return []
+    with contextlib.suppress(LookupError):
+        if lora_support(models, base.kind) is None:
+            return [error(where, f"is a {base.kind}, on which vLLM serves no LoRA", todo)]
+    return []
 
 
 def _check_settings(

@@ -15,8 +15,7 @@ from vllm_eval.config.settings import Config, resolve_path
 from vllm_eval.errors import InputError
 from vllm_eval.inputs.base_model import Base, vocabulary_modules
 from vllm_eval.inputs.safetensors_headers import read_json
-from vllm_eval.preflight.adapter_tensors import counted
-from vllm_eval.preflight.finding import Finding, error, from_error, warning
+from vllm_eval.preflight.finding import Finding, counted, error, from_error, warning
 from vllm_eval.records import Adapter
 
 TOKENIZER = "tokenizer.json"

@@ -20,7 +20,7 @@ from vllm_eval.inputs.base_model import Base, missing_modules
 from vllm_eval.inputs.cases import read_cases
 from vllm_eval.inputs.plan import Draft, read_plan
 from vllm_eval.preflight import memory, needs
-from vllm_eval.preflight.adapter import LARGEST_RANK, check_adapter
+from vllm_eval.preflight.adapter import LARGEST_RANK, check_adapter, check_lora
 from vllm_eval.preflight.adapter_tokenizer import check_tokenizer
 from vllm_eval.preflight.baseline import check_baseline
 from vllm_eval.preflight.demand import Demand, as_loaded, demand_of
@@ -109,6 +109,8 @@ def _check(draft: Draft, hardware: Machine, software: Software) -> list[Finding]
         demand = as_loaded(base, demand, len(loaded_adapters(draft.arms)))
         release, most = needs.PEFT_RELEASE, LARGEST_RANK
     findings += _check_base(base, demand)
+    if config.answering == "vllm" and any(arm.adapter for arm in draft.arms):
+        findings += check_lora(base, software)
     for arm in draft.arms:
         if arm.adapter is not None and arm.variant_of is None:
             findings += check_adapter(arm.adapter, base, release, most)

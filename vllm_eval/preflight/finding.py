@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -74,3 +75,9 @@ def from_error(failed: EvalError) -> Finding:
     if not semicolon:
         what, todo = rest, ""
     return Finding("error", where, what, todo, failed)
+
+
+def counted(names: Sequence[str], noun: str) -> str:
+    """The number, and the first name, escaped and shortened because it comes from a file."""
+    shown = names[0] if len(names[0]) <= 80 else f"{names[0][:80]}..."
+    return f"{len(names)} {noun}{'s' if len(names) > 1 else ''} (first {shown!r})"

@@ -1,7 +1,8 @@
-"""Adapters of multimodal bases: vLLM's own names decide what it finds, and the rest is refused."""
+"""Read from vLLM's own files: the names of multimodal bases, and the LoRA that it serves."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,8 +16,8 @@ from tests.model_folders import (
     write_safetensors,
 )
 from vllm_eval.inputs.adapters import read_adapter
-from vllm_eval.inputs.base_model import Base, read_base
-from vllm_eval.inputs.vllm_names import models_folder, module_prefixes, renamed
+from vllm_eval.inputs.base_model import NO_VOCABULARY_LORA, Base, read_base
+from vllm_eval.inputs.vllm_names import lora_support, models_folder, module_prefixes, renamed
 from vllm_eval.preflight.adapter import check_adapter
 
 if TYPE_CHECKING:
@@ -135,3 +136,44 @@ def test_shapes_of_a_multimodal_base_are_compared_too(tmp_path: Path) -> None:
 def test_names_of_a_multimodal_base_that_nobody_knows_are_a_warning(tmp_path: Path) -> None:
     base = multimodal(tmp_path / "base", "UnknownForConditionalGeneration")
     assert levels(write_adapter(tmp_path / "pupil"), base) == ["warning"]
+
+
+def test_what_is_said_of_vocabulary_lora_without_vllm_is_what_the_installed_one_says() -> None:
+    """For every type of which transformers knows the class."""
+    if (models := models_folder()) is None:
+        pytest.skip("no vLLM here to read it from")
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    without = set()
+    for model_type, named in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
+        with contextlib.suppress(LookupError):
+            if lora_support(models, named if isinstance(named, str) else named[0]) == frozenset():
+                without.add(model_type)
+    assert without == NO_VOCABULARY_LORA
+
+
+@pytest.mark.parametrize(
+    ("architecture", "served"),
+    [
+        ("LlamaForCausalLM", {"embed_tokens", "lm_head"}),
+        ("Phi3ForCausalLM", {"embed_tokens", "lm_head"}),  # a Llama, in another file
+        ("CohereForCausalLM", {"embed_tokens"}),
+        ("MistralForCausalLM", set()),  # a Llama too, but says otherwise
+        ("Qwen2ForCausalLM", set()),
+        ("MambaForCausalLM", None),
+    ],
+)
+def test_embeddings_that_vllm_serves_a_lora_of_are_read_from_its_files(
+    architecture: str, served: set[str] | None
+) -> None:
+    if (models := models_folder()) is None:
+        pytest.skip("no vLLM here to read it from")
+    assert lora_support(models, architecture) == served
+
+
+def test_lora_of_what_vllm_does_not_know_is_not_guessed(models: Path) -> None:
+    for architecture in ("MadeForConditionalGeneration", "UnknownForCausalLM"):
+        with pytest.raises(LookupError):
+            lora_support(models / "none", architecture)
+    with pytest.raises(LookupError):
+        lora_support(models, "UnknownForCausalLM")
