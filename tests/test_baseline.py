@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.servers import BASE, FakeServer, hash_words
 from vllm_eval import evaluate
+from vllm_eval.config.settings import resolve_path
+from vllm_eval.engines import canary
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from tests.conftest import Answers, Bench, Run
@@ -369,3 +375,128 @@ def test_stored_answers_are_graded_again_as_ever(bench: Bench, earlier: Path) ->
     again(bench, earlier)
     run = bench.call("score", str(later(bench)))
     assert (run.code, "3 of 3" in run.out or "reproduced" in run.out) == (1, True)
+
+
+@pytest.fixture
+def servers(bench: Bench, answers: Answers) -> Iterator[Callable[..., Run]]:
+    """Runs the program against a server with these fields, made for the call."""
+    made: list[FakeServer] = []
+    bench.dataset(3)
+
+    def run(student: str, *more: str, **fields: Any) -> Run:
+        models = {BASE: None, "pupil": BASE, "second": BASE}
+
+        def answer(body: Mapping[str, Any]) -> str:
+            return hash_words(body) if body.get("prompt") in canary.TEXTS else answers.text()
+
+        server = FakeServer(models=models, answer=answer, **fields)
+        made.append(server)
+        return bench.call(
+            *("--engine", "openai", "--base-url", server.url, "--adapter", student),
+            *("--dataset-path", str(bench.cases), "--profile", "none", "--no-report"),
+            *("--output-dir", str(bench.output_dir), "-c", "server_patience_s=10", *more),
+        )
+
+    yield run
+    for server in made:
+        server.loopback.stop()
+
+
+def asked(folder: Path) -> list[tuple[str, bool]]:
+    return sorted({(line["arm"], line["reused"]) for line in lines(folder)})
+
+
+@pytest.mark.parametrize("log_probabilities", [True, False])
+def test_the_canary_proves_that_the_base_is_the_same(
+    bench: Bench, servers: Callable[..., Run], log_probabilities: bool
+) -> None:
+    servers("pupil", "--tag", "earlier", log_probabilities=log_probabilities)
+    (earlier,) = bench.output_dir.iterdir()
+    run = servers(
+        *("second", "--tag", "later", "--baseline", str(earlier)),
+        log_probabilities=log_probabilities,
+    )
+    assert "its base was proven to be this engine's by the canary" in run.out
+    assert asked(later(bench)) == [("baseline", True), ("second", False)]
+    proof = comparison(later(bench))["baseline_from"]["proof"]
+    assert (proof["away"], proof["by"] == "texts") == (0.0, not log_probabilities)
+
+
+def test_another_base_is_refused_and_then_asked_anew(
+    bench: Bench, servers: Callable[..., Run]
+) -> None:
+    """Its files may say the same: a server tells only the name."""
+    servers("pupil", "--tag", "earlier")
+    (earlier,) = bench.output_dir.iterdir()
+    more = ("second", "--tag", "later", "--baseline", str(earlier))
+    run = servers(*more, other_base=0.1)
+    assert run.code == 3
+    assert "the base of this engine answers the canary" in run.err
+    assert f"--resume {later(bench)} asks the baseline anew" in run.err
+    assert lines(later(bench)) == []
+    again = servers("second", "--resume", str(later(bench)), other_base=0.1)
+    assert asked(later(bench)) == [("baseline", False), ("second", False)]
+    assert (again.code, comparison(later(bench))["baseline_from"]) == (0, None)
+
+
+def test_another_base_under_a_begun_run_is_refused(
+    bench: Bench, servers: Callable[..., Run]
+) -> None:
+    servers("pupil", "--tag", "earlier")
+    (earlier,) = bench.output_dir.iterdir()
+    servers("second", "--tag", "later", "--baseline", str(earlier))
+    before = lines(later(bench))[:4]
+    cut(later(bench), 4)
+    run = servers("second", "--resume", str(later(bench)), other_base=0.1)
+    assert (run.code, "continue with the engine and hardware" in run.err) == (3, True)
+    assert lines(later(bench)) == before
+
+
+def test_another_release_is_refused(bench: Bench, servers: Callable[..., Run]) -> None:
+    servers("pupil", "--tag", "earlier", version="0.32.0")
+    (earlier,) = bench.output_dir.iterdir()
+    more = ("second", "--tag", "later", "--baseline", str(earlier))
+    run = servers(*more, version="0.33.0")
+    assert (run.code, "were begun with vllm '0.32.0', not '0.33.0'" in run.err) == (3, True)
+
+
+def test_a_run_that_kept_no_canary_is_refused(bench: Bench, servers: Callable[..., Run]) -> None:
+    servers("pupil", "--tag", "earlier")
+    (earlier,) = bench.output_dir.iterdir()
+    manifest = json.loads((earlier / "manifest.json").read_bytes())
+    del manifest["canary"]
+    (earlier / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    run = servers("second", "--tag", "later", "--baseline", str(earlier))
+    assert (run.code, "evaluate the baseline once more" in run.err) == (2, True)
+
+
+@pytest.mark.engine
+def test_the_real_engine_takes_it_and_proves_its_base(tmp_path: Path) -> None:
+    """The demo, and then its adapter with another scale; then a forged base."""
+    scaled = tmp_path / "scaled"
+    shutil.copytree(resolve_path("package:demo/po_student_demo"), scaled)
+    settings = json.loads((scaled / "adapter_config.json").read_bytes())
+    settings["lora_alpha"] *= 0.9
+    (scaled / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "vllm_eval", "--config", "demo", "--no-report"]
+        command += ["--max-samples", "4", "--output-dir", str(tmp_path / "out"), *more]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    run("--tag", "earlier")
+    (earlier,) = (tmp_path / "out").iterdir()
+    more = ("--adapter", str(scaled), "--tag", "later", "--baseline", "earlier")
+    done = run(*more[:-1], str(earlier))
+    assert "its base was proven to be this engine's by the canary" in done.stdout, done.stderr
+    (folder,) = (tmp_path / "out").glob("later*")
+    assert asked(folder) == [("baseline", True), ("scaled", False)]
+    assert comparison(folder)["baseline_from"]["proof"]["away"] <= canary.NEGLIGIBLE
+
+    manifest = json.loads((earlier / "manifest.json").read_bytes())
+    token, likelihood = next(iter(manifest["canary"]["rows"][0].items()))
+    manifest["canary"]["rows"][0][token] = likelihood - 0.1
+    (earlier / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    refused = run("--adapter", str(scaled), "--tag", "other", "--baseline", str(earlier))
+    assert refused.returncode == 3
+    assert "the base of this engine answers the canary" in refused.stderr
