@@ -87,7 +87,7 @@ def check_slots(draft: Draft, slots: Slots, software: Software, *, on_gpu: bool)
     """Whether the configured slots can be used, and what it means if not all adapters have one."""
     args, adapters = slots.applied(draft.config).engine_args, slots.adapters
     given, host = whole(args.get("max_loras"), 0), args.get("max_cpu_loras")
-    if not on_gpu and given <= adapters and software.release < FIXED:
+    if adapters and not on_gpu and given <= adapters and software.release < FIXED:
         what = f"{given} for {adapters} adapter{'s' if adapters > 1 else ''} leaves no spare slot: "
         what += "CPU builds of vLLM up to 0.32 answer the base with the adapter of the last one"
         todo = f"leave it out, or give at least {adapters + 1}"
