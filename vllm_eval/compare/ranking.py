@@ -13,14 +13,12 @@ from vllm_eval.compare.cases import Cases
 from vllm_eval.compare.intervals import Interval, make_interval, mean_interval
 from vllm_eval.compare.paired import holm, pair_all, paired_means
 from vllm_eval.compare.summary import Comparison
-from vllm_eval.compare.verdict import NOT_FINISHED, Verdict
+from vllm_eval.compare.verdict import NOT_FINISHED, WORDS, Verdict
 
 BY = "verdict, then mean (failures = 0)"
 CORRECTION = "Holm 1979"
 ALPHA = 0.05
 """Two students are tied where the test of one against the next is not below it."""
-WORDS = ("PASS", "UNDECIDED", "FAIL")
-"""Best first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +47,15 @@ class Ranked:
 
 
 def rank(comparison: Comparison, verdicts: Sequence[Verdict]) -> tuple[Ranked, ...]:
-    """Students by verdict, then by mean with failures as 0; equal ones keep their order."""
+    """Students by verdict, then by mean with failures as 0; equal ones by name.
+
+    So the order in which they are given does not matter.
+    """
     words = {verdict.arm: verdict.word for verdict in verdicts}
     arms, cases = comparison.arms, comparison.cases
 
-    def place(arm: str) -> tuple[int, float]:
-        return WORDS.index(words[arm]), -(arms[arm].mean_all or 0.0)
+    def place(arm: str) -> tuple[int, float, str]:
+        return WORDS.index(words[arm]), -(arms[arm].mean_all or 0.0), arm
 
     order, level = sorted(words, key=place), comparison.confidence
     own = [comparison.students[arm].scores.p if arm in comparison.students else 1 for arm in order]

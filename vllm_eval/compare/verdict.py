@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
 from vllm_eval.compare.betting import Evidence
-from vllm_eval.config.settings import CONFIDENCE
+from vllm_eval.config.settings import CONFIDENCE, Select
 
 NOT_FINISHED = "NOT FINISHED"
 """Instead of a verdict while outcomes are pending: a partial run neither passes nor fails."""
@@ -31,6 +31,8 @@ Kind = Literal[
     "whole_files",
 ]
 Word = Literal["PASS", "FAIL", "UNDECIDED"]
+WORDS: tuple[Word, ...] = ("PASS", "UNDECIDED", "FAIL")
+"""Best first."""
 State = Literal["", "shown", "refuted", "open"]
 
 
@@ -106,6 +108,17 @@ def overall(parts: Iterable[Rule | Verdict]) -> Word:
     """Of all rules of a student, or of all students: PASS if each passes, FAIL if one fails."""
     words = {part.word for part in parts}
     return "FAIL" if "FAIL" in words else "UNDECIDED" if "UNDECIDED" in words else "PASS"
+
+
+def word_on(students: Collection[Verdict], select: Select) -> Word:
+    """The gate's word on all students of a run together, by `gate.select`.
+
+    `all`: PASS if each passes, FAIL if one fails. `best`: PASS if any passes, and FAIL only if each
+    fails. UNDECIDED otherwise.
+    """
+    if select == "all":
+        return overall(students)
+    return next((word for word in WORDS if any(one.word == word for one in students)), "FAIL")
 
 
 def to_json(verdicts: Iterable[Verdict], pending: int) -> list[dict[str, Any]]:

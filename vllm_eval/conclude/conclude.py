@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_eval.compare.gate import grade
 from vllm_eval.compare.ranking import rank
+from vllm_eval.compare.selection import select
 from vllm_eval.compare.summary import as_repaired
 from vllm_eval.conclude.constrained import compare_constrained
 from vllm_eval.conclude.curve import make_curves
 from vllm_eval.conclude.looks import note_evidence
 from vllm_eval.conclude.one_pass import Evaluated, first_pending, read_attempts, settle
+from vllm_eval.conclude.repaired import repair_to_json
 from vllm_eval.conclude.results import (
     SCHEMA_VERSION,
     Finished,
-    repair_to_json,
     write_comparison,
     write_results,
 )
@@ -125,10 +126,12 @@ def conclude(run: Evaluated) -> Finished:
 def refuse_unanswered(finished: Finished) -> None:
     """A whole run in which an arm never answered has evaluated nothing.
 
+    Where the best student is selected, this takes the baseline or all students.
+
     Raises:
         EvalError: an arm that a rule is about has no answer at all.
     """
-    for name in () if finished.pending else finished.silent:
+    for name in () if finished.pending else finished.empty:
         reasons = ", ".join(finished.comparison.reasons[name]) or "no reason"
         raise EvalError(f"no case of {name} has an answer ({reasons}); see {finished.folder}")
 
@@ -145,7 +148,6 @@ def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finishe
         return grade(outcomes, free, each, config.gate, drawn=drawn, seed=config.seed)
 
     comparison, verdicts = repaired, repaired_verdicts = decide(outcomes)
-    ranking = rank(comparison, verdicts)
     if any(outcome.repair for outcome in outcomes):
         repaired, repaired_verdicts = decide([as_repaired(outcome) for outcome in outcomes])
     variants = compare_constrained(config.constrain, outcomes, comparison, survey.arms, drawn)
@@ -153,6 +155,7 @@ def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finishe
     then = () if reading.pending else repaired_verdicts
     failures = list(survey.failures.values())
     failures.sort(key=lambda g: (-g.attempts, -g.outcomes, g.reason, g.tier or "", g.arm))
+    ranking, origins = rank(comparison, verdicts), manifest.origins(run.manifest)
     return Finished(
         folder=run.folder.path,
         comparison=comparison,
@@ -168,7 +171,7 @@ def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finishe
             outcomes,
             repaired.arms,
             repaired_verdicts,
-            asked=config.repair,
+            config,
             measured=run.task.grades,
             pending=reading.pending,
         ),
@@ -176,4 +179,6 @@ def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finishe
         constrained=variants,
         reused=read_reused(run.manifest),
         quantization=run.manifest.get("engine", {}).get("quantization", "none"),
+        select=config.gate.select,
+        selected=None if reading.pending else select(comparison, verdicts, ranking, origins),
     )

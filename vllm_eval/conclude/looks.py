@@ -18,9 +18,10 @@ from vllm_eval.store.evidence import Look, RunEvidence, StudentEvidence
 def note_evidence(run: Evaluated, reading: Reading, finished: Finished) -> Finished:
     """Write the `evidence.json` of a complete run; returns the run with its looks.
 
-    Writes nothing if outcomes are pending, or if an arm is `silent`.
+    Writes nothing if outcomes are pending, or if an arm is `silent` for want of which the run has
+    evaluated nothing; leaves out other students that are silent.
     """
-    if finished.pending or finished.silent:
+    if finished.pending or finished.empty:
         return finished
     order, contents = run.cases.order, run.cases.contents
     answered = sorted({order[outcome.concept_id] for outcome in reading.outcomes})
@@ -33,6 +34,7 @@ def note_evidence(run: Evaluated, reading: Reading, finished: Finished) -> Finis
         students=tuple(
             StudentEvidence(v.arm, _adapter(identity, v.arm), v.rules, Look(1, 0, len(answered)))
             for v in finished.verdicts
+            if v.arm not in finished.silent
         ),
     )
     before = _looks_before(path, draft)

@@ -6,7 +6,6 @@ figures, which alone decide: nothing here changes what an answer was graded to b
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -18,23 +17,24 @@ import orjson
 
 from vllm_eval.compare import ranking, verdict
 from vllm_eval.compare.ranking import Ranked
+from vllm_eval.compare.selection import NONE_PASSES, Selected
 from vllm_eval.compare.summary import Comparison, Summary, comparison_to_json
-from vllm_eval.compare.verdict import NOT_FINISHED, Verdict, overall
+from vllm_eval.compare.verdict import NOT_FINISHED, Verdict, word_on
 from vllm_eval.conclude import curve
 from vllm_eval.conclude.case_rows import CaseRow, case_rows, distributions, sample_rows
 from vllm_eval.conclude.constrained import Constrained
 from vllm_eval.conclude.curve import Curve
 from vllm_eval.conclude.one_pass import Evaluated, Places, Reading
 from vllm_eval.conclude.timing import ArmAttempts
-from vllm_eval.config.settings import file_name
+from vllm_eval.config.settings import Select, file_name
 from vllm_eval.diagnose.diagnosis import Diagnosis
 from vllm_eval.diagnose.survey import FailureGroup
 from vllm_eval.preflight.reused import Reused, reused_to_json
-from vllm_eval.records import BASELINE, CONSTRAINED, Case, Key, Outcome, free_arms
+from vllm_eval.records import BASELINE, CONSTRAINED, Case, Key, free_arms
 from vllm_eval.store.evidence import Look
 from vllm_eval.store.folder import COMPARISON, read_row, write_json, written_whole
 from vllm_eval.tasks import Task
-from vllm_eval.tasks.repair import NAMES, mend
+from vllm_eval.tasks.repair import mend
 
 SCHEMA_VERSION = 7
 """Of `comparison.json`; 2 added cases, distributions, environment and the timing's details, 3 tells
@@ -84,11 +84,15 @@ class Finished:
     """By student, which look at these cases this run is; empty for an incomplete run."""
     unread: tuple[str, ...] = ()
     """Why runs beside this one could not be counted among the looks."""
+    select: Select = "all"
+    """Whom the word is about: `gate.select`."""
+    selected: Selected | None = None
+    """The student that ships; None if none passes, and while outcomes are pending."""
 
     @property
     def word(self) -> str:
-        """Of the whole run: NOT FINISHED, or what the gate says of all students."""
-        return NOT_FINISHED if self.pending else overall(self.verdicts)
+        """Of the whole run: NOT FINISHED, or what the gate says of all students, or of the best."""
+        return NOT_FINISHED if self.pending else word_on(self.verdicts, self.select)
 
     @property
     def silent(self) -> list[str]:
@@ -96,6 +100,17 @@ class Finished:
         graded = {rule.arm for verdict in self.verdicts for rule in verdict.rules}
         arms = self.comparison.arms.items()
         return [arm for arm, found in arms if arm in graded and found.errors == found.total]
+
+    @property
+    def empty(self) -> list[str]:
+        """The silent arms for want of which nothing is evaluated.
+
+        Where the best student is selected, one that never answered does not stop the others.
+        """
+        students = {verdict.arm for verdict in self.verdicts}
+        if self.select == "best" and not students <= set(self.silent):
+            return [arm for arm in self.silent if arm not in students]
+        return self.silent
 
 
 def _stem(arm: str, arms: int) -> str:
@@ -156,6 +171,9 @@ def write_comparison(run: Evaluated, finished: Finished, reading: Reading) -> No
         "settled": finished.settled,
         "word": finished.word,
         "passed": finished.word == "PASS",
+        "select": finished.select,
+        "selected": asdict(finished.selected) if finished.selected else None,
+        "unselected": "" if finished.selected else _unselected(finished),
         "quantization": finished.quantization,
         "baseline_from": reused_to_json(finished.reused),
         "verdicts": verdict.to_json(finished.verdicts, finished.pending),
@@ -181,6 +199,11 @@ def write_comparison(run: Evaluated, finished: Finished, reading: Reading) -> No
         },
     }
     write_json(run.folder.path / COMPARISON, whole)
+
+
+def _unselected(finished: Finished) -> str:
+    """Why no student is selected."""
+    return "answers are still pending" if finished.pending else NONE_PASSES
 
 
 def _index(
@@ -269,42 +292,4 @@ def _repaired(task: Task, case: Callable[[], Case], last: Mapping[str, Any]) -> 
         "repaired_response": found.text,
         "repaired_score": found.score,
         "repaired_parts": found.parts,
-    }
-
-
-def repair_to_json(
-    outcomes: Sequence[Outcome],
-    arms: Mapping[str, Summary],
-    verdicts: Sequence[Verdict],
-    *,
-    asked: bool,
-    measured: bool,
-    pending: int,
-) -> dict[str, Any]:
-    """What `comparison.json` says of repairs, apart from single cases; no figure if unmeasured.
-
-    `arms` and `verdicts` count repaired outcomes as valid; without `measured` they could not be
-    graded. `asked` is the configuration's, and while outcomes are `pending` there is no verdict.
-    """
-    stated = {"asked": asked, "measured": measured}
-    if not measured:
-        return stated | {"passed": None, "arms": {}, "verdicts": []}
-    repaired = [outcome for outcome in outcomes if outcome.repair]
-    return stated | {
-        "passed": pending == 0 and all(verdict.passed for verdict in verdicts),
-        "arms": {
-            arm: _count([o for o in repaired if o.arm == arm]) | {"summary": asdict(summary)}
-            for arm, summary in arms.items()
-        },
-        "verdicts": verdict.to_json(verdicts, pending),
-    }
-
-
-def _count(repaired: Sequence[Outcome]) -> dict[str, Any]:
-    names = Counter(name for o in repaired if o.repair for name in o.repair.names)
-    reasons = Counter(outcome.reason for outcome in repaired)
-    return {
-        "repaired": len(repaired),
-        "by_repair": {name: names[name] for name in NAMES if names[name]},
-        "by_reason": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0] or ""))),
     }

@@ -30,6 +30,8 @@ _Positive = Annotated[int, Field(gt=0)]
 _NotNegative = Annotated[float, Field(ge=0)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Inside = Annotated[float, Field(gt=0, lt=1)]
+Select = Literal["all", "best"]
+"""Whom the word on a run is about: all students, or the best of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class GateConfig(Record):
     """Confidence level at which the lower end of the ratio's interval must reach min_ratio too."""
     certify: Annotated[float | None, Field(ge=0.5, lt=1), Flag(GATE, NOT_CHECKED)] = None
     """Level of evidence: PASS if every rule is shown, FAIL if one is refuted, else UNDECIDED."""
-    select: Annotated[Literal["all", "best"], Flag(GATE)] = "all"
+    select: Annotated[Select, Flag(GATE)] = "all"
     """Whom the exit code is about: all students, or the best of them, which is named (best)."""
     against: Annotated[Literal["baseline", "absolute"], Flag(GATE)] = "baseline"
     """Grade the student against the baseline, or by its own rules alone (absolute)."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vllm_eval.compare.summary import Summary
-from vllm_eval.compare.verdict import Verdict
+from vllm_eval.compare.verdict import Verdict, word_on
 from vllm_eval.config.settings import Config
 from vllm_eval.diagnose.clusters import KINDS
 from vllm_eval.diagnose.remedies import Patient, Remedy, find_remedies
@@ -82,7 +82,7 @@ def diagnose(
     groups.sort(key=lambda g: (-g.attempts, -g.outcomes, g.cluster, g.tier or "", g.arm))
     passes = {verdict.arm: verdict.passed for verdict in repaired}
     if repaired:
-        passes[BASELINE] = all(passes.values())
+        passes[BASELINE] = word_on(repaired, config.gate.select) == "PASS"
     by_arm = {arm: _clusters(survey, arm) for arm in arms}
     remedies: list[Remedy] = []
     for arm, summary in arms.items():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from vllm_eval.compare.selection import Origin
 from vllm_eval.config import machine
 from vllm_eval.config.identity import CAPACITY_ARGS, NOT_IDENTITY
 from vllm_eval.config.settings import resolve_path
@@ -83,6 +84,21 @@ def identify(plan: Plan) -> dict[str, Any]:
         "script": _hash_file(plan.config.script) if plan.config.script else None,
     }
     return dict(orjson.loads(orjson.dumps(identity)))
+
+
+def origins(recorded: Mapping[str, Any]) -> dict[str, Origin]:
+    """Where the adapters of a manifest come from, by arm; what is not of its type is not known."""
+    adapters = recorded.get("adapters")
+    found: dict[str, Origin] = {}
+    for arm, about in adapters.items() if isinstance(adapters, dict) else ():
+        known = about if isinstance(about, dict) else {}
+        path, step, training = (known.get(key) for key in ("path", "step", "training"))
+        found[arm] = Origin(
+            path=path if isinstance(path, str) else None,
+            step=step if type(step) is int else None,
+            training=training if isinstance(training, str) else None,
+        )
+    return found
 
 
 def read(folder: Path) -> dict[str, Any]:
