@@ -196,7 +196,8 @@ def test_an_option_of_fixed_values_names_each_of_them_in_the_help(command: str) 
             assert set(re.findall(r"\w+", literal[1])) <= set(
                 re.findall(r"\w+", shown[option.path[-1]])
             )
-    assert set(shown) == {"prompt_format", "constrain", "engine", "bnb_compute_dtype", "against"}
+    keys = {"prompt_format", "constrain", "engine", "bnb_compute_dtype", "against", "select"}
+    assert set(shown) == keys
 
 
 def test_every_option_shows_a_default_and_no_text_is_taken_for_markup() -> None:

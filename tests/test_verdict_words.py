@@ -315,19 +315,22 @@ def test_the_terminal_ranks_with_intervals_and_ties_by_name(bench: Bench) -> Non
 def test_integrate_is_said_of_one_student_and_why_of_that_one(three: Path) -> None:
     said = steps(three)
     assert said.count("Integrate ") == 1
-    p = open_run(three).comparison["ranking"]["students"][0]["p_next"]
-    tie = f"It comes first in the ranking, but `second` is tied with it (p = {p:.3f})."
-    assert f"Integrate `first`. {tie}" in said
+    selected = open_run(three).comparison["selected"]
+    assert selected["tied_with"] == ["second"]
+    assert "It cannot be told apart from `second` (" in selected["why"]
+    assert f"Integrate `first`. {selected['why']} {selected['caution']}" in said
     assert "`second` passes too." in said
     assert "Do not integrate `third`." in said
 
 
-def test_the_first_student_is_integrated_without_more_words_where_it_is_ahead(
+def test_the_first_student_is_integrated_without_a_tie_where_it_is_ahead(
     tmp_path: Path,
 ) -> None:
     folder = make_run(tmp_path, [{"arm": "best", "text": GOOD}, *AS_GOOD], 12, ("next", "best"))
     found = steps(folder).splitlines()
-    assert (found[0], "`next` passes too." in found) == ("Integrate `best`.", True)
+    assert found[0].startswith("Integrate `best`. `best` is selected: of the 2 students that pass ")
+    assert "told apart" not in found[0]
+    assert "`next` passes too." in found
 
 
 def test_nothing_is_integrated_while_the_verdict_is_open(few: Path) -> None:

@@ -14,6 +14,7 @@ from vllm_eval.bench.contestants import BenchOptions
 from vllm_eval.compare.verdict import NOT_FINISHED
 from vllm_eval.config.flags import Command, Program, config_options, option
 from vllm_eval.config.layers import Layers
+from vllm_eval.config.settings import Select
 from vllm_eval.version import __version__
 
 DONE, BAD_INPUT, COULD_NOT_EVALUATE, INTERRUPTED = 0, 2, 3, 130
@@ -166,6 +167,9 @@ def report_command(
     certify: Annotated[
         float | None, option("Level at which to say what the runs show together.", metavar="LEVEL")
     ] = None,
+    select: Annotated[
+        Select | None, option("Whom the exit code of --certify is about.", "as in the runs")
+    ] = None,
 ) -> int:
     """Render stored runs again: HTML, Markdown, plots, JUnit and the ZIP.
 
@@ -182,7 +186,7 @@ def report_command(
     if certify is not None:
         from vllm_eval.rescore.show import show_certificates
 
-        return VERDICTS[show_certificates(runs, output_dir, certify)]
+        return VERDICTS[show_certificates(runs, output_dir, certify, select)]
     return DONE
 
 

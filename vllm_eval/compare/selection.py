@@ -13,6 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from vllm_eval.compare.betting import chance
 from vllm_eval.compare.paired import holm, pair_all, paired_means
@@ -114,6 +117,11 @@ def select(
         why=why,
         caution=_caution(verdict, len(ranking)),
     )
+
+
+def from_json(data: Mapping[str, Any] | None) -> Selected | None:
+    """The selection in a `comparison.json`."""
+    return None if data is None else TypeAdapter(Selected).validate_python(data)
 
 
 def _test(comparison: Comparison, leader: Ranked, others: Sequence[Ranked]) -> list[_Rival]:

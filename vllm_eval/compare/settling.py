@@ -16,7 +16,7 @@ from vllm_eval.compare.paired import holm
 from vllm_eval.compare.resampling import summarise_first
 from vllm_eval.compare.rules import add_evidence, certify_rules, make_rules
 from vllm_eval.compare.summary import Summary
-from vllm_eval.compare.verdict import Kind, overall
+from vllm_eval.compare.verdict import Kind, Word, overall
 from vllm_eval.config.settings import GateConfig
 from vllm_eval.records import BASELINE, Outcome, free_arms
 
@@ -101,15 +101,21 @@ def _is_settled(
     evidence: Mapping[str, Mapping[tuple[Kind, str], Evidence]],
     gate: GateConfig,
 ) -> bool:
-    """Whether each student in `evidence` has passed, or failed whatever further cases say."""
-    p_values, passed = [], []
+    """Whether the word on the students in `evidence` stands, whatever further cases say.
+
+    Each must have passed or failed; where the best is selected, one that has passed is enough.
+    """
+    p_values, words = list[float](), list[Word]()
     for arm, found in evidence.items():
         plain = make_rules(gate, arm, arms[BASELINE], arms[arm])
         rules = certify_rules(add_evidence(plain, found), gate.level)
         failed = any(rule.word == "FAIL" and rule.kind != OF_THESE_CASES for rule in rules)
-        if not failed and overall(rules) != "PASS":
+        passed = not failed and overall(rules) == "PASS"
+        if not passed and not failed and gate.select == "all":
             return False
-        passed.append(not failed)
+        words.append("PASS" if passed else "FAIL" if failed else "UNDECIDED")
         p_values.append(p_of_all(found.values()))
-    corrected = zip(passed, holm(p_values), strict=True)
-    return all(not one_passed or p <= 1 - gate.level for one_passed, p in corrected)
+    for place, p in enumerate(holm(p_values)):
+        if words[place] == "PASS" and p > 1 - gate.level:
+            words[place] = "UNDECIDED"
+    return "UNDECIDED" not in words or (gate.select == "best" and "PASS" in words)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_eval.compare import ranking, verdict
+from vllm_eval.compare import ranking, selection, verdict
 from vllm_eval.compare.ranking import Ranked
+from vllm_eval.compare.selection import Selected
 from vllm_eval.compare.summary import Comparison, comparison_from_json
 from vllm_eval.compare.verdict import Verdict
 from vllm_eval.conclude.conclude import concluded
@@ -20,7 +21,7 @@ from vllm_eval.report.html import render_page
 from vllm_eval.report.markdown import render_summary
 from vllm_eval.report.plots import TITLES, slide_svgs
 from vllm_eval.report.stored_run import HTML, StoredRun
-from vllm_eval.report.verdicts import beside
+from vllm_eval.report.verdicts import beside, headline, selected_words
 from vllm_eval.report.words import score, signed
 from vllm_eval.store.export import COLUMNS, read_rows, read_table
 from vllm_eval.store.folder import JOURNAL, find_run
@@ -42,6 +43,9 @@ class Result:
     """The students, best first."""
     comparison: Comparison
     """Every arm's figures, and each student against the baseline, without the cases."""
+    selected: Selected | None
+    """The student that ships, with its `arm`, `path` and `step`; None if none passes, and in a
+    partial run."""
 
     @property
     def folder(self) -> Path:
@@ -50,12 +54,15 @@ class Result:
 
     @property
     def word(self) -> str:
-        """PASS if every student passes, FAIL if one fails, else UNDECIDED; or NOT FINISHED."""
+        """PASS if every student passes, FAIL if one fails, else UNDECIDED; or NOT FINISHED.
+
+        With `gate.select: best`, PASS if any student passes and FAIL only if every one fails.
+        """
         return self.run.word
 
     @property
     def passed(self) -> bool:
-        """Whether the run is complete and every student passed the gate."""
+        """Whether the run is complete and `word` is PASS."""
         return self.word == "PASS"
 
     @property
@@ -102,6 +109,8 @@ class Result:
     def __repr__(self) -> str:
         comparison = self.run.comparison
         lines = [f"run {self.folder}{', partial' if comparison['partial'] else ''}"]
+        if headline(comparison):
+            lines += selected_words(self.word, self.selected)
         for found in comparison["verdicts"]:
             failed = [rule["name"] for rule in found["rules"] if not rule["passed"]]
             lines.append(f"{found['verdict']}  {found['arm']}  {'; '.join(failed)}".rstrip())
@@ -138,7 +147,13 @@ def result_of(stored: StoredRun) -> Result:
     """A run that has been read."""
     c = stored.comparison
     verdicts = verdict.from_json(c["verdicts"])
-    return Result(stored, verdicts, ranking.from_json(c["ranking"]), comparison_from_json(c))
+    return Result(
+        run=stored,
+        verdicts=verdicts,
+        ranking=ranking.from_json(c["ranking"]),
+        comparison=comparison_from_json(c),
+        selected=selection.from_json(c["selected"]),
+    )
 
 
 def _images(comparison: Mapping[str, object]) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 
 from vllm_eval.diagnose.example import Example
 from vllm_eval.report.stored_run import StoredRun, read_failures
-from vllm_eval.report.verdicts import beside, result, still_open
+from vllm_eval.report.verdicts import beside, headline, result, still_open
 from vllm_eval.store.folder import index_rows, write_text
 from vllm_eval.text import plain
 
@@ -41,7 +41,17 @@ def write_junit(run: StoredRun, path: Path) -> Path:
     return write_text(path, f'<?xml version="1.0" encoding="UTF-8"?>\n{xml}\n')
 
 
+def _note(suite: ET.Element, selected: Mapping[str, Any]) -> None:
+    """Say in a suite's properties that its student is selected, and where it is."""
+    properties = ET.Element("properties")
+    for name, key in (("selected", "arm"), ("selected.path", "path"), ("selected.step", "step")):
+        if selected[key] is not None:
+            ET.SubElement(properties, "property", name=name, value=_text(str(selected[key])))
+    suite.insert(0, properties)
+
+
 def _gates(comparison: Mapping[str, Any]) -> Iterator[ET.Element]:
+    selected = headline(comparison)
     for verdict in comparison["verdicts"]:
         name, rules = f"gate.{verdict['arm']}", verdict["rules"]
         if comparison["partial"]:
@@ -53,7 +63,10 @@ def _gates(comparison: Mapping[str, Any]) -> Iterator[ET.Element]:
                 why = " ".join(beside(verdict))
                 tests.append(_test(name, "among several students", "skipped", None, why))
         how = ", constrained answers" if comparison["constrained"]["mode"] == "only" else ""
-        yield _suite(f"gate of {verdict['arm']}{how}", tests)
+        suite = _suite(f"gate of {verdict['arm']}{how}", tests)
+        if selected and selected["arm"] == verdict["arm"]:
+            _note(suite, selected)
+        yield suite
 
 
 def _rule(name: str, rule: Mapping[str, Any]) -> ET.Element:

@@ -12,6 +12,7 @@ from typing import Any
 from vllm_eval.config.layers import load_config
 from vllm_eval.errors import InputError
 from vllm_eval.report.stored_run import StoredRun
+from vllm_eval.report.verdicts import headline
 from vllm_eval.report.words import facts
 from vllm_eval.store.folder import CONFIG
 
@@ -66,6 +67,9 @@ def _log(client: Any, run: StoredRun, files: Sequence[Path]) -> str:  # noqa: AN
 
 def _tags(run: StoredRun) -> dict[str, str]:
     verdicts = {f"verdict.{v['arm']}": v["verdict"] for v in run.comparison["verdicts"]}
+    chosen = headline(run.comparison) or {}
+    selected = {"selected": chosen.get("arm"), "selected.path": chosen.get("path")}
+    verdicts |= {key: value for key, value in selected.items() if value}
     return {"verdict": run.word, **verdicts, "vllm_eval": run.environment["vllm_eval"]}
 
 

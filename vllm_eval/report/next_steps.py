@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 
-from vllm_eval.compare.betting import chance
 from vllm_eval.diagnose.clusters import KINDS
 from vllm_eval.diagnose.diagnosis import recovered
 from vllm_eval.diagnose.remedies import NO_ANSWER
@@ -31,30 +30,44 @@ def next_steps(run: StoredRun) -> list[Md]:
         why = f"{pending} answers are pending; a partial run has no verdict."
         return [Md(f"Resume the run: {command}."), Md(why)]
     verdicts = {verdict["arm"]: verdict for verdict in run.comparison["verdicts"]}
-    ranked = run.comparison["ranking"]["students"]
+    selected = run.comparison["selected"]
     steps: dict[Md, None] = {}  # two students may ask for the same
-    for number, place in enumerate(ranked):
+    if selected:
+        steps |= dict.fromkeys(_integrate(run, verdicts[selected["arm"]], selected))
+        steps |= dict.fromkeys(_by_the_best(run))
+    for place in run.comparison["ranking"]["students"]:
         verdict = verdicts[place["arm"]]
         if verdict["word"] == "UNDECIDED":
             found = _settle(run, verdict)
         elif not verdict["passed"]:
             found = _repair(run.comparison, verdict)
-        elif number:
+        elif place["arm"] != selected["arm"]:
             found = iter([Md(f"{code(place['arm'])} passes too.")])
         else:
-            found = _integrate(run, verdict, ranked)
+            continue
         steps |= dict.fromkeys(found)
     return list(steps)
 
 
-def _integrate(run: StoredRun, verdict: Data, ranked: Sequence[Data]) -> Iterator[Md]:
-    """For the first of `ranked`."""
+def _by_the_best(run: StoredRun) -> Iterator[Md]:
+    """How a run whose best student passes, and another does not, is a PASS."""
+    students = run.comparison["verdicts"]
+    passing = sum(verdict["passed"] for verdict in students)
+    if run.comparison["select"] == "all" and passing < len(students):
+        folder = shlex.quote(str(run.folder))
+        command = code(f"python -m vllm_eval --resume {folder} --select best", 400)
+        pass_ = "passes" if passing == 1 else "pass"
+        what = f"{passing} of {len(students)} students {pass_}. To have the best decide for the run"
+        yield Md(f"{what}, without asking anything again: {command}.")
+
+
+def _integrate(run: StoredRun, verdict: Data, selected: Data) -> Iterator[Md]:
+    """For the student that is selected."""
     arm, base = verdict["arm"], run.environment.get("base_model")
-    tie = ""
-    if ranked[0]["tied"]:
-        other, p = code(ranked[1]["arm"]), chance(ranked[0]["p_next"])
-        tie = f" It comes first in the ranking, but {other} is tied with it ({p})."
-    yield Md(f"Integrate {code(arm)}.{tie}")
+    why = ""
+    if len(run.comparison["verdicts"]) > 1:
+        why = "".join(f" {sentence(selected[key])}" for key in ("why", "caution") if selected[key])
+    yield Md(f"Integrate {code(arm)}.{why}")
     adapter = run.environment["adapters"].get(arm)
     if base and adapter:
         slot = min((rank for rank in SLOT_RANKS if rank >= adapter["rank"]), default=SLOT_RANKS[-1])

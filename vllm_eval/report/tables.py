@@ -14,13 +14,14 @@ from vllm_eval.compare.betting import chance
 from vllm_eval.compare.intervals import Interval
 from vllm_eval.compare.paired import Paired, Significance
 from vllm_eval.compare.ranking import CORRECTION, Ranked
+from vllm_eval.compare.selection import Selected
 from vllm_eval.compare.summary import NO_TIER, Comparison, Summary
 from vllm_eval.compare.verdict import Rule, Verdict
 from vllm_eval.conclude.constrained import Constrained
 from vllm_eval.conclude.results import Finished
 from vllm_eval.conclude.timing import ArmAttempts
 from vllm_eval.diagnose.survey import FailureGroup
-from vllm_eval.report.verdicts import beside, on_these_cases, result
+from vllm_eval.report.verdicts import beside, on_these_cases, result, selected_words
 from vllm_eval.report.words import NO_END
 from vllm_eval.text import plain
 
@@ -95,6 +96,13 @@ def rule_cells(rule: Rule) -> tuple[Text, str, str]:
     """A rule's name, value and bound."""
     sign = "≥" if rule.bound == "at least" else "≤"
     return Text(plain(rule.name)), number(rule.value), f"{sign} {rule.threshold:.3f}"
+
+
+def selected_lines(word: str, selected: Selected | None) -> Iterator[Text]:
+    """The word on the best student, and which one that is."""
+    first, *rest = selected_words(word, selected)
+    yield Text(plain(first), f"bold {COLOURS[word]}")
+    yield from (Text(plain(line)) for line in rest)
 
 
 def verdict_lines(verdict: Verdict, note: str = "") -> Iterator[Text]:

@@ -23,7 +23,7 @@ from vllm_eval.preflight.finding import Finding
 from vllm_eval.preflight.reused import reused_to_json
 from vllm_eval.records import Progress
 from vllm_eval.report.curve import curve_tables
-from vllm_eval.report.tables import run_tables, timing_lines, verdict_lines
+from vllm_eval.report.tables import run_tables, selected_lines, timing_lines, verdict_lines
 from vllm_eval.report.words import look_note, reused_note, settled_note
 from vllm_eval.text import plain
 
@@ -91,13 +91,7 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
             text = f"interrupted, {finished.pending} outcomes pending; --resume {finished.folder}"
             self.console.print(Text(plain(text), style="bold yellow"), soft_wrap=True)
             return
-        for note in _what_counts(finished):
-            self.stage(note)
-        for verdict in finished.verdicts:
-            note = "  (every answer constrained to the task's grammar)"
-            only = note if finished.constrained.mode == "only" else ""
-            for said in verdict_lines(verdict, f"{_base(finished.quantization)}{only}"):
-                self.console.print(said, soft_wrap=True)
+        self._verdicts(finished)
         for arm, found in finished.looks.items():
             if note := look_note(asdict(found)):
                 self.stage(f"{arm}: {note}")
@@ -107,6 +101,18 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
             folder = shlex.quote(str(finished.folder))
             hint = f"why, and what would help: python -m vllm_eval diagnose {folder}"
             self.console.print(Text(plain(hint)), soft_wrap=True)
+
+    def _verdicts(self, finished: Finished) -> None:
+        for note in _what_counts(finished):
+            self.stage(note)
+        if finished.select == "best":
+            for said in selected_lines(finished.word, finished.selected):
+                self.console.print(said, soft_wrap=True)
+        for verdict in finished.verdicts:
+            so = "  (every answer constrained to the task's grammar)"
+            only = so if finished.constrained.mode == "only" else ""
+            for said in verdict_lines(verdict, f"{_base(finished.quantization)}{only}"):
+                self.console.print(said, soft_wrap=True)
 
     def _show_bar(self, progress: Progress) -> None:
         if self._bar is None:

@@ -7,11 +7,28 @@ from typing import Any
 
 from vllm_eval.compare.betting import chance
 from vllm_eval.compare.sample_size import POWER
+from vllm_eval.compare.selection import NONE_PASSES, Selected
 from vllm_eval.compare.verdict import NOT_FINISHED
 from vllm_eval.report.words import percent
 
 Data = Mapping[str, Any]
 """A verdict or a rule, as in `comparison.json`."""
+
+
+def selected_words(word: str, selected: Selected | None) -> list[str]:
+    """The word on the best student, which one that is and where, and why."""
+    if selected is None:
+        return [f"{word}  {NONE_PASSES}"]
+    path = f" ({selected.path})" if selected.path else ""
+    why = [f"  {line}" for line in (selected.why, selected.caution) if line]
+    return [f"{word}  selected {selected.arm}{path}", *why]
+
+
+def headline(comparison: Data) -> Data | None:
+    """The selected student, where the word on the run is about it: a PASS among several."""
+    several = comparison["select"] == "best" or len(comparison["verdicts"]) > 1
+    selected: Data | None = comparison["selected"]
+    return selected if several and comparison["passed"] else None
 
 
 def beside(verdict: Data) -> list[str]:
@@ -87,5 +104,6 @@ def result(rule: Data) -> tuple[str, str, str]:
     return "UNDECIDED", "open", rule["reason"]
 
 
-VERDICTS = {f.__name__: f for f in (beside, failing, on_these_cases, result, still_open)}
-"""The templates' filters for verdicts and rules."""
+_SHOWN = (beside, failing, headline, on_these_cases, result, still_open)
+VERDICTS = {f.__name__: f for f in _SHOWN}
+"""The templates' filters for verdicts, rules and the selection."""

@@ -10,10 +10,12 @@ from vllm_eval.compare import certificate
 from vllm_eval.compare.certificate import Certificate, PastRun, rules_by_side
 from vllm_eval.compare.verdict import Rule
 from vllm_eval.conclude.conclude import concluded
+from vllm_eval.config.layers import load_config
+from vllm_eval.config.settings import Select
 from vllm_eval.errors import InputError
 from vllm_eval.store import evidence, manifest
 from vllm_eval.store.evidence import RunEvidence, StudentEvidence
-from vllm_eval.store.folder import find_run
+from vllm_eval.store.folder import CONFIG, find_run
 
 FREE = frozenset(("dataset", "seed", "max_samples", "samples_per_case", "adapters", "script"))
 """Keys of a run's identity that may differ: they say which cases were drawn, and by whom answered.
@@ -60,6 +62,12 @@ def certify_runs(names: Sequence[str], output_dir: str, level: float) -> tuple[C
         _noted(one, rows, left_out[adapter])
         for one, (adapter, rows) in zip(certificates, graded.items(), strict=True)
     )
+
+
+def select_of(names: Sequence[str], output_dir: str) -> Select:
+    """Whom the word on several runs is about: the best student if each run was asked for it."""
+    configs = (load_config([str(find_run(name, output_dir) / CONFIG)]) for name in names)
+    return "best" if all(config.gate.select == "best" for config in configs) else "all"
 
 
 def _read(folder: Path) -> RunEvidence:

@@ -17,6 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from vllm_eval.compare.rules import make_rule
+from vllm_eval.compare.selection import Origin
 from vllm_eval.compare.verdict import Verdict
 from vllm_eval.config.layers import validated
 from vllm_eval.config.settings import Config, GateConfig, resolve_path
@@ -114,6 +115,12 @@ def _thresholds(file: StoredFile) -> Mapping[str, Any]:
         first = error.errors(include_url=False)[0]
         key = ".".join(["config", "gate", *map(str, first["loc"])])
         raise InputError(f"{file.path}: {key}: {first['msg'].lower()}") from error
+
+
+def origins_of(files: Sequence[StoredFile]) -> dict[str, Origin]:
+    """Where the students' adapters come from, by arm, as the manifests beside the files say."""
+    recorded = [manifest.origins(_manifest_of(file)) for file in files]
+    return {arm: origin for found in recorded for arm, origin in found.items()}
 
 
 def seed_of(files: Sequence[StoredFile], config: Config) -> int:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from vllm_eval.compare import gate
+from vllm_eval.compare.ranking import rank
+from vllm_eval.compare.selection import Selected, select
 from vllm_eval.compare.summary import Comparison, as_repaired
-from vllm_eval.compare.verdict import Verdict, Word, overall
-from vllm_eval.config.settings import Config, GateConfig
+from vllm_eval.compare.verdict import Verdict, Word, word_on
+from vllm_eval.config.settings import Config, GateConfig, Select
 from vllm_eval.inputs.cases import CaseIndex, Place
 from vllm_eval.records import BASELINE, Outcome, Progress, Status, Watcher, free_arms
-from vllm_eval.report.verdicts import beside
+from vllm_eval.report.verdicts import beside, selected_words
 from vllm_eval.rescore import stored
 from vllm_eval.rescore.answers import Graded, StoredAnswer, grade_all
 from vllm_eval.rescore.origin import (
@@ -23,6 +25,7 @@ from vllm_eval.rescore.origin import (
     find_expected,
     find_files,
     index_all,
+    origins_of,
     other_data,
     seed_of,
     task_of,
@@ -102,13 +105,17 @@ class Scored:
     """Whether failed answers were also repaired."""
     repaired_verdicts: tuple[Verdict, ...] = ()
     """The gate with repaired answers counted as valid; empty unless repairs were asked for."""
+    select: Select = "all"
+    """Whom the word is about: `gate.select`."""
+    selected: Selected | None = None
+    """The student that ships; None if none passes, or there are no verdicts."""
 
     @property
     def word(self) -> Word:
-        """What the gate says of all students; without verdicts, PASS if all was reproduced."""
-        if self.verdicts or all(report.reproduced for report in self.reports):
-            return overall(self.verdicts)
-        return "FAIL"
+        """What the gate says of the students; without verdicts, PASS if all was reproduced."""
+        if self.verdicts:
+            return word_on(self.verdicts, self.select)
+        return "PASS" if all(report.reproduced for report in self.reports) else "FAIL"
 
     @property
     def passed(self) -> bool:
@@ -121,6 +128,8 @@ class Scored:
             valid = sum(outcome.status == "success" for outcome in report.now)
             said = "as recorded" if report.reproduced else "not as recorded"
             lines.append(f"{report.path}  {report.arm}: {valid} of {report.answers} valid, {said}")
+        if self.select == "best" and self.verdicts:
+            lines += selected_words(self.word, self.selected)
         for verdict in self.verdicts:
             lines.append(f"{verdict.word}  {verdict.arm}")
             lines += [f"  {sentence}" for sentence in beside(asdict(verdict))]
@@ -179,7 +188,9 @@ def score(
         _, before = grade([report.recorded for report in found])
     if config.repair:
         _, after = grade([map(as_repaired, report.now) for report in found])
-    return Scored(found, verdicts, before, tuple(notes), comparison, config.repair, after)
+    selected = select(comparison, verdicts, rank(comparison, verdicts), origins_of(files))
+    asked = config.repair, after, thresholds.select
+    return Scored(found, verdicts, before, tuple(notes), comparison, *asked, selected)
 
 
 def _pairs(

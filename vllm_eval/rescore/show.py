@@ -16,8 +16,10 @@ from rich.text import Text
 
 from vllm_eval.compare.betting import chance
 from vllm_eval.compare.certificate import Certificate
+from vllm_eval.compare.selection import NONE_PASSES
 from vllm_eval.compare.summary import Summary, as_repaired, summarise
-from vllm_eval.compare.verdict import Verdict, Word, overall
+from vllm_eval.compare.verdict import Verdict, Word, word_on
+from vllm_eval.config.settings import Select
 from vllm_eval.records import Progress
 from vllm_eval.report.tables import (
     COLOURS,
@@ -27,10 +29,11 @@ from vllm_eval.report.tables import (
     new_table,
     number,
     rule_cells,
+    selected_lines,
     verdict_lines,
 )
 from vllm_eval.report.terminal import PLAIN_INTERVAL_S, PLAIN_WIDTH, UnbreakableConsole, write_out
-from vllm_eval.rescore.certify import certify_runs
+from vllm_eval.rescore.certify import certify_runs, select_of
 from vllm_eval.rescore.compare import ArmPair, Compared, to_json
 from vllm_eval.rescore.score import FileReport, Scored
 from vllm_eval.text import plain
@@ -91,6 +94,9 @@ def show_scored(scored: Scored) -> None:
         _say(console, note)
     for verdict in scored.verdicts:
         _show_verdict(console, scored, verdict)
+    if scored.select == "best" and scored.verdicts:
+        for line in selected_lines(scored.word, scored.selected):
+            console.print(line, soft_wrap=True)
     if not scored.verdicts:
         words = "every recorded status and score is reproduced"
         style, no = ("bold green", "") if scored.passed else ("bold red", "not ")
@@ -116,10 +122,12 @@ def show_compared(compared: Compared, *, as_json: bool) -> None:
         _show_pair(console, pair)
 
 
-def show_certificates(names: Sequence[str], output_dir: str, level: float) -> Word:
+def show_certificates(
+    names: Sequence[str], output_dir: str, level: float, select: Select | None
+) -> Word:
     """What the runs' evidence says of each student, and what of it was averaged and multiplied.
 
-    Returns the word on all of them.
+    Returns the word on them by `select`, or else by what the runs themselves were asked for.
 
     Raises:
         InputError: as for `certify_runs`.
@@ -139,7 +147,13 @@ def show_certificates(names: Sequence[str], output_dir: str, level: float) -> Wo
         runs = f"{count} run{'s' * (count > 1)} and {one.cases:,} case{'s' * (one.cases > 1)}"
         p, style = chance(verdict.p_corrected), f"bold {COLOURS[verdict.word]}"
         _say(console, f"{verdict.word}  {verdict.arm} at {level:g}, over {runs}, {p}", style=style)
-    return overall(one.verdict for one in certificates)
+    wanted = select or select_of(names, output_dir)
+    word = word_on([one.verdict for one in certificates], wanted)
+    if wanted == "best":
+        passing = [one.verdict.arm for one in certificates if one.verdict.passed]
+        said = f"any of these passes: {', '.join(passing)}" if passing else NONE_PASSES
+        _say(console, f"{word}  {said}", style=f"bold {COLOURS[word]}")
+    return word
 
 
 def _evidence_table(one: Certificate) -> Table:
