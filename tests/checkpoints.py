@@ -1,14 +1,15 @@
-"""Folders as a trainer leaves them, with what it logged, and a run over several steps."""
+"""Folders of training runs as a trainer leaves them, with what it logged."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
 
-from tests.report_runs import WEAK, make_run
+from tests.model_folders import write_adapter
+from tests.report_runs import WEAK
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tests.conftest import Answers
@@ -49,29 +50,23 @@ def trainer_state(folder: Path, log: Sequence[object]) -> Path:
     return path
 
 
-def run_steps(
-    folder: Path,
-    script: Sequence[Mapping[str, object]],
-    steps: Mapping[str, tuple[int | None, str]],
-    training: Mapping[str, object] | None = None,
-    *more: str,
-    cases: int = 8,
+def train(
+    folder: Path, *steps: int, log: Sequence[object] | None = None, final: bool = False
 ) -> Path:
-    """A run whose manifest knows step and training run of each of its students, not concluded."""
-    made = make_run(folder, script, cases, tuple(steps), *more)
-    path = made / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    manifest["adapters"] = {
-        arm: {"path": f"{run}/{arm}", "rank": 8, "step": step, "training": run}
-        for arm, (step, run) in steps.items()
-    }
-    manifest["training"] = dict(training or {})
-    path.write_text(json.dumps(manifest), encoding="utf-8")
-    (made / "comparison.json").unlink()
-    return made
+    """A training run's folder with a checkpoint at each step, and perhaps an adapter at its end.
+
+    The last checkpoint holds the trainer's `log`, by default none does.
+    """
+    for step in steps:
+        write_adapter(folder / f"checkpoint-{step}", lora_alpha=step + sum(str(folder).encode()))
+    if final:
+        write_adapter(folder, lora_alpha=7)
+    if log is not None:
+        trainer_state(folder / f"checkpoint-{steps[-1]}", log)
+    return folder
 
 
-def improving(answers: Answers, *arms: str, cases: int = 8) -> list[dict[str, object]]:
+def improving(answers: Answers, *arms: str) -> list[dict[str, object]]:
     """A script in which each arm breaks the contract in one case less than the one before."""
     script: list[dict[str, object]] = [{"text": answers.text()}, {"arm": "baseline", "text": WEAK}]
     for place, arm in enumerate(arms):

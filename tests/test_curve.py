@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 import pytest
 from markdown_it import MarkdownIt
 
-from tests.checkpoints import improving, run_steps
+from tests.checkpoints import history, improving, train, trainer_state
 from tests.conftest import Answers
 from tests.report_runs import interrupt, make_run, open_run
 from vllm_eval.report.html import write_html
@@ -18,35 +20,38 @@ from vllm_eval.report.plots import inline_svgs
 from vllm_eval.report.write import write_reports
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.conftest import Bench
 
-RUN = "/data/runs/exp1"
-STEPS: dict[str, tuple[int | None, str]] = {
-    "late": (1000, RUN),
-    "whole": (None, RUN),
-    "early": (100, RUN),
-    "middle": (300, RUN),
-}
-"""By name, in the order given on the command line."""
-LOG = {
-    "file": f"{RUN}/checkpoint-1000/trainer_state.json",
-    "losses": [
-        {"step": 90, "loss": 2.0, "eval_loss": None},
-        {"step": 100, "loss": None, "eval_loss": 2.5},
-        {"step": 300, "loss": 1.5, "eval_loss": None},
-        {"step": 500, "loss": None, "eval_loss": 1.25},
-    ],
-    "note": "",
-}
+ARMS = ("checkpoint-100", "checkpoint-300", "checkpoint-1000", "exp1")
+"""By step; the last one is the end of the training, of which no step is known."""
+LOG: list[Any] = [
+    {"step": 90, "loss": 2.0, "epoch": 0.9},
+    {"step": 100, "loss": float("nan"), "grad_norm": float("nan")},
+    {"step": 100, "eval_loss": 2.5, "eval_runtime": 1.5},
+    {"step": 300, "loss": 1.5},
+    {"step": 500, "eval_loss": 1.25},
+]
+RATES = ("mean_all", "valid_rate", "first_try_rate")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    script = improving(Answers(), "early", "middle", "late", "whole")
-    folder = tmp_path_factory.mktemp("run")
-    return run_steps(folder, script, STEPS, {RUN: LOG}, "--retries", "0")
+    """Four students of a training run, which fail at three, two, one and none of eight cases."""
+    place = tmp_path_factory.mktemp("run")
+    given = train(place / "exp1", 100, 300, 1000, log=LOG, final=True)
+    made = make_run(place, improving(Answers(), *ARMS), 8, [str(given)], "--retries", "0")
+    shutil.rmtree(given)  # no report may need it
+    return made
+
+
+def _run(place: Path, *more: str, log: list[Any] | None = None, bad: bool = True) -> dict[str, Any]:
+    """The curve of a run over two steps, the first of which is not always valid if `bad`."""
+    given = train(place / "exp1", 1, 2, log=log)
+    arms = ("checkpoint-1", "checkpoint-2") if bad else ()
+    made = make_run(place, improving(Answers(), *arms), 8, [str(given)], "--retries", "0", *more)
+    (found,) = open_run(made).comparison["curve"]
+    assert isinstance(found, dict)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +62,9 @@ def curve(run: Path) -> dict[str, Any]:
 
 
 def test_points_come_by_step_and_the_end_of_the_training_last(curve: dict[str, Any]) -> None:
-    assert (curve["training"], curve["path"]) == ("exp1", RUN)
+    assert curve["training"] == Path(curve["path"]).name == "exp1"
     found = [(point["arm"], point["step"]) for point in curve["points"]]
-    assert found == [("early", 100), ("middle", 300), ("late", 1000), ("whole", None)]
+    assert found == list(zip(ARMS, (100, 300, 1000, None), strict=True))
 
 
 def test_a_point_has_the_figures_of_its_arm_and_the_interval_of_the_ranking(
@@ -87,22 +92,14 @@ def test_shares_have_the_exact_interval_of_a_binomial(curve: dict[str, Any]) -> 
 
 
 def test_intervals_are_at_the_level_of_the_gate(tmp_path: Path) -> None:
-    steps = {"one": (1, RUN), "two": (2, RUN)}
-    made = run_steps(tmp_path, improving(Answers(), *steps), steps, None, "--certify", "0.9")
-    (curve,) = open_run(made).comparison["curve"]
+    curve = _run(tmp_path, "--certify", "0.9")
     levels = {point[key]["confidence"] for point in curve["points"] for key in RATES}
     assert levels == {0.9}
 
 
-RATES = ("mean_all", "valid_rate", "first_try_rate")
-
-
 def test_several_answers_to_a_case_are_not_counted_as_so_many_cases(tmp_path: Path) -> None:
     """All answers to a case are alike, so three of each tell no more than one does."""
-    steps, script = {"one": (1, RUN), "two": (2, RUN)}, improving(Answers(), "one", "two")
-    more = ("--retries", "0", "--samples-per-case", "3")
-    made = run_steps(tmp_path, script, steps, None, *more)
-    (curve,) = open_run(made).comparison["curve"]
+    curve = _run(tmp_path, "--samples-per-case", "3")
     rate = curve["points"][0]["valid_rate"]
     assert (rate["value"], rate["method"]) == (0.875, "betting")
     assert rate["high"] - rate["low"] > 0.5
@@ -113,7 +110,9 @@ def test_a_loss_is_of_the_steps_since_the_point_before_and_an_evaluation_of_its_
 ) -> None:
     found = [(point["loss"], point["eval_loss"]) for point in curve["points"]]
     assert found == [(2.0, 2.5), (1.5, None), (None, None), (None, None)]
-    assert (curve["losses"], curve["losses_from"]) == (LOG["losses"], LOG["file"])
+    assert curve["losses_from"].endswith("/exp1/checkpoint-1000/trainer_state.json")
+    logged = [(one["step"], one["loss"], one["eval_loss"]) for one in curve["losses"]]
+    assert logged == [(90, 2.0, None), (100, None, 2.5), (300, 1.5, None), (500, None, 1.25)]
 
 
 def test_the_baseline_stands_beside_its_students(run: Path, curve: dict[str, Any]) -> None:
@@ -138,56 +137,82 @@ def test_the_baseline_stands_beside_its_students(run: Path, curve: dict[str, Any
 def test_the_gate_s_bound_is_told_where_it_is_one_of_the_mean_with_failures_as_zero(
     tmp_path: Path, bad: bool, more: tuple[str, ...], share: float | None
 ) -> None:
-    steps = {"one": (1, RUN), "two": (2, RUN)}
-    script = improving(Answers(), *steps) if bad else [{"text": Answers().text()}]
-    made = run_steps(tmp_path, script, steps, None, "--retries", "0", *more)
-    (curve,) = open_run(made).comparison["curve"]
+    curve = _run(tmp_path, *more, bad=bad)
     wanted = None if share is None else pytest.approx(share * curve["baseline"]["mean_all"])
     assert curve["bound"] == wanted
 
 
 def test_training_runs_of_one_name_are_told_apart_and_one_step_is_no_curve(tmp_path: Path) -> None:
-    steps: dict[str, tuple[int | None, str]] = {
-        "a1": (1, "/data/ada/runs/exp"),
-        "a2": (2, "/data/ada/runs/exp"),
-        "b1": (1, "/data/bob/runs/exp"),
-        "b2": (2, "/data/bob/runs/exp"),
-        "c1": (1, "/data/other"),
-        "c2": (None, "/data/other"),
-        "d1": (1, "/data/single"),
-        "d2": (1, "/data/single"),
-    }
-    made = run_steps(tmp_path, [{"text": Answers().text()}], steps)
+    given = [
+        train(tmp_path / "ada" / "exp", 1, 2),
+        train(tmp_path / "bob" / "exp", 1, 2),
+        train(tmp_path / "other", 3, final=True),
+    ]
+    made = make_run(tmp_path, [{"text": Answers().text()}], 8, list(map(str, given)))
     curves = open_run(made).comparison["curve"]
-    assert [c["training"] for c in curves] == ["ada/runs/exp", "bob/runs/exp"]
+    assert [curve["training"] for curve in curves] == ["ada/exp", "bob/exp"]
 
 
-def test_a_run_of_an_earlier_version_has_no_curve(run: Path, tmp_path: Path) -> None:
-    steps = {"one": (1, RUN), "two": (2, RUN)}
-    made = run_steps(tmp_path, [{"text": Answers().text()}], steps)
-    path = made / "manifest.json"
+def test_a_run_of_an_earlier_version_has_no_curve(run: Path) -> None:
+    """Its manifest knows neither steps nor losses."""
+    old = interrupt(run, 1000)
+    path = old / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
     del manifest["training"]
-    manifest["adapters"] = {arm: {"path": "/data/x", "rank": 8} for arm in steps}
+    for about in manifest["adapters"].values():
+        del about["step"], about["training"]
     path.write_text(json.dumps(manifest), encoding="utf-8")
-    assert open_run(made).comparison["curve"] == []
+    comparison = open_run(old).comparison
+    shutil.rmtree(old)
+    assert (comparison["curve"], comparison["pending"]) == ([], 0)
+
+
+def test_a_trainer_s_file_that_cannot_be_used_is_a_note_beside_the_curve(
+    tmp_path: Path, bench: Bench
+) -> None:
+    given = train(tmp_path / "exp1", 1, 2)
+    (given / "checkpoint-2" / "trainer_state.json").write_text('{"log_hist', encoding="utf-8")
+    bench.dataset()
+    bench.answers({"text": Answers().text()})
+    done = bench.run("--adapter", str(given))
+    assert done.code == 0, done.err
+    note = f"{given}/checkpoint-2/trainer_state.json: is not readable as JSON"
+    said = f"no losses: {note}"
+    assert "".join(said.split()) in "".join(done.out.split())  # it may be broken at the margin
+    (curve,) = done.result("comparison")["curve"]
+    assert (curve["note"], curve["losses"], curve["losses_from"]) == (note, [], None)
+    write_reports(open_run(done.folder))
+    assert f"No losses: `{note}`" in (done.folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_trainer_that_goes_on_changes_no_run_that_has_begun(tmp_path: Path, bench: Bench) -> None:
+    given = train(tmp_path / "exp1", 50, 100, log=history(100))
+    bench.dataset()
+    bench.answers({"text": Answers().text()})
+    (before,) = bench.run("--adapter", str(given)).result("comparison")["curve"]
+    trainer_state(given / "checkpoint-100", history(200))
+    again = bench.run("--adapter", str(given), "--resume", "auto")
+    assert again.code == 0, again.err
+    (after,) = again.result("comparison")["curve"]
+    assert after["losses"] == before["losses"]
+    assert max(one["step"] for one in after["losses"]) == 100
 
 
 def test_the_terminal_shows_the_checkpoints_in_the_order_of_training(
-    run: Path, bench: Bench
+    tmp_path: Path, bench: Bench
 ) -> None:
-    done = bench.call("--profile", "none", "--no-report", "--resume", str(run))
+    given = train(tmp_path / "exp1", 100, 300, 1000, log=LOG, final=True)
+    bench.dataset(8)
+    bench.answers(*improving(Answers(), *ARMS))
+    done = bench.run("--adapter", str(given), "--retries", "0")
     table = done.out.partition("Checkpoints of exp1, with intervals at 0.95")[2]
-    rows = [line.split() for line in table.splitlines()[5:10]]
-    assert [row[:2] for row in rows[1:]] == [
-        ["100", "early"],
-        ["300", "middle"],
-        ["1000", "late"],
-        ["end", "whole"],
-    ]
-    assert rows[0][0] == "baseline"
-    assert rows[1][-5:] == ["62%", "62%", "2.000", "2.500", "FAIL"]
-    assert rows[4][-4:] == ["-", "-", "PASS", "best"]
+    base, *rows = (line.split() for line in table.splitlines()[5:10])
+    assert base[0] == "baseline"
+    assert [(row[0], row[1]) for row in rows] == list(
+        zip(("100", "300", "1000", "end"), ARMS, strict=True)
+    )
+    assert rows[0][-5:] == ["62%", "62%", "2.000", "2.500", "FAIL"]
+    assert rows[3][5:9] == ["100%", "100%", "-", "-"]
 
 
 def test_a_run_without_steps_shows_no_checkpoints(tmp_path: Path) -> None:
@@ -201,10 +226,10 @@ def test_a_run_without_steps_shows_no_checkpoints(tmp_path: Path) -> None:
 def test_markdown_has_a_row_for_each_checkpoint(run: Path) -> None:
     write_reports(open_run(run))
     rows = [
-        "| 100 | `early` | 0.625 [",
-        "| 300 | `middle` | 0.750 [",
-        "| 1000 | `late` | 0.875 [",
-        "| end | `whole` | 1.000 [",
+        "| 100 | `checkpoint-100` | 0.625 [",
+        "| 300 | `checkpoint-300` | 0.750 [",
+        "| 1000 | `checkpoint-1000` | 0.875 [",
+        "| end | `exp1` | 1.000 [",
     ]
     for name in ("report.md", "summary.md"):
         text = (run / name).read_text(encoding="utf-8")
@@ -219,7 +244,7 @@ def test_the_page_has_the_figure_and_a_row_for_each_checkpoint(run: Path) -> Non
     section = page.partition('<section id="curve"')[2].partition("</section>")[0]
     assert page.count('id="plot-curve"') == section.count('id="plot-curve"') == 1
     rows = [re.sub("<[^>]*>", "", row) for row in re.findall('<th scope="row">.*?</th>', section)]
-    assert rows == ["baseline", "early", "middle", "late", "whole"]
+    assert rows == ["baseline", *ARMS]
     assert '<a href="#curve">' in page
 
 
@@ -271,21 +296,16 @@ def test_a_run_interrupted_before_its_first_answer_still_tells_the_steps(run: Pa
 
 
 def test_hostile_names_and_notes_stay_text(tmp_path: Path) -> None:
-    path = "/data/<script>alert(1)</script>|`\u202e @octocat"
-    steps: dict[str, tuple[int | None, str]] = {"one": (1, path), "two": (2, path)}
-    log: dict[str, object] = {
-        "file": None,
-        "losses": [],
-        "note": f"{path}: <img src=x onerror=alert(1)> | `x`",
-    }
-    made = run_steps(tmp_path, [{"text": Answers().text()}], steps, {path: log})
+    name = "<script>alert(1)<|script>`\u202e @octocat"
+    given = train(tmp_path / name, 1, 2)
+    (given / "checkpoint-2" / "trainer_state.json").write_text("[]", encoding="utf-8")
+    made = make_run(tmp_path, [{"text": Answers().text()}], 8, [str(given)])
     write_reports(open_run(made))
     page = (made / "report.html").read_text(encoding="utf-8")
     assert "<script>alert" not in page
-    assert "<img" not in page
     for name in ("report.md", "summary.md"):
         text = (made / name).read_text(encoding="utf-8")
         html = MarkdownIt("commonmark").enable("table").render(text)
         bare = re.sub("<code.*?</code>", "", html, flags=re.DOTALL)
         assert "octocat" in text
-        assert not [mark for mark in ("octocat", "alert", "img", "\u202e") if mark in bare]
+        assert not [mark for mark in ("octocat", "alert", "\u202e") if mark in bare]

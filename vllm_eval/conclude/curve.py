@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import Any
@@ -76,7 +75,8 @@ def make_curves(
     Raises:
         InputError: the losses in the manifest are damaged.
     """
-    runs = _runs(manifest, {ranked.arm for ranked in ranking})
+    places = {ranked.arm: ranked for ranked in ranking}
+    runs = _runs(manifest, places)
     if not runs:
         return ()
     logs = from_json(manifest.get("training", {}))
@@ -85,13 +85,10 @@ def make_curves(
     names = _names(runs)
     curves = []
     for path, saved in runs.items():
-        log, steps = logs.get(path, EMPTY), [step for _, step in saved]
-        before = (None, *steps)
+        log, steps = logs.get(path, EMPTY), [step for _, step in saved if step is not None]
         points = tuple(
-            _point(ranked, step, comparison, tried, _losses_at(log, last, step))
-            for last, (arm, step) in zip(before, saved, strict=False)
-            for ranked in ranking
-            if ranked.arm == arm
+            _point(places[arm], step, comparison, tried, _losses_at(log, steps, step))
+            for arm, step in saved
         )
         curves.append(
             Curve(
@@ -121,7 +118,7 @@ def to_json(curves: Sequence[Curve], pending: int) -> list[dict[str, Any]]:
     ]
 
 
-def _runs(manifest: Mapping[str, Any], arms: set[str]) -> dict[str, _Saved]:
+def _runs(manifest: Mapping[str, Any], arms: Collection[str]) -> dict[str, _Saved]:
     """By folder of a training run, what was saved of it; runs with one known step are no curve."""
     found: dict[str, list[tuple[str, int | None]]] = {}
     for arm, about in manifest["adapters"].items():
@@ -161,15 +158,15 @@ def _point(
 
 
 def _losses_at(
-    log: TrainingLog, before: int | None, step: int | None
+    log: TrainingLog, steps: Sequence[int], step: int | None
 ) -> tuple[float | None, float | None]:
-    """Training and evaluation loss of what was saved at `step`, after what was saved `before`."""
+    """Training and evaluation loss of what was saved at `step`, one of the `steps` compared."""
     if step is None:
         return None, None
-    up_to = log.losses[: bisect_right(log.losses, step, key=lambda one: one.step)]
-    since = [one for one in up_to if before is None or before < one.step or one.step == step]
+    before = max((other for other in steps if other < step), default=-1)
+    since = [one for one in log.losses if before < one.step <= step]
     loss = next((one.loss for one in reversed(since) if one.loss is not None), None)
-    return loss, up_to[-1].eval_loss if up_to and up_to[-1].step == step else None
+    return loss, since[-1].eval_loss if since and since[-1].step == step else None
 
 
 def _bound(comparison: Comparison, verdicts: Sequence[Verdict], saved: _Saved) -> float | None:

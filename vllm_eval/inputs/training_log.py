@@ -16,18 +16,17 @@ from annotated_types import Ge, Le
 from pydantic import TypeAdapter, ValidationError
 
 from vllm_eval.errors import InputError
+from vllm_eval.inputs.checkpoints import MAX_STEP, STATE_FILE
 from vllm_eval.records import Adapter
 
-FILE = "trainer_state.json"
 MAX_BYTES = 20 * 2**20
 MOST = 100
 """Training losses kept, and as many evaluation losses, beside those at the steps compared."""
 MOST_LOSS = 1e30
 """A loss beyond it has no meaning and is unknown, like NaN."""
-MOST_STEP = 10**12
 
 _Number = Annotated[float, Ge(-MOST_LOSS), Le(MOST_LOSS)]
-_Step = Annotated[int, Ge(0), Le(MOST_STEP)]
+_Step = Annotated[int, Ge(0), Le(MAX_STEP)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ def _read_log(*places: Sequence[Path]) -> TrainingLog:
     logs, bad = [], []
     for folders in places:
         for folder in folders:
-            log = _read_file(folder / FILE)
+            log = _read_file(folder / STATE_FILE)
             if log.losses:
                 logs.append(log)
                 break
@@ -137,7 +136,7 @@ def _losses(history: Iterable[object]) -> tuple[Loss, ...]:
 
 def _step(entry: Mapping[str, Any]) -> int | None:
     step = entry.get("step")
-    return step if type(step) is int and 0 <= step <= MOST_STEP else None
+    return step if type(step) is int and 0 <= step <= MAX_STEP else None
 
 
 def _number(value: object) -> float | None:
