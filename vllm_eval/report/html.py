@@ -19,7 +19,7 @@ from markupsafe import Markup
 from vllm_eval.diagnose.diagnosis import pattern_line, recovered, retried
 from vllm_eval.diagnose.example import Blocks
 from vllm_eval.records import BASELINE, Attempt
-from vllm_eval.report import words
+from vllm_eval.report import many, words
 from vllm_eval.report.plots import ARM_COLOURS, TITLES, inline_svgs
 from vllm_eval.report.stored_run import CaseDetail, StoredRun, read_details
 from vllm_eval.report.verdicts import VERDICTS
@@ -131,7 +131,7 @@ def _templates() -> jinja2.Environment:
     own = (words.visible, words.ticked, words.facts, words.tone, words.span)
     shared = (recovered, retried, pattern_line)
     environment.filters |= (
-        VERDICTS | words.NUMBERS | {make.__name__: make for make in (*own, *shared)}
+        VERDICTS | many.FILTERS | words.NUMBERS | {make.__name__: make for make in (*own, *shared)}
     )
     return environment
 

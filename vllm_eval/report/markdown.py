@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 
 from vllm_eval.diagnose.diagnosis import pattern_line, recovered, retried
+from vllm_eval.report import many
 from vllm_eval.report.next_steps import next_steps
 from vllm_eval.report.stored_run import StoredRun, read_failures
 from vllm_eval.report.verdicts import VERDICTS
@@ -118,7 +119,7 @@ def _templates() -> jinja2.Environment:
     own |= NUMBERS | {"recovered": recovered, "retried": retried}
     environment.filters |= {name: _trusted(make) for name, make in own.items()}
     shared = (code, fence, words, sentence, pattern_line)
-    environment.filters |= VERDICTS | {make.__name__: make for make in shared}
+    environment.filters |= VERDICTS | many.FILTERS | {make.__name__: make for make in shared}
     return environment
 
 

@@ -10,6 +10,7 @@ from vllm_eval.diagnose.clusters import KINDS
 from vllm_eval.diagnose.diagnosis import recovered
 from vllm_eval.diagnose.remedies import NO_ANSWER
 from vllm_eval.inputs.adapters import SLOT_RANKS
+from vllm_eval.report.many import full_of
 from vllm_eval.report.stored_run import StoredRun
 from vllm_eval.report.verdicts import Data, failing, is_certified, still_open, to_settle
 from vllm_eval.report.words import Md, code, count, percent, sentence, signed, words
@@ -35,8 +36,13 @@ def next_steps(run: StoredRun) -> list[Md]:
     if selected:
         steps |= dict.fromkeys(_integrate(run, verdicts[selected["arm"]], selected))
         steps |= dict.fromkeys(_by_the_best(run))
+    full = full_of(run.comparison)
+    if others := sum(one["passed"] for arm, one in verdicts.items() if arm not in full):
+        steps[Md(f"{count(others)} of the other students pass{'es' * (others == 1)} too.")] = None
     for place in run.comparison["ranking"]["students"]:
         verdict = verdicts[place["arm"]]
+        if place["arm"] not in full:
+            continue
         if verdict["word"] == "UNDECIDED":
             found = _settle(run, verdict)
         elif not verdict["passed"]:

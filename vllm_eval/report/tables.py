@@ -1,10 +1,10 @@
-"""The end of a run as tables and lines for a terminal. Computes nothing."""
+"""Figures as tables and lines for a terminal. Computes nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.box import SIMPLE
 from rich.table import Table
@@ -18,52 +18,28 @@ from vllm_eval.compare.selection import Selected
 from vllm_eval.compare.summary import NO_TIER, Comparison, Summary
 from vllm_eval.compare.verdict import Rule, Verdict
 from vllm_eval.conclude.constrained import Constrained
-from vllm_eval.conclude.results import Finished
 from vllm_eval.conclude.timing import ArmAttempts
 from vllm_eval.diagnose.survey import FailureGroup
 from vllm_eval.report.verdicts import beside, on_these_cases, result, selected_words
 from vllm_eval.report.words import NO_END
 from vllm_eval.text import plain
 
+_T = TypeVar("_T")
 CALLED = {"holds": "ok", "fails": "FAIL"}
 """Results of a rule that have another name here, so that a FAIL is seen."""
 COLOURS = {"PASS": "green", "FAIL": "red", "UNDECIDED": "yellow"}
 MAX_FAILURES = 5
 """Kinds of failure shown; `comparison.json` has all of them."""
-UNMEASURED = "repairs: not measured, because code that only a stored run names is never run\n"
-"""The note of a run that was asked for repairs but cannot grade them."""
 
 
-def run_tables(finished: Finished) -> Iterator[Table | Text]:
-    """Scores, failures, costs, and each student's gate with its uncertainty."""
-    comparison = finished.comparison
-    yield _arms_table(comparison)
-    if finished.failures:
-        yield from _failures(finished.failures)
-    yield from _costs(finished.attempts)
-    for verdict in finished.verdicts:
-        yield gate_table(verdict)
-        if verdict.arm in comparison.students:
-            yield from doubt_lines(verdict, comparison.students[verdict.arm])
-    if len(finished.ranking) > 1:
-        yield _ranking(finished.ranking)
-    if finished.constrained.arms:
-        yield constrained_table(finished.constrained)
-        for arm, paired in finished.constrained.students.items():
-            words = f"constrained {arm} against the constrained baseline: "
-            apart = interval_words(paired.difference, "+.3f")
-            yield Text(f"{plain(words)}ratio {interval_words(paired.ratio)}, difference {apart}")
-    if finished.repair["asked"]:
-        yield repair_table(finished.repair) if finished.repair["measured"] else Text(UNMEASURED)
-
-
-def _arms_table(comparison: Comparison) -> Table:
+def arms_table(comparison: Comparison, arms: Collection[str]) -> Table:
+    """The scores of these arms, and of each by tier."""
     several = any(summary.total > summary.cases for summary in comparison.arms.values())
     columns = ["cases", "valid", "first try", "mean", "std"]
     columns += [*(["within", "between"] if several else ()), "min", "max", "mean (failures = 0)"]
     title = "Scores, several answers per case" if several else "Scores"
     table = new_table(title, "arm", "tier", right=columns)
-    for arm, summary in comparison.arms.items():
+    for arm, summary in _only(comparison.arms, arms):
         table.add_row(Text(plain(arm)), "all", *_summary_cells(summary, several=several))
         tiers = comparison.tiers[arm]
         for tier, part in tiers.items() if set(tiers) != {NO_TIER} else ():
@@ -128,12 +104,12 @@ def repair_table(repair: Mapping[str, Any]) -> Table:
     return table
 
 
-def constrained_table(constrained: Constrained) -> Table:
-    """Each arm's free and constrained answers."""
+def constrained_table(constrained: Constrained, arms: Collection[str]) -> Table:
+    """The free and constrained answers of these arms."""
     columns = ["valid", "first try", "mean", "mean (failures = 0)", "truncated", "tokens"]
     title = "With constrained decoding (outside the verdict)"
     table = new_table(title, "arm", "answers", right=[*columns, "difference"])
-    for arm, variant in constrained.arms.items():
+    for arm, variant in _only(constrained.arms, arms):
         apart = variant.paired.difference.value
         for way, side in (("free", variant.free), ("constrained", variant.constrained)):
             first, rest = way == "free", side.summary
@@ -177,7 +153,8 @@ def timing_lines(timing: Mapping[str, Any]) -> Iterator[str]:
         yield f"latency, median / 90th percentile: {', '.join(seconds)}"
 
 
-def _failures(failures: Sequence[FailureGroup]) -> Iterator[Table | Text]:
+def failure_tables(failures: Sequence[FailureGroup]) -> Iterator[Table | Text]:
+    """The most frequent kinds of failure, and the place of one of them."""
     table = new_table("Failures", "reason", "arm", "tier", right=("attempts", "final", "truncated"))
     table.columns[0].no_wrap = True
     table.add_column("first example", overflow="fold")
@@ -203,8 +180,9 @@ def place_of(example: Mapping[str, Any]) -> str:
     return plain(" ".join(part for part in parts if part))
 
 
-def _costs(costs: Mapping[str, ArmAttempts]) -> Iterator[Text]:
-    for arm, attempts in costs.items():
+def cost_lines(costs: Mapping[str, ArmAttempts], arms: Collection[str]) -> Iterator[Text]:
+    """What retries brought these arms, and what they took."""
+    for arm, attempts in _only(costs, arms):
         steps = ", ".join(f"{row.valid_by_then:.0%}" for row in attempts.by_attempt)
         retries, share = attempts.retries, 0.0
         if attempts.all.output_tokens:
@@ -215,7 +193,13 @@ def _costs(costs: Mapping[str, ArmAttempts]) -> Iterator[Text]:
         )
 
 
-def _ranking(ranking: Sequence[Ranked]) -> Table:
+def _only(found: Mapping[str, _T], arms: Collection[str]) -> Iterator[tuple[str, _T]]:
+    """What there is of these arms."""
+    return ((arm, one) for arm, one in found.items() if arm in arms)
+
+
+def ranking_table(ranking: Sequence[Ranked]) -> Table:
+    """The students, best first, each with its lead over the next."""
     numbers = ("mean (failures = 0)", "ahead of the next", f"p ({CORRECTION})")
     title = f"Students, best first, with intervals at {ranking[0].mean_all.confidence:g}"
     table = new_table(title, "rank", "arm", "verdict", right=numbers)

@@ -23,7 +23,8 @@ from vllm_eval.preflight.finding import Finding
 from vllm_eval.preflight.reused import reused_to_json
 from vllm_eval.records import Progress
 from vllm_eval.report.curve import curve_tables
-from vllm_eval.report.tables import run_tables, selected_lines, timing_lines, verdict_lines
+from vllm_eval.report.run_tables import counted, run_tables, shown
+from vllm_eval.report.tables import COLOURS, selected_lines, timing_lines, verdict_lines
 from vllm_eval.report.words import look_note, reused_note, settled_note
 from vllm_eval.text import plain
 
@@ -93,7 +94,7 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
             return
         self._verdicts(finished)
         for arm, found in finished.looks.items():
-            if note := look_note(asdict(found)):
+            if arm in shown(finished) and (note := look_note(asdict(found))):
                 self.stage(f"{arm}: {note}")
         for why in finished.unread:
             self.stage(f"not counted among the looks at these cases: {why}")
@@ -108,7 +109,10 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
         if finished.select == "best":
             for said in selected_lines(finished.word, finished.selected):
                 self.console.print(said, soft_wrap=True)
-        for verdict in finished.verdicts:
+        elif len(finished.verdicts) > len(shown(finished)):
+            counts = f"{finished.word}  {counted(finished)}; the best:"
+            self.console.print(Text(counts, f"bold {COLOURS[finished.word]}"), soft_wrap=True)
+        for verdict in (v for v in finished.verdicts if v.arm in shown(finished)):
             so = "  (every answer constrained to the task's grammar)"
             only = so if finished.constrained.mode == "only" else ""
             for said in verdict_lines(verdict, f"{_base(finished.quantization)}{only}"):
