@@ -105,8 +105,30 @@ def vocabulary_lora(rows: int = 64) -> dict[str, tuple[int, ...]]:
     return {f"{VOCABULARY}.lora_embedding_A": (4, rows), f"{VOCABULARY}.lora_embedding_B": (16, 4)}
 
 
+def instead(*paths: str) -> Break:
+    """Other adapters below its folder, in place of its own; a path that ends in / holds none."""
+
+    def replace(folder: Path) -> None:
+        shutil.rmtree(folder)
+        for number, path in enumerate(paths, 1):
+            (folder / path).mkdir(parents=True)
+            if not path.endswith("/"):
+                write_adapter(folder / path, lora_alpha=number)
+
+    return replace
+
+
+def as_file(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_bytes(b"")
+
+
 BROKEN: dict[str, Break] = {
     "no folder of that name": shutil.rmtree,
+    "a file": as_file,
+    "checkpoints without adapters": instead("checkpoint-1/", "checkpoint-2/"),
+    "two adapters in one checkpoint": instead("checkpoint-1/chosen", "checkpoint-1/other"),
+    "a folder of training runs": instead("exp1/checkpoint-1", "exp2/checkpoint-1"),
     f"no `{CONFIG}`": lambda folder: (folder / CONFIG).unlink(),
     f"no `{WEIGHTS}`": lambda folder: (folder / WEIGHTS).unlink(),
     "weights in several files": lambda folder: (folder / WEIGHTS).rename(

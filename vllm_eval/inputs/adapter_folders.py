@@ -109,6 +109,9 @@ def _elsewhere(given: str, config: Config) -> Found:
         raise AdapterError(f"{msg}; {near(_where(given, config.adapter_dirs)) or 'give a folder'}")
     if config.answering == "scripted" or config.engine == "openai":
         return _label(given)
+    if file := next((path for path in _where(given, config.adapter_dirs) if path.is_file()), None):
+        todo = f"give its folder, {file.parent}, or put a glob into quotes"
+        raise AdapterError(f"adapter {given!r}: is a file; {todo}")
     hint = near(_where(given, config.adapter_dirs))
     if _HUB_ID.fullmatch(given) and not _is_path(given):
         folder = _download(given, hint)

@@ -76,7 +76,8 @@ def run_label(arms: Sequence[Arm]) -> str:
     students = [arm for arm in arms if arm.name != BASELINE and arm.variant_of is None]
     trainings = {arm.adapter.training if arm.adapter else None for arm in students}
     names = [file_name(arm.name) for arm in students]
-    if len(names) > 1 and len(trainings) == 1 and (training := trainings.pop()):
+    training = trainings.pop() if len(names) > 1 and len(trainings) == 1 else None
+    if training and training.name:
         return file_name(training.name)[:MAX_LABEL]
     joined = "_vs_".join(names)
     if len(names) <= JOINED and len(joined) <= max(MAX_LABEL, len(names[0])):

@@ -72,6 +72,7 @@ def held_in(checkpoint: Path) -> list[Path]:
 
 
 def subfolders(place: Path) -> list[Path]:
-    """The folders in it that are not hidden, in any order."""
+    """The folders in it that are not hidden, by name."""
     with os.scandir(place) as entries:
-        return [place / entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."]
+        names = [entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."]
+    return [place / name for name in sorted(names)]
