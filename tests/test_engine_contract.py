@@ -104,6 +104,11 @@ def test_an_idle_engine_is_not_busy_and_polls_empty(engine: Engine) -> None:
     assert engine.poll() == []
 
 
+def test_it_keeps_what_its_base_answered_the_canary(engine: Engine) -> None:
+    kept = [base is not None for base in engine.base]
+    assert kept == ([] if engine.about["engine"] == "scripted" else [True])
+
+
 def test_it_holds_more_than_one_request_in_flight(engine: Engine) -> None:
     assert engine.capacity > 1
 
