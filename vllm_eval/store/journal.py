@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from sys import intern
 from typing import BinaryIO
@@ -19,6 +20,8 @@ from vllm_eval.errors import EvalError, InputError
 from vllm_eval.records import Attempt, Begun, Key, Ledger, Problem
 
 LOCK = ".lock"
+MOST_LINE = 2**26
+"""Bytes of a line; no answer is as long, and a folder of unknown origin may hold anything."""
 
 
 class Journal:
@@ -76,7 +79,7 @@ class Journal:
             _follow(self._ledger, attempts)
 
     def drop(self, unwanted: Callable[[Attempt], bool]) -> int:
-        """Rewrite the journal without the lines of attempts that no engine has seen.
+        """Rewrite the journal without the lines of attempts that no engine of this run has seen.
 
         The journal is never incomplete. Returns how many lines were dropped.
 
@@ -118,9 +121,11 @@ def read_journal(path: Path) -> Iterator[tuple[int, Attempt]]:
     refuse_parts(path)
     place = 0
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(partial(file.readline, MOST_LINE), b""), start=1):
             if line.endswith(b"\n"):
                 yield place, _read_line(path, number, line)
+            elif len(line) == MOST_LINE:
+                raise EvalError(f"{path}, line {number}: longer than {MOST_LINE:,} bytes")
             place += len(line)
 
 
