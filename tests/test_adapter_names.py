@@ -225,13 +225,23 @@ def test_the_final_adapter_is_left_out_where_it_is_the_last_checkpoint() -> None
     training("out", 100, 200)
     shutil.copytree("out/checkpoint-200", "out", dirs_exist_ok=True)
     assert names("out") == ["checkpoint-100", "checkpoint-200"]
-    assert "out: is the same adapter as checkpoint-200" in notes("out")
+    assert (
+        "out: is the same adapter as checkpoint-200, so it is left out; \n" in notes("out") + "\n"
+    )
 
 
 def test_a_link_to_the_best_checkpoint_is_no_second_adapter() -> None:
     training("out", 100, 200)
     Path("out/best").symlink_to("checkpoint-100")
     assert names("out") == ["checkpoint-100", "checkpoint-200"]
+
+
+def test_two_checkpoints_that_are_alike_are_a_warning() -> None:
+    checkpoint("out/checkpoint-1", 5)
+    checkpoint("out/checkpoint-2", 5)
+    assert names("out") == ["checkpoint-1"]
+    assert "checkpoint-2: is the same adapter as checkpoint-1" in notes("out")
+    assert "did training change it?" in notes("out")
 
 
 @pytest.mark.parametrize("second", ["b", "a/", "./a", "other=a", "other=b", "shelf/*"])

@@ -13,6 +13,7 @@ from vllm_eval.config.settings import PACKAGE, Config, file_name
 from vllm_eval.errors import AdapterError, InputError
 from vllm_eval.inputs.adapter_folders import Found, Note, find_adapters
 from vllm_eval.inputs.adapters import read_adapter
+from vllm_eval.inputs.checkpoints import step_in_name
 from vllm_eval.records import BASELINE, Adapter, Arm
 
 MAX_NAME = 100
@@ -183,7 +184,7 @@ def _each_once(students: Sequence[_Student], notes: list[Note]) -> list[_Student
             msg = f"adapters: {other.given!r} {'comes twice' if one.given == other.given else same}"
             raise AdapterError(f"{msg}, so it would be compared with itself; leave one out")
         what = f"{other.given}: is the same adapter as {one.parts[-1]}, so it is left out"
-        unchanged = other.step not in (None, one.step) and not other.final
+        unchanged = not other.final and step_in_name(other.parts[-1]) is not None
         notes.append(Note(what, "did training change it?" if unchanged else ""))
     return list(kept.values())
 
