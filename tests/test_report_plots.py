@@ -9,6 +9,7 @@ from xml.etree import ElementTree as ET
 import orjson
 import pytest
 
+from tests.conftest import Answers
 from tests.report_runs import FAILING, HOSTILE_ID, HOSTILE_TIER, WEAK, interrupt, make_run, open_run
 from vllm_eval.report.html import NOTES
 from vllm_eval.report.plots import ARM_COLOURS, inline_svgs, write_plots
@@ -127,6 +128,23 @@ def test_the_points_of_a_sample_are_counted_as_drawn(run: Path, students: tuple[
     drawn = inline_svgs(comparison | sampled)["paired"]
     assert "sample of 40, with the largest losses" in drawn
     assert "of 5,000 cases" not in drawn
+
+
+def test_of_many_students_the_best_are_drawn_and_every_figure_says_of_how_many(
+    tmp_path: Path,
+) -> None:
+    """The first ones are the worst; each fails at fewer cases than the one before."""
+    names = [f"s{number:02}" for number in range(12)]
+    script: list[dict[str, object]] = [{"text": Answers().text()}]
+    for place, arm in enumerate(names):
+        bad = range(1, 13 - place)
+        script += [{"concept_id": f"K{n}", "arm": arm, "text": Answers().bad()} for n in bad]
+    drawn = inline_svgs(open_run(make_run(tmp_path, script, 13, names)).comparison)
+    for name in ("paired", "distribution", "tiers", "attempts", "failures"):
+        found = ET.fromstring(drawn[name]).findall(".//{*}text")
+        texts = ["".join(element.itertext()) for element in found]
+        assert [text for text in texts if text in names] == names[5:]
+        assert any("best 7 of 12 " in text for text in texts)
 
 
 def test_two_thousand_cases_are_drawn_in_seconds_and_small(run: Path) -> None:

@@ -62,7 +62,7 @@ def make_axes(
     higher = figure.get_figheight() / SIZE[1]
     top, bottom = 1 - (0.04 + ROW * ((names + 1) // 2)) / higher, 0.15 / higher
     place = {"left": left, "right": 0.97, "bottom": bottom, "top": top}
-    place |= {"hspace": 0.35 / higher, "wspace": 0.2}
+    place |= {"hspace": 0.35, "wspace": 0.2}
     grid = figure.subplots(
         rows, columns, squeeze=False, sharex=rows > 1, sharey=columns > 1, gridspec_kw=place
     )
@@ -103,10 +103,14 @@ def short_number(value: float, _place: float) -> str:
     return f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}"
 
 
-def add_legend(figure: Figure, shown: Sequence[Any], names: Sequence[str]) -> None:
-    """Above everything, in two columns."""
+def add_legend(figure: Figure, shown: Sequence[Any], names: Sequence[str], note: str = "") -> None:
+    """Above everything, in two columns; a `note` has a place of its own at the end."""
     labels = [shorten(name, LABEL + 4) for name in names]
-    figure.legend(shown, labels, loc="upper left", ncols=2, borderaxespad=0.2, labelspacing=0.3)
+    nothing = figure.axes[0].plot([], [], " ") if note else []
+    rows = [*labels, note] if note else labels
+    figure.legend(
+        [*shown, *nothing], rows, loc="upper left", ncols=2, borderaxespad=0.2, labelspacing=0.3
+    )
 
 
 def left_out(things: Sequence[object], most: int) -> str:

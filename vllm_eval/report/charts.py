@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from vllm_eval.compare.summary import NO_TIER
+from vllm_eval.records import BASELINE
 from vllm_eval.report import chart_parts as parts
 from vllm_eval.report.chart_parts import LABEL, MARKERS, Axes, Colours, Figure, shorten
 from vllm_eval.report.curve_chart import curve
@@ -21,7 +22,9 @@ MOST_LINES = 12
 MOST_MARKERS = 400
 """Up to so many points of an arm, each has its own marker; above, all are one path."""
 MOST_ARMS, MOST_TIERS, MOST_REASONS = 8, 10, 10
-"""How many of each are drawn; a note gives the number left out."""
+"""How many of each are drawn; a note says of how many. Of several arms, the best are drawn."""
+MOST_ROWS = 4
+"""Up to so many rows, a figure has the usual height."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +71,10 @@ def history(figure: Figure, colours: Colours, lines: Sequence[Series]) -> None:
 
 
 def _paired(figure: Figure, colours: Colours, comparison: Data) -> None:
-    students = list(comparison["students"])
+    students = list(_drawn(comparison, comparison["students"]))
     most = max(paired["pairs"] for paired in comparison["students"].values())
-    few = most <= MOST_LINES and len(students) <= MOST_LINES // 3
-    (_draw_lines if few else _draw_scatter)(figure, colours, comparison, students[: MOST_ARMS - 1])
+    few = most <= MOST_LINES and len(comparison["students"]) <= MOST_LINES // 3
+    (_draw_lines if few else _draw_scatter)(figure, colours, comparison, students)
 
 
 def _draw_lines(figure: Figure, colours: Colours, comparison: Data, students: list[str]) -> None:
@@ -97,10 +100,11 @@ def _draw_lines(figure: Figure, colours: Colours, comparison: Data, students: li
 
 def _draw_scatter(figure: Figure, colours: Colours, comparison: Data, students: list[str]) -> None:
     """Each case is a point, above the solid line if the student is better."""
-    (axes,) = parts.make_axes(figure, len(students) + 2)
+    note, places = _note(comparison["students"]), _drawn(comparison, students)
+    (axes,) = parts.make_axes(figure, len(students) + 2 + bool(note))
     shown, least = [], 1.0
-    for number, student in enumerate(students, start=1):
-        pairs = _pairs(comparison, student)
+    for student in students:
+        pairs, number = _pairs(comparison, student), places[student]
         least = min([least, *(score for pair in pairs for score in pair)])
         shown.append(_points(axes, pairs, number, colours.arm(number)))
     low = max(0.0, least - 0.05)
@@ -115,7 +119,7 @@ def _draw_scatter(figure: Figure, colours: Colours, comparison: Data, students: 
     axes.set_ylim(low, 1.01)
     axes.set_xlabel(f"baseline score ({_counted(comparison, students)})")
     axes.set_ylabel("student score")
-    parts.add_legend(figure, [*shown, *same], names)
+    parts.add_legend(figure, [*shown, *same], names, note)
 
 
 def _counted(comparison: Data, students: Sequence[str]) -> str:
@@ -146,12 +150,13 @@ def _points(axes: Axes, pairs: Sequence[tuple[float, float]], number: int, colou
 
 def _distribution(figure: Figure, colours: Colours, comparison: Data) -> None:
     """Counts by score, one row per arm; the line below spans the quartiles."""
-    spread = list(comparison["distributions"].items())
-    rows = parts.make_axes(figure, 1, rows=min(len(spread), MOST_ARMS))
-    most = max(count for _, one in spread for count in one["counts"])
+    spread, drawn = comparison["distributions"], _drawn(comparison, comparison["arms"])
+    figure.set_figheight(figure.get_figheight() * max(1, len(drawn) / MOST_ROWS))
+    rows = parts.make_axes(figure, 1, rows=len(drawn))
+    most = max(count for one in spread.values() for count in one["counts"])
     first = 1.0
-    for number, (arm, one) in enumerate(spread[:MOST_ARMS]):
-        axes, colour = rows[number], colours.arm(number)
+    for axes, (arm, number) in zip(rows, drawn.items(), strict=True):
+        one, colour = spread[arm], colours.arm(number)
         axes.stairs(one["counts"], one["edges"], fill=True, color=colour, alpha=0.75)
         axes.annotate(shorten(arm), (0, 1), (0, 3), "axes fraction", textcoords="offset points")
         axes.set_ylim(0, 1.05 * most)
@@ -164,22 +169,24 @@ def _distribution(figure: Figure, colours: Colours, comparison: Data) -> None:
             axes.plot((low, high), (0, 0), color=colours.text, linewidth=3, **base)
             axes.plot((middle,), (0,), "o", color=colours.text, markersize=6, **base)
     rows[0].set_xlim(max(0.0, first - 0.05), 1.0)
-    more = parts.left_out(spread, MOST_ARMS)
-    rows[-1].set_xlabel(f"score (line: quartiles, point: median){more}")
+    note = _note(comparison["arms"])
+    note = f"; {note}" if note else ""
+    rows[-1].set_xlabel(f"score (line: quartiles, point: median){note}", loc="right")
 
 
 def _tiers(figure: Figure, colours: Colours, comparison: Data) -> None:
     """One row per tier, all tiers together on top."""
-    arms = list(comparison["arms"])[:MOST_ARMS]
+    arms, note = _drawn(comparison, comparison["arms"]), _note(comparison["arms"])
     tiers = sorted({tier for arm in arms for tier in comparison["tiers"][arm]} - {NO_TIER})
     rows = ["all", *tiers[:MOST_TIERS]]
     labels = [shorten(row, LABEL * 2 // 3) for row in rows]
-    left, right = parts.make_axes(figure, len(arms), columns=2, left=parts.labels_width(labels))
-    for number, arm in enumerate(arms):
+    named = len(arms) + bool(note)
+    left, right = parts.make_axes(figure, named, columns=2, left=parts.labels_width(labels))
+    for place, (arm, number) in enumerate(arms.items()):
         found = comparison["tiers"][arm]
         summaries = [comparison["arms"][arm], *(found.get(tier) for tier in rows[1:])]
         step = 0.5 / max(1, len(arms) - 1)
-        heights = [row + number * step - 0.25 for row in range(len(rows))]
+        heights = [row + place * step - 0.25 for row in range(len(rows))]
         style = parts.line_style(colours, number) | {"linestyle": "none"}
         for axes, key in ((left, "mean"), (right, "valid_rate")):
             values = [part[key] if part else None for part in summaries]
@@ -192,13 +199,14 @@ def _tiers(figure: Figure, colours: Colours, comparison: Data) -> None:
     left.set_xlabel(f"mean score{parts.left_out(tiers, MOST_TIERS)}")
     right.set_xlabel("valid")
     parts.as_percent(right, across=True)
-    parts.add_legend(figure, left.get_lines(), arms)
+    parts.add_legend(figure, left.get_lines(), list(arms), note)
 
 
 def _attempts(figure: Figure, colours: Colours, comparison: Data) -> None:
-    arms = [arm for arm in comparison["arms"] if arm in comparison["attempts"]][:MOST_ARMS]
-    (axes,) = parts.make_axes(figure, len(arms) + 1)
-    for number, arm in enumerate(arms):
+    arms = _drawn(comparison, comparison["attempts"])
+    note = _note(comparison["attempts"].keys() & comparison["arms"].keys())
+    (axes,) = parts.make_axes(figure, len(arms) + 1 + bool(note))
+    for arm, number in arms.items():
         steps = comparison["attempts"][arm]["by_attempt"]
         numbers = [step["attempt"] for step in steps]
         shares = [step["valid_by_then"] for step in steps]
@@ -215,17 +223,19 @@ def _attempts(figure: Figure, colours: Colours, comparison: Data) -> None:
     axes.set_ylabel("valid answers")
     axes.set_ylim(0, 1.03)
     parts.as_percent(axes)
-    parts.add_legend(figure, shown, names)
+    parts.add_legend(figure, shown, names, note)
 
 
 def _failures(figure: Figure, colours: Colours, comparison: Data) -> None:
     """Bars of attempts by reason and arm, one piece per tier; solid if no attempt was left."""
     groups = _of_arms(comparison)
     failed = {group["arm"] for group in groups}
-    arms = [arm for arm in comparison["arms"] if arm in failed][:MOST_ARMS]
+    arms, note = _drawn(comparison, failed), _note(failed, "that failed")
+    order = list(arms)
     reasons = list(dict.fromkeys(group["reason"] for group in groups))
     labels = [shorten(reason, LABEL + 8) for reason in reasons[:MOST_REASONS]]
-    (axes,) = parts.make_axes(figure, len(arms), left=parts.labels_width(labels))
+    named = len(arms) + bool(note)
+    (axes,) = parts.make_axes(figure, named, left=parts.labels_width(labels))
     rows = {reason: row for row, reason in enumerate(reasons[:MOST_REASONS])}
     height = 0.8 / len(arms)
     shown: dict[str, object] = {}
@@ -235,10 +245,11 @@ def _failures(figure: Figure, colours: Colours, comparison: Data) -> None:
             reason, arm = group["reason"], group["arm"]
             if reason not in rows or arm not in arms:
                 continue
-            start, number = ends.get((reason, arm), 0), arms.index(arm)
-            place = rows[reason] + height * (number + 0.5) - 0.4
+            start, number = ends.get((reason, arm), 0), arms[arm]
+            place = rows[reason] + height * (order.index(arm) + 0.5) - 0.4
             bar = axes.barh(place, group[key], height, left=start, color=colours.arm(number))
-            bar[0].set(alpha=alpha, edgecolor="none", hatch="//" if number % 2 else None)
+            hatched = (number + number // len(colours.arms)) % 2  # where colours repeat, the other
+            bar[0].set(alpha=alpha, edgecolor="none", hatch="//" if hatched else None)
             shown.setdefault(arm, bar)
             ends[reason, arm] = start + group[key]
     axes.set_yticks(range(len(rows)), labels)
@@ -247,7 +258,26 @@ def _failures(figure: Figure, colours: Colours, comparison: Data) -> None:
     axes.locator_params(axis="x", integer=True)
     more = parts.left_out(reasons, MOST_REASONS)
     axes.set_xlabel(f"attempts (solid: last attempt){more}", loc="right")
-    parts.add_legend(figure, list(shown.values()), list(shown))
+    order = [arm for arm in order if arm in shown]
+    parts.add_legend(figure, [shown[arm] for arm in order], order, note)
+
+
+def _drawn(comparison: Data, among: Collection[str]) -> dict[str, int]:
+    """The arms drawn `among` some, baseline and best students, with the number that styles each.
+
+    That is its place among all arms, as on the page; of too many for that, among those drawn.
+    """
+    order = [student["arm"] for student in comparison["ranking"]["students"]]
+    best = [arm for arm in order if arm in among][: MOST_ARMS - 1]
+    arms, kept = list(comparison["arms"]), {BASELINE, *best}
+    styled = arms if len(arms) <= MOST_ARMS else [arm for arm in arms if arm in kept]
+    return {arm: n for n, arm in enumerate(styled) if arm in kept and arm in among}
+
+
+def _note(among: Collection[str], those: str = "students") -> str:
+    """Of how many `those` drawn are the best; empty where all are drawn."""
+    count = len({*among} - {BASELINE})
+    return f"best {MOST_ARMS - 1} of {count:,} {those}" if count >= MOST_ARMS else ""
 
 
 def _of_arms(comparison: Data) -> list[Data]:
