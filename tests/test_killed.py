@@ -120,6 +120,29 @@ def test_a_full_disk_is_an_error_with_advice_and_leaves_the_journal_whole(
     assert bench.call("--resume", str(folder)).code == 0
 
 
+def test_a_kill_while_a_baseline_is_copied_leaves_no_run_that_lacks_a_part(
+    bench: Bench, answers: Answers
+) -> None:
+    """Only what is whole can be resumed; anything else is begun again."""
+    bench.dataset(1_000)
+    bench.answers({"text": answers.text()})
+    earlier = bench.run().folder
+    more = ("--tag", "killed", "--baseline", str(earlier), "--resume", "auto")
+    later = [word if word != "pupil" else "second" for word in bench.arguments(*more)]
+    process = subprocess.Popen(arguments(later), stdout=subprocess.DEVNULL)
+    wait_for_more(1, lambda: size(bench.output_dir, "killed*/attempts.jsonl"))
+    process.kill()
+    process.wait()
+    (killed,) = bench.output_dir.glob("killed*")
+    assert not (killed / "manifest.json").exists()
+    assert bench.call(*later).code == 0
+    (folder,) = set(bench.output_dir.glob("killed*")) - {killed}
+    assert_nothing_twice(folder)
+    lines = (folder / "attempts.jsonl").read_bytes().splitlines()
+    reused = [b'"reused":true' in line for line in lines]
+    assert (sum(reused), len(reused)) == (1_000, 2_000)
+
+
 def test_a_data_set_that_vanishes_is_bad_input_that_names_it(
     bench: Bench, answers: Answers
 ) -> None:
