@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.checkpoints import history, improving, train
+from tests.conftest import Answers
 from tests.report_runs import FAILING, WEAK, make_run, without
 from vllm_eval.report.stored_run import load_run
 
@@ -68,6 +70,31 @@ def test_no_tag_of_a_partial_run_says_pass(
     tags = [value for key, value in run.data.tags.items() if key.startswith("verdict")]
     assert tags == ["NOT FINISHED"] * 3
     assert run.info.status == "KILLED"
+
+
+def test_the_curve_of_a_training_run_is_logged_by_step(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    given = str(train(tmp_path / "exp1", 50, 100, log=history(100), final=True))
+    made = make_run(tmp_path, improving(Answers(), "checkpoint-50", "checkpoint-100"), 2, [given])
+    store = (tmp_path / "mlruns").as_uri()
+    assert bench.call("report", str(made), "--mlflow", store).code == 0
+
+    from mlflow import MlflowClient
+
+    client: Any = MlflowClient(tracking_uri=store)
+    experiment = client.get_experiment_by_name("vllm_eval")
+    (run,) = client.search_runs([experiment.experiment_id])
+
+    def logged(key: str) -> list[tuple[int, float]]:
+        metrics = client.get_metric_history(run.info.run_id, f"curve/exp1/{key}")
+        return [(metric.step, metric.value) for metric in metrics]
+
+    assert logged("mean_all") == [(50, 0.5), (100, 1.0)]
+    assert logged("valid_rate") == [(50, 0.5), (100, 1.0)]
+    assert logged("eval_loss") == [(50, 1.9167), (100, 1.5)]
+    assert logged("loss") == [(50, 1.6667), (100, 1.25)]
 
 
 def test_a_store_that_refuses_is_bad_input(bench: Bench, failing: Path, tmp_path: Path) -> None:

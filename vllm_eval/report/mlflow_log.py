@@ -54,7 +54,10 @@ def _log(client: Any, run: StoredRun, files: Sequence[Path]) -> str:  # noqa: AN
     made = client.create_run(place, begun, tags=_tags(run), run_name=run.folder.name)
     now, name = int(time.time() * 1000), made.info.run_id
     params = [Param(_named(key), value[:LONGEST]) for key, value in _params(run)]
-    metrics = [Metric(_named(key), value, now, 0) for key, value in _metrics(run.comparison)]
+    metrics = [
+        *(Metric(_named(key), value, now, 0) for key, value in _metrics(run.comparison)),
+        *(Metric(_named(key), value, now, n) for key, value, n in _by_step(run.comparison)),
+    ]
     for start in range(0, max(len(params), len(metrics)), MOST):
         some = slice(start, start + MOST)
         client.log_batch(name, params=params[some], metrics=metrics[some])
@@ -90,6 +93,17 @@ def _metrics(comparison: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for verdict in comparison["verdicts"]:
         yield from _numbers(f"{verdict['arm']}/", verdict, ("pass_chance", "p_corrected"))
     yield from _numbers("timing/", comparison["timing"], TIMES)
+
+
+def _by_step(comparison: Mapping[str, Any]) -> Iterator[tuple[str, float, int]]:
+    """The curve of each training run: name, value and training step."""
+    for curve in comparison["curve"]:
+        for point in curve["points"]:
+            rates = {key: point[key]["value"] for key in ("mean_all", "valid_rate")}
+            shown = rates | {key: point[key] for key in ("loss", "eval_loss")}
+            for key, value in shown.items() if point["step"] is not None else ():
+                if value is not None:
+                    yield f"curve/{curve['training']}/{key}", value, point["step"]
 
 
 def _numbers(
