@@ -1,4 +1,4 @@
-"""Tiny model and adapter folders: real files, whose weights are zeros unless a test asks for more.
+"""Tiny model and adapter folders: real files, whose weights are one repeated byte.
 
 Safetensors files are written by hand: the library's writer for NumPy has no bfloat16.
 """
@@ -50,7 +50,7 @@ def write_json(path: Path, data: object) -> None:
 
 
 def write_safetensors(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "F32", byte: int = 0
+    path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "F32", byte: int = 1
 ) -> None:
     """Tensors of one repeated byte."""
     header, at = {}, 0
@@ -135,8 +135,11 @@ def lora_shapes(layers: int = 2, rank: int = 4, hidden: int = 16) -> Shapes:
 def write_adapter(folder: Path, shapes: Shapes | None = None, **changes: object) -> Path:
     """An adapter that fits `write_base`, but for what is given."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "adapter_config.json", ADAPTER | changes)
-    write_safetensors(
-        folder / "adapter_model.safetensors", lora_shapes() if shapes is None else shapes
-    )
+    shapes = lora_shapes() if shapes is None else shapes
+    targets = {
+        name.partition(".lora_")[0].rpartition(".")[2] for name in shapes if ".lora_" in name
+    }
+    named = {"target_modules": sorted(targets)} if targets else {}
+    write_json(folder / "adapter_config.json", ADAPTER | named | changes)
+    write_safetensors(folder / "adapter_model.safetensors", shapes)
     return folder

@@ -179,6 +179,7 @@ def test_lora_weights_of_any_float_are_taken(tmp_path: Path, llama: Base, dtype:
     [
         (f"{MODEL}.", "base_model.model._orig_mod.model."),
         (f"{MODEL}.", f"_orig_mod.{MODEL}."),
+        (f"{MODEL}.", f"module.{MODEL}."),
         (".self_attn", "._checkpoint_wrapped_module.self_attn"),
         (".layers", "._fsdp_wrapped_module.layers"),
         (f"{MODEL}.", f"{MODEL}.language_model."),

@@ -6,6 +6,7 @@ all that the check has to say. What vLLM itself would say is in `engines/vllm/op
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import shutil
@@ -53,6 +54,7 @@ TEXT = {
 TOWER = "base_model.model.vision_tower.encoder.layers.0.fc1"
 VISION = {f"{TOWER}.lora_A.weight": (4, 16), f"{TOWER}.lora_B.weight": (16, 4)}
 EXPERTS = f"{LAYER}.0.mlp.experts"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1000\n"
 MLX = {"fine_tune_type": "lora", "lora_parameters": {"rank": 4}, "model": "org/base"}
 
 
@@ -68,7 +70,7 @@ def settings(**changes: object) -> Break:
     return change
 
 
-def weights(shapes: dict[str, tuple[int, ...]], byte: int = 0, dtype: str = "F32") -> Break:
+def weights(shapes: dict[str, tuple[int, ...]], byte: int = 1, dtype: str = "F32") -> Break:
     return lambda folder: write_safetensors(folder / WEIGHTS, shapes, dtype, byte)
 
 
@@ -76,7 +78,7 @@ def renamed(old: str, new: str) -> Break:
     return weights({name.replace(old, new): shape for name, shape in lora_shapes().items()})
 
 
-def with_more(shapes: dict[str, tuple[int, ...]], byte: int = 0) -> Break:
+def with_more(shapes: dict[str, tuple[int, ...]], byte: int = 1) -> Break:
     """More tensors than a good adapter has, of one repeated byte."""
     return weights(lora_shapes() | shapes, byte)
 
@@ -93,6 +95,11 @@ def moved_back(content: bytes) -> bytes:
     last["data_offsets"] = [last["data_offsets"][0] - 4, last["data_offsets"][1] - 4]
     raw = json.dumps(header).encode()
     return struct.pack("<Q", len(raw)) + raw + content[8 + length :]
+
+
+def linked_to_nothing(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).symlink_to(folder / "blobs" / "gone")
 
 
 def half() -> dict[str, tuple[int, ...]]:
@@ -136,13 +143,21 @@ BROKEN: dict[str, Break] = {
     ),
     "weights of MLX": lambda folder: (folder / WEIGHTS).rename(folder / "adapters.safetensors"),
     "pickled weights": lambda folder: (folder / WEIGHTS).rename(folder / "adapter_model.bin"),
+    "GGUF": lambda folder: (folder / CONFIG).rename(folder / "model-q4.gguf"),
+    "a whole model": lambda folder: (folder / CONFIG).rename(folder / "config.json"),
+    "a link to nothing": linked_to_nothing,
+    "pointer of Git LFS": lambda folder: (folder / WEIGHTS).write_bytes(POINTER),
     "configuration that is not JSON": lambda folder: (folder / CONFIG).write_text("{"),
+    "byte order mark": lambda folder: (folder / CONFIG).write_bytes(
+        codecs.BOM_UTF8 + (folder / CONFIG).read_bytes()
+    ),
     "other PEFT type": settings(peft_type="IA3"),
     "configuration of MLX": lambda folder: write_json(folder / CONFIG, MLX),
     "no rank": settings(r=None),
     "no `lora_alpha`": settings(lora_alpha=None),
     "no `target_modules`": settings(target_modules=None),
     "empty `target_modules`": settings(target_modules=[]),
+    "empty file": rewritten(lambda _: b""),
     "truncated file": rewritten(lambda content: content[:-10]),
     "truncated header": rewritten(lambda content: content[:50]),
     "header that is not JSON": rewritten(lambda content: content[:8] + b"x" + content[9:]),
@@ -159,10 +174,15 @@ BROKEN: dict[str, Break] = {
     "names of a compiled model": renamed("model.layers", "_orig_mod.model.layers"),
     "names of a model without its head": renamed("model.layers", "layers"),
     "names of a multimodal model": renamed("model.layers", "model.language_model.layers"),
+    "names with something in front": renamed("base_model.", "module.base_model."),
+    "modules that the configuration does not name": settings(target_modules=["q_proj"]),
     "raw `state_dict`": renamed(".weight", ".default.weight"),
     "`base_model.model.` twice": renamed("base_model.", "base_model.model.base_model."),
     "MLX tensors": weights({"model.layers.0.self_attn.q_proj.lora_a": (16, 4)}),
     "sharded training, not gathered": weights(dict.fromkeys(lora_shapes(), (0,))),
+    "more than two dimensions": weights(dict.fromkeys(lora_shapes(), (2, 4, 16))),
+    "training that diverged": weights(lora_shapes(), 0xFF),
+    "training that has not begun": weights(lora_shapes(), 0),
     "whole numbers": weights(lora_shapes(), dtype="I16"),
     "rank too high": lambda folder: write_adapter(folder, lora_shapes(rank=513), r=513),
     "rank above `max_lora_rank`": lambda folder: write_adapter(folder, lora_shapes(rank=16), r=16),
@@ -177,15 +197,20 @@ BROKEN: dict[str, Break] = {
     "layer replication": settings(layer_replication=[[0, 2]]),
     "BD-LoRA": settings(use_bdlora={"nblocks": 2}),
     "QALoRA": settings(use_qalora=True),
+    "KaSA": settings(kasa_config={"beta": 0.1}),
+    "MonteCLoRA": settings(monteclora_config={"num_samples": 8}),
+    "Arrow": settings(arrow_config={"top_k": 3}),
+    "`alpha_pattern` of words": settings(alpha_pattern={"q_proj": "16"}),
+    "unknown key": settings(use_hyperlora=True),
     "trained tokens": settings(trainable_token_indices=[1]),
     "LoRA of `embed_tokens` or `lm_head`": with_more(vocabulary_lora()),
     "embeddings saved beside the LoRA": with_more({f"{VOCABULARY}.weight": (64, 16)}),
-    "embeddings trained beside the LoRA": with_more({f"{VOCABULARY}.weight": (64, 16)}, 1),
-    "norms trained beside the LoRA": with_more({f"{MODEL}.norm.weight": (16,)}, 1),
+    "embeddings trained beside the LoRA": with_more({f"{VOCABULARY}.weight": (64, 16)}, 2),
+    "norms trained beside the LoRA": with_more({f"{MODEL}.norm.weight": (16,)}, 2),
     "token deltas": with_more({f"{VOCABULARY}.token_adapter.trainable_tokens_delta": (2, 16)}),
     "LoRA of another vocabulary": with_more(vocabulary_lora(1600)),
     "LoRA of changed embeddings": with_more(
-        vocabulary_lora() | {f"{VOCABULARY}.base_layer.weight": (64, 16)}, 1
+        vocabulary_lora() | {f"{VOCABULARY}.base_layer.weight": (64, 16)}, 2
     ),
     "tokens beyond the base's": lambda folder: write_tokenizer(folder, pad=64),
     "tokens that the base's tokenizer lacks": lambda folder: write_tokenizer(folder, pad=1),

@@ -1,7 +1,7 @@
 """The openai engine against a real vLLM server with the demo's base and student, on loopback.
 
 Covered: the answers of the engine in this process, whatever the server's defaults; faults on the
-way; a server killed and started again; answers constrained to the task's grammar. Not covered: GPUs, gateways.
+way; a server killed and started again; answers constrained to the grammar. Not covered: gateways.
 """
 
 from __future__ import annotations

@@ -108,8 +108,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
-        msg = f"adapter {folder}: has no {CONFIG_FILE}; is this a PEFT adapter's folder?"
-        raise AdapterError(msg)
+        raise AdapterError(f"adapter {folder}: {_no_settings(folder)}")
     try:
         fields = read_json(path)
     except InputError as error:
@@ -123,7 +122,23 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return fields
 
 
+def _no_settings(folder: Path) -> str:
+    """What is in a folder without a configuration, and what to do."""
+    if (folder / CONFIG_FILE).is_symlink():
+        return f"{CONFIG_FILE} is a link to nothing; copy the file itself"
+    if gguf := next(folder.glob("*.gguf"), None):
+        what = f"has no {CONFIG_FILE}, but {gguf.name}, which is of llama.cpp"
+        return f"{what}; give the folder that PEFT's save_pretrained wrote"
+    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        what = f"has no {CONFIG_FILE}, but config.json: a whole model, perhaps a merged one"
+        return f"{what}; give the folder of its adapter, or it as --base-model"
+    return f"has no {CONFIG_FILE}; is this a PEFT adapter's folder?"
+
+
 def _no_weights(folder: Path) -> AdapterError:
+    if (folder / WEIGHTS_FILE).is_symlink():
+        msg = f"adapter {folder}: {WEIGHTS_FILE} is a link to nothing; copy the file itself"
+        return AdapterError(msg)
     if pickle := next((name for name in PICKLES if (folder / name).is_file()), None):
         msg = f"adapter {folder}: {pickle} is a pickle, which can run code when it is opened"
         todo = "load it where it was made and save it again with safe_serialization=True"

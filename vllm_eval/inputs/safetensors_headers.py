@@ -5,6 +5,7 @@ No tensor is read, and every number is checked before it is used.
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from vllm_eval.errors import InputError
 MAX_JSON_BYTES = 50_000_000
 MAX_REASON = 200
 """Characters kept of a message from safetensors, which may quote a hostile name."""
+POINTER = b"version https://git-lfs"
+MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 
 
@@ -57,6 +60,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
         msg = f"{path}: cannot be read: {error.strerror or error}; copy or save it again"
         raise InputError(msg) from error
     except SafetensorError as error:
+        refuse_pointer(path)
         reason = str(error).removeprefix("Error while deserializing header: ")[:MAX_REASON]
         msg = f"{path}: is truncated, damaged or not a safetensors file ({reason})"
         raise InputError(f"{msg}; copy or save it again") from error
@@ -77,4 +81,16 @@ def read_json(path: Path) -> Any:  # noqa: ANN401  any JSON value
         msg = f"{path}: cannot be read: {error.strerror}; is the folder complete?"
         raise InputError(msg) from error
     except orjson.JSONDecodeError as error:
+        refuse_pointer(path)
+        if path.read_bytes()[:3].startswith(MARKS):
+            what = "begins with a byte order mark, which JSON must not"
+            raise InputError(f"{path}: {what}; save it as UTF-8 without one") from error
         raise InputError(f"{path}: not readable as JSON: {error}; copy it again") from error
+
+
+def refuse_pointer(path: Path) -> None:
+    """InputError if Git LFS has left its pointer in the file's place."""
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            what = "is a pointer of Git LFS, not the file itself"
+            raise InputError(f"{path}: {what}; run git lfs pull where it was cloned")

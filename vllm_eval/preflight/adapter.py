@@ -20,7 +20,7 @@ from vllm_eval.inputs.safetensors_headers import read_header
 from vllm_eval.inputs.vllm_names import lora_support, models_folder
 from vllm_eval.preflight.adapter_modules import MERGE
 from vllm_eval.preflight.adapter_tensors import SAVE_AGAIN, check_tensors
-from vllm_eval.preflight.finding import Finding, error, from_error, ok, warning
+from vllm_eval.preflight.finding import Finding, counted, error, from_error, ok, warning
 from vllm_eval.preflight.needs import PEFT_RELEASE
 from vllm_eval.records import Adapter
 
@@ -32,12 +32,27 @@ REFUSED = (
     ("layer_replication", "layers used twice"),
     ("use_bdlora", "block-diagonal LoRA"),
     ("use_qalora", "QALoRA"),
+    ("kasa_config", "KaSA"),
+    ("monteclora_config", "MonteCLoRA"),
+    ("arrow_config", "Arrow, which chooses between adapters"),
     ("trainable_token_indices", "single trained tokens"),
     ("target_parameters", "LoRA of single parameters, such as fused experts"),
 )
 """Keys of the configuration that must be empty, and what each asks for."""
+WITHOUT_EFFECT = frozenset(
+    (
+        *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version"),
+        *("revision", "task_type", "r", "lora_alpha", "lora_dropout", "target_modules", "bias"),
+        *("exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"),
+        *("rank_pattern", "alpha_pattern", "use_rslora", "init_lora_weights", "loftq_config"),
+        *("eva_config", "corda_config", "lora_ga_config", "velora_config", "runtime_config"),
+        *("megatron_config", "megatron_core", "qalora_group_size", "ensure_weight_tying"),
+    )
+)
+"""Keys that vLLM honours, or whose effect is in the tensors alone."""
 PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 """Initialisations that leave the base unchanged; the others change it when PEFT loads them."""
+KEYS = frozenset(key for key, _ in REFUSED)
 LARGEST_RANK = 512
 MIRROR = re.compile(r"(?:-unsloth)?-bnb-4bit$")
 """How the names of 4-bit copies on the hub end."""
@@ -100,16 +115,31 @@ def _check_settings(
         what = f"init_lora_weights is {init!r}, which changes the base when PEFT loads it"
         todo = "save it as a plain LoRA: path_initial_model_for_weight_conversion of PEFT"
         findings.append(error(where, what, todo))
-    alpha = settings.get("lora_alpha")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        what = "lora_alpha must be a number: it sets the strength of the adapter"
-        findings.append(error(where, what, SAVE_AGAIN))
+    if unknown := [key for key in settings.keys() - WITHOUT_EFFECT - KEYS if settings[key]]:
+        what = f"{counted(sorted(unknown), 'key')} unknown here, which vLLM ignores"
+        findings.append(warning(where, what, "make sure that no answer depends on it"))
     if "target_modules" not in settings:
         findings.append(error(where, "target_modules is missing", SAVE_AGAIN))
     elif not settings["target_modules"] and not settings.get("target_parameters"):
         what = "target_modules is empty: vLLM goes by the tensors, but PEFT does not"
         strict = release >= PEFT_RELEASE and settings["target_modules"] is not None
         findings.append((error if strict else warning)(where, what, "name the modules there"))
+    return findings + _check_scales(where, settings, release)
+
+
+def _check_scales(
+    where: str, settings: Mapping[str, Any], release: tuple[int, int]
+) -> list[Finding]:
+    findings = []
+    alpha = settings.get("lora_alpha")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        what = "lora_alpha must be a number: it sets the strength of the adapter"
+        findings.append(error(where, what, SAVE_AGAIN))
+    scales = settings.get("alpha_pattern") or {}
+    if not isinstance(scales, dict) or any(
+        type(one) not in (int, float) for one in scales.values()
+    ):
+        findings.append(error(where, "alpha_pattern must hold a number by module", SAVE_AGAIN))
     if settings.get("rank_pattern") or settings.get("alpha_pattern"):
         what = "vLLM before 0.26 silently scales rank_pattern and alpha_pattern wrongly"
         if (0, 0) < release < (0, 26):

@@ -70,7 +70,8 @@ def check_modules(
     if base.wrapper:
         return findings + _check_multimodal(where, modules, known, base)
     findings += _check_names(where, modules, known, base) + _check_experts(where, modules, known)
-    return findings + _check_reach(where, modules, base)
+    stated = settings.get("layers_to_transform") is not None
+    return findings if stated else findings + _check_reach(where, modules, base)
 
 
 def unwrapped(module: str) -> str:
@@ -175,6 +176,10 @@ def _misnamed(name: str, known: Shapes | None) -> str | None:
         return "named without 'model.', as in a model without its head, which vLLM would not find"
     if name.replace("language_model.", "") in known:
         return "named as in a multimodal model ('language_model.'), which vLLM would not find"
+    parts = name.split(".")
+    tails = (".".join(parts[start:]) for start in range(1, len(parts)))
+    if tail := next((tail for tail in tails if tail in known), None):
+        return f"named with {name.removesuffix(tail)[:40]!r} in front, which vLLM would not find"
     return None
 
 

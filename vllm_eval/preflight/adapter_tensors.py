@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vllm_eval.inputs.adapters import MLX_TODO, WEIGHTS_FILE
+from vllm_eval.inputs.adapters import CONFIG_FILE, MLX_TODO, WEIGHTS_FILE
 from vllm_eval.inputs.base_model import Base, is_vocabulary, stored_as
 from vllm_eval.inputs.safetensors_headers import FLOATS, Tensor
-from vllm_eval.inputs.tensor_values import same_values
+from vllm_eval.inputs.tensor_values import same_values, survey
 from vllm_eval.preflight.adapter_modules import (
     MERGE,
     OTHER_BASE,
@@ -86,11 +86,10 @@ def check_tensors(
         if len(pair) == 2 and not (parents and unwrapped(name).endswith(parents))
     }
     findings += check_modules(where, settings, whole, base)
-    odd = [name for name in header if not name.startswith(PREFIX) or name.startswith(2 * PREFIX)]
-    if odd and not any(finding.level == "error" for finding in findings):
-        what = f"{counted(odd, 'tensor')} that vLLM serves but PEFT does not find"
-        todo = f"let their names begin with {PREFIX!r} once, as docs/adapters.md shows"
-        findings.append((error if peft else warning)(where, what, todo))
+    if not any(finding.level == "error" for finding in findings):
+        findings += _check_values(file, header) or _check_peft(
+            where, settings, header, whole, error if peft else warning
+        )
     return findings or [ok(where, f"{len(whole)} modules of rank {adapter.rank} that fit the base")]
 
 
@@ -118,6 +117,42 @@ def _check_others(
     ]
 
 
+def _check_peft(
+    where: str,
+    settings: Mapping[str, Any],
+    names: Iterable[str],
+    modules: Iterable[str],
+    level: Callable[[str, str, str], Finding],
+) -> list[Finding]:
+    """What PEFT silently leaves out, and vLLM serves; a pattern of targets is not followed."""
+    odd = [name for name in names if not name.startswith(PREFIX) or name.startswith(2 * PREFIX)]
+    if odd:
+        what = f"{counted(odd, 'tensor')} that vLLM serves but PEFT does not find"
+        todo = f"let their names begin with {PREFIX!r} once, as docs/adapters.md shows"
+        return [level(where, what, todo)]
+    targets = tuple(f".{name}" for name in _listed(settings, "target_modules"))
+    if unnamed := [name for name in modules if targets and not f".{name}".endswith(targets)]:
+        what = f"{counted(unnamed, 'module')} that vLLM serves but PEFT does not, because"
+        todo = "take both files from the same training run"
+        return [level(where, f"{what} {CONFIG_FILE} does not name them as targets", todo)]
+    return []
+
+
+def _check_values(file: Path, header: Mapping[str, Tensor]) -> list[Finding]:
+    """Values that training leaves when it diverges, or has not begun."""
+    loras = {name: tensor for name, tensor in header.items() if _WEIGHT.fullmatch(name)}
+    found, where = survey(file, loras), str(file)
+    if found.not_finite:
+        what = f"{counted(found.not_finite, 'tensor')} with NaN or infinity: the training diverged"
+        return [error(where, what, "take an earlier checkpoint")]
+    for half in "BA":
+        names = [name for name in loras if f".lora_{half}." in name or name.endswith(f"_{half}")]
+        if names and found.zero.issuperset(names):
+            what = f"every lora_{half} is zero, so it changes nothing: it has not been trained"
+            return [error(where, what, "take a later checkpoint")]
+    return []
+
+
 def _listed(settings: Mapping[str, Any], key: str) -> list[str]:
     value = settings.get(key)
     return [str(one) for one in value] if isinstance(value, list) else []
@@ -125,6 +160,9 @@ def _listed(settings: Mapping[str, Any], key: str) -> list[str]:
 
 def _unusable(tensor: Tensor) -> tuple[str, str]:
     """What is wrong with a LoRA weight that has another type or number of dimensions."""
+    if len(tensor.shape) > 2:
+        what = f"of {len(tensor.shape)} dimensions: of a convolution or of stacked experts, which"
+        return f"{what} vLLM cannot serve", MERGE
     if len(tensor.shape) != 2:
         what = "not of two dimensions: parts of sharded training (ZeRO-3, FSDP), not gathered"
         return what, "gather the parameters before save_pretrained"
