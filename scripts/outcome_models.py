@@ -10,7 +10,7 @@ of failed answers too, have mean 0.84 and standard deviation 0.16.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -119,12 +119,11 @@ def true_mean(arm: Arm, points: int = 300) -> float:
 
 
 def deal(
-    arms: tuple[Arm, Arm], runs: int, cases: int, samples: int, random: np.random.Generator
-) -> tuple[Scores, Scores]:
-    """Scores of base and student in `runs` runs of `cases` cases."""
+    arms: Sequence[Arm], runs: int, cases: int, samples: int, random: np.random.Generator
+) -> tuple[Scores, ...]:
+    """Scores of each arm in `runs` runs of the same `cases` cases."""
     difficulty = random.standard_normal((runs, cases, 1))
-    base, student = (_deal(arm, difficulty, samples, random) for arm in arms)
-    return base, student
+    return tuple(_deal(arm, difficulty, samples, random) for arm in arms)
 
 
 def _deal(arm: Arm, difficulty: Any, samples: int, random: np.random.Generator) -> Scores:

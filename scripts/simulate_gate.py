@@ -23,7 +23,7 @@ from scripts.outcome_models import MODELS, Model, Scores, arms_of, deal
 from vllm_eval.compare.betting import bets, log_wealth
 from vllm_eval.compare.claims import Table, make_claims
 from vllm_eval.compare.intervals import make_interval
-from vllm_eval.compare.rules import make_rules
+from vllm_eval.compare.rules import RatioAmong, make_rules
 from vllm_eval.compare.summary import Summary, compare_arms
 from vllm_eval.config.settings import GateConfig
 from vllm_eval.records import BASELINE, Outcome
@@ -109,7 +109,9 @@ def simulate(setting: Setting, runs: int) -> Iterator[tuple[Scores, Scores]]:
     random = np.random.default_rng(seed)
     batch = max(1, CHUNK // (setting.cases * setting.samples))
     for start in range(0, runs, batch):
-        yield deal(arms, min(batch, runs - start), setting.cases, setting.samples, random)
+        size = min(batch, runs - start)
+        base, student = deal(arms, size, setting.cases, setting.samples, random)
+        yield base, student
 
 
 def together(
@@ -166,7 +168,8 @@ def keeps_rules(
     if gate.confidence is not None and keeps_rules(base, student, run, cases):  # takes longer
         pairs = [arm.score[run, :cases] for arm in (student, base)]
         both = ~np.isnan(pairs[0] + pairs[1])
-        ratio = make_interval(pairs[0][both], pairs[1][both], "ratio", gate.confidence)
+        found = make_interval(pairs[0][both], pairs[1][both], "ratio", gate.confidence)
+        ratio = RatioAmong(found)
     elif gate.confidence is not None:
         return False
     return all(rule.passed for rule in make_rules(gate, STUDENT, one, other, ratio=ratio))
@@ -283,15 +286,18 @@ PARTS: dict[str, Callable[[int], Iterator[Sheet]]] = {
 
 
 def main() -> None:
+    from scripts.simulate_selection import PARTS as SEVERAL
+
+    parts = PARTS | SEVERAL
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; or all")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(parts)}; or all")
     parser.add_argument("--runs", type=int, default=5000)
     parser.add_argument("--markdown", action="store_true")
     given = parser.parse_args()
     console = Console(width=120)
-    for name in given.parts or PARTS:
+    for name in given.parts or parts:
         start = time.monotonic()
-        for sheet in PARTS[name](given.runs):
+        for sheet in parts[name](given.runs):
             show(sheet, console, markdown=given.markdown)
         print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from vllm_eval.compare.gate import decide
+from vllm_eval.compare.intervals import make_interval
 from vllm_eval.compare.resampling import resample
 from vllm_eval.compare.rules import NO_NUMBER
 from vllm_eval.compare.summary import Comparison, compare_arms
@@ -176,6 +177,23 @@ def test_a_constant_ratio_over_few_pairs_passes_no_level_of_confidence(cases: in
 def test_without_an_interval_the_confidence_rule_fails_with_the_reason() -> None:
     rule = grade(outcomes("baseline", [], 10), PUPIL, confidence=0.95).rules[-1]
     assert (rule.passed, rule.reason) == (False, "there is no pair of cases")
+
+
+def test_among_several_students_the_intervals_hold_together() -> None:
+    """With three students each one's is at 1 - 0.05 / 3; the rule says among how many it is."""
+    names = ["pupil", "second", "third"]
+    rows = [*UNEVEN, *(replace(o, arm=name) for name in names for o in CLOSE)]
+    comparison = compare_arms(rows, ["baseline", *names])
+    several = decide(comparison, names, 10, GateConfig(confidence=0.95))
+    alone = decide(comparison, ["pupil"], 10, GateConfig(confidence=0.95))[0].rules[-1]
+    (stricter,) = {verdict.rules[-1].value for verdict in several}
+    mine, theirs = ([o.score or 0.0 for o in side] for side in (CLOSE, UNEVEN))
+    assert stricter == make_interval(mine, theirs, "ratio", 1 - 0.05 / 3).low
+    assert stricter is not None
+    assert alone.value is not None
+    assert stricter < alone.value
+    assert several[0].rules[-1].name.endswith("of pupil, lower end at 0.95 among 3 students")
+    assert alone.name.endswith("of pupil, lower end at 0.95")
 
 
 def test_an_interval_of_another_confidence_is_no_answer() -> None:

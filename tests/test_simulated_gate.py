@@ -28,6 +28,8 @@ from scripts.simulate_gate import (
     simulate,
     together,
 )
+from scripts.simulate_selection import choose, look, passing
+from scripts.simulate_selection import together as several
 from tests.depth import count
 from vllm_eval.compare import gate
 from vllm_eval.compare.intervals import make_interval
@@ -181,3 +183,36 @@ def test_a_run_is_settled_at_the_first_case_that_decides() -> None:
         assert 30 < cases < 120
         assert word(base, student, run, cases) == "PASS"
         assert word(base, student, run, cases - 1) == "UNDECIDED"
+
+
+@pytest.mark.parametrize("students", [2, 8])
+def test_no_more_often_than_stated_is_any_of_several_students_at_the_bound_certified(
+    students: int,
+) -> None:
+    runs = count(200, deep=5000)
+    dealt = several(NAMED["ceiling"], (0.9,) * students, 200, runs)
+    passed = [passing(arms, look(arms), CERTIFY, students).any(axis=1) for arms in dealt]
+    assert np.concatenate(passed).mean() <= at_most(ERROR, runs)
+
+
+@pytest.mark.parametrize("config", [PLAIN, CONFIDENT, CERTIFY], ids=["plain", "conf", "cert"])
+def test_several_students_are_decided_as_the_gate_decides_them(config: GateConfig) -> None:
+    runs, cases, names = count(2, deep=30), 60, ["s0", "s1", "s2"]
+    for base, *others in several(NAMED["noise"], (0.95, 1.0, 1.1), cases, runs):
+        arms = [base, *others]
+        found = passing(arms, look(arms), config, 3)
+        for run in range(runs):
+            rows = outcomes(BASELINE, base, run, cases)
+            for name, scores in zip(names, others, strict=True):
+                rows += outcomes(name, scores, run, cases)
+            drawn = [f"C{case}" for case in range(cases)]
+            comparison = compare_arms(rows, (BASELINE, *names), confidence=LEVEL, drawn=drawn)
+            verdicts = gate.decide(comparison, names, cases, config, planned=cases)
+            assert [verdict.passed for verdict in verdicts] == found[run].tolist()
+
+
+def test_of_equal_checkpoints_the_earliest_is_selected_in_nearly_all_runs() -> None:
+    runs, first = count(20, deep=400), 0
+    for arms in several(NAMED["noise"], (1.0,) * 4, 50, runs):
+        first += sum(choose(arms, run)[1] == 0 for run in range(len(arms[0].share)))
+    assert first / runs >= 0.9 - 3 * math.sqrt(0.9 * 0.1 / runs)

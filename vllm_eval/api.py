@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from vllm_eval.config.layers import Layers
 from vllm_eval.errors import ConfigError
@@ -87,14 +87,18 @@ def evaluate_layers(
     *,
     progress: Tell = False,
     stop_on_signals: bool = False,
+    stream: TextIO | None = None,
 ) -> Result:
-    """What `evaluate` and the command line do with the configuration they are given."""
+    """What `evaluate` and the command line do with the configuration they are given.
+
+    The terminal's display goes to standard output, or else to `stream`.
+    """
     config, folder = load_resumed(layers, resume)
     if progress is not True:
         watcher = _Quiet(progress or None)
         _, stored = run(config, watcher, folder, stop_on_signals=stop_on_signals)
         return result_of(stored)
-    with Terminal() as terminal:
+    with Terminal(stream) as terminal:
         finished, stored = run(config, terminal, folder, stop_on_signals=stop_on_signals)
         terminal.finished(finished)
     return result_of(stored)

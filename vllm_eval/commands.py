@@ -79,11 +79,21 @@ def run_command(
             metavar="RUN",
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> int:
     """Evaluate the base and the adapters, and decide by the gate."""
     from vllm_eval.api import evaluate_layers
+    from vllm_eval.report.stored_run import outline
+    from vllm_eval.report.terminal import only_json, show_json
 
-    return VERDICTS[evaluate_layers(layers, resume, progress=True, stop_on_signals=True).word]
+    if not as_json:
+        result = evaluate_layers(layers, resume, progress=True, stop_on_signals=True)
+        return VERDICTS[result.word]
+    with only_json() as stream:
+        result = evaluate_layers(layers, resume, progress=True, stop_on_signals=True, stream=stream)
+    code = VERDICTS[result.word]
+    show_json(outline(result.run, code))
+    return code
 
 
 @command("check")

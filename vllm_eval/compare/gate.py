@@ -7,10 +7,17 @@ from dataclasses import dataclass, replace
 
 from vllm_eval.compare.betting import chance, p_of_all
 from vllm_eval.compare.claims import Claims, make_claims, tables, trace_rules
+from vllm_eval.compare.intervals import make_interval
 from vllm_eval.compare.notes import notes_of
 from vllm_eval.compare.paired import holm, pair_scores
 from vllm_eval.compare.resampling import resample
-from vllm_eval.compare.rules import add_evidence, certify_rules, make_rules
+from vllm_eval.compare.rules import (
+    RatioAmong,
+    add_evidence,
+    certify_rules,
+    level_among,
+    make_rules,
+)
 from vllm_eval.compare.sample_size import (
     TOO_CLOSE,
     cases_to_certify,
@@ -55,16 +62,18 @@ def decide(
     `planned` is the number of cases that evidence may be gathered on, by default those at hand;
     it must be fixed before the first answer. `seed` is that of the resamples.
 
-    With `gate.certify`, a student passes only if every rule is shown at that level, and fails if
-    one is refuted. The chance of a wrong PASS is below 1 - level, also that of any among several
-    students (Holm 1979); that of a wrong FAIL is below 1 - level for each rule.
+    With `gate.confidence`, the intervals of several students hold together at that level
+    (Bonferroni). With `gate.certify`, a student passes only if every rule is shown at that level,
+    and fails if one is refuted. The chance of a wrong PASS is below 1 - level, also that of any
+    among several students (Holm 1979); that of a wrong FAIL is below 1 - level for each rule.
 
     Source: `product_owner.md`, "Aggregates and gate": PASS only if all rules hold. Rules beyond
     those of that page count only where the configuration sets them.
     """
-    terms = [_Terms(comparison, arm, expected, gate, planned, seed) for arm in students]
+    about = (expected, gate, planned, seed, len(students))
+    terms = [_Terms(comparison, arm, *about) for arm in students]
     verdicts = correct([_decide(each) for each in terms])
-    return tuple(_with_cases(*both, len(terms)) for both in zip(terms, verdicts, strict=True))
+    return tuple(_with_cases(*both) for both in zip(terms, verdicts, strict=True))
 
 
 def correct(verdicts: Sequence[Verdict]) -> list[Verdict]:
@@ -95,6 +104,19 @@ class _Terms:
     gate: GateConfig
     planned: int | None
     seed: int
+    students: int
+    """How many are graded together."""
+
+    @property
+    def ratio(self) -> RatioAmong:
+        """What `gate.confidence` is about."""
+        found = self.comparison.students.get(self.arm)
+        interval = found.ratio if found else None
+        if found and self.gate.confidence is not None and self.students > 1:
+            cases, level = self.comparison.cases, level_among(self.gate.confidence, self.students)
+            pairs = pair_scores(cases[self.arm], cases[BASELINE])
+            interval = make_interval(*pairs, "ratio", level)
+        return RatioAmong(interval, self.students)
 
     @property
     def claims(self) -> Claims:
@@ -106,8 +128,8 @@ def _decide(terms: _Terms) -> Verdict:
     """The verdict on one student, as if it were the only one."""
     comparison, gate, arm = terms.comparison, terms.gate, terms.arm
     arms, cases, level = comparison.arms, comparison.cases, gate.level
-    ratio = comparison.students[arm].ratio if arm in comparison.students else None
-    rules = make_rules(gate, arm, arms.get(BASELINE), arms.get(arm), terms.expected, ratio)
+    sides = arms.get(BASELINE), arms.get(arm)
+    rules = make_rules(gate, arm, *sides, terms.expected, terms.ratio)
     if missing := [name for name in (BASELINE, arm) if name not in cases]:
         return Verdict(arm, "FAIL", rules, unsettled=f"there is no answer of {missing[0]}")
     count = len(cases[arm].keys() | cases[BASELINE].keys())
@@ -131,14 +153,14 @@ def _decide(terms: _Terms) -> Verdict:
     )
 
 
-def _with_cases(terms: _Terms, verdict: Verdict, students: int) -> Verdict:
+def _with_cases(terms: _Terms, verdict: Verdict) -> Verdict:
     """The verdict with how many cases would settle what is in doubt."""
     if verdict.unsettled:
         return verdict
     if terms.gate.certify is None:
         settle, why = _cases_to_settle(terms, verdict)
     elif verdict.word == "UNDECIDED":
-        strict = 1 - (1 - verdict.level) / students  # which Holm asks of the first of them
+        strict = 1 - (1 - verdict.level) / terms.students  # which Holm asks of the first of them
         settle, why = cases_to_certify(strict, verdict.rules, terms.claims, terms.seed)
     else:
         settle, why = None, ""
@@ -172,5 +194,6 @@ def _cases_to_settle(terms: _Terms, verdict: Verdict) -> tuple[int | None, str]:
     one, two = pair_scores(cases[terms.arm], cases[BASELINE])
     if gate.confidence is None or verdict.passed or not one:
         return cases_to_settle(one, two, gate.min_ratio, CONFIDENCE)
-    found = pairs_needed(one, two, gate.min_ratio, (1 + gate.confidence) / 2, terms.seed)
+    level = (1 + level_among(gate.confidence, terms.students)) / 2
+    found = pairs_needed(one, two, gate.min_ratio, level, terms.seed)
     return found, "" if found else TOO_CLOSE.format("the ratio")

@@ -15,6 +15,7 @@ from typing import Any
 
 from vllm_eval.compare.betting import bets, log_wealth, p_values, ratio_claim
 from vllm_eval.compare.claims import Claims, Table, make_claims
+from vllm_eval.compare.rules import level_among
 from vllm_eval.compare.sample_size import MOST_CASES, POWER
 from vllm_eval.config.settings import GateConfig
 
@@ -50,7 +51,8 @@ def best_of(gate: GateConfig) -> float:
 def pass_chance(gate: GateConfig, quality: float, cases: int, students: int = 1) -> float:
     """Chance that a student of that quality passes on so many cases.
 
-    Among several `students` it is the chance of the one that must show the most (Holm 1979).
+    Among several `students` it is the chance of the one that must show the most (Holm 1979); the
+    interval of `gate.confidence` is corrected for their number.
     """
     import numpy as np
 
@@ -61,7 +63,7 @@ def pass_chance(gate: GateConfig, quality: float, cases: int, students: int = 1)
     if gate.certify is not None:
         held += _shown(claims, gate.certify, cases, students)
     if gate.confidence is not None:
-        alpha = (1 - gate.confidence) / 2
+        alpha = (1 - level_among(gate.confidence, students)) / 2
         ratio = ratio_claim(student.score, base.score, gate.min_ratio)
         held.append(log_wealth(ratio, bets(cases, 1 - alpha))[..., -1] >= -math.log(alpha))
     return float(np.logical_and.reduce(np.broadcast_arrays(*held)).mean())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from vllm_eval.compare.betting import Evidence, chance
@@ -20,17 +20,27 @@ SHOWABLE = ("valid_rate", "baseline_mean", "ratio", "ratio_all", "student_mean",
 """Rules about means, so about cases that were not asked too: evidence can show or refute them."""
 
 
+@dataclass(frozen=True, slots=True)
+class RatioAmong:
+    """A student's ratio of means over the pairs, and how many students are graded together."""
+
+    interval: Interval | None
+    """At the level that `level_among` gives for so many students."""
+    students: int = 1
+
+
 def make_rules(
     gate: GateConfig,
     arm: str,
     base: Summary | None,
     student: Summary | None,
     expected: int | None = None,
-    ratio: Interval | None = None,
+    ratio: RatioAmong | None = None,
 ) -> tuple[Rule, ...]:
     """Every rule that is in force, by the numbers of these cases.
 
-    Each arm must have `expected` answers, if that is given; `ratio` is that of the pairs.
+    Each arm must have `expected` answers, if that is given; `ratio` is what `gate.confidence` is
+    about.
     """
     mean, std, lowest = (student.mean, student.std, student.min) if student else (None,) * 3
     base_mean = base.mean if base else None
@@ -54,6 +64,7 @@ def make_rules(
     if gate.confidence is not None:
         low, why = _lower_end(ratio, gate.confidence)
         name = f"ratio of means of {arm}, lower end at {gate.confidence:g}"
+        name += f" among {ratio.students} students" if ratio and ratio.students > 1 else ""
         rules.append(make_rule("ratio_low", arm, name, low, gate.min_ratio, why))
     apart = None if mean is None or base_mean is None else abs(mean - base_mean)
     extra: tuple[tuple[Kind, str, float | None, float | None], ...] = (
@@ -66,6 +77,14 @@ def make_rules(
         if bound is not None:
             rules.append(make_rule(kind, arm, name, value, bound))
     return tuple(rules)
+
+
+def level_among(confidence: float, students: int) -> float:
+    """The level of each student's interval, so that all of them hold together at `confidence`.
+
+    Source: Bonferroni's inequality. Holm's method takes p-values, and an interval has none.
+    """
+    return 1 - (1 - confidence) / students if students > 1 else confidence
 
 
 def _answered(arm: str, summary: Summary | None, expected: int) -> Rule:
@@ -90,13 +109,13 @@ def make_rule(
     return Rule(kind, arm, name, value, threshold, margin, passed, "" if passed else why, bound)
 
 
-def _lower_end(ratio: Interval | None, confidence: float) -> tuple[float | None, str]:
+def _lower_end(ratio: RatioAmong | None, confidence: float) -> tuple[float | None, str]:
     """The lower end of the ratio's interval, and why there is none."""
-    if ratio is None:
+    if ratio is None or (found := ratio.interval) is None:
         return None, NO_NUMBER
-    if confidence != ratio.confidence:
-        return None, f"the interval was computed at {ratio.confidence:g}"
-    return ratio.low, "" if ratio.low is not None else ratio.reason
+    if found.confidence != level_among(confidence, ratio.students):
+        return None, f"the interval was computed at {found.confidence:g}"
+    return found.low, "" if found.low is not None else found.reason
 
 
 def over(mine: float | None, theirs: float | None) -> float | None:

@@ -37,7 +37,8 @@ def check_gate(gate: GateConfig, cases: int, students: int) -> list[Finding]:
         return []
     planned = f"with {cases:,} case{'s' if cases > 1 else ''}"
     if gate.certify is None:
-        what, todo = _by_numbers(gate, cases), ""
+        planned += f" and {students} students" if students > 1 and gate.confidence else ""
+        what, todo = _by_numbers(gate, cases, students), ""
     else:
         planned += f" and {students} students" if students > 1 else ""
         what, todo = _certified(gate, gate.certify, cases, students)
@@ -56,10 +57,11 @@ def _assumed(gate: GateConfig, cases: int, left_out: Sequence[str]) -> str:
     return ", ".join(parts)
 
 
-def _by_numbers(gate: GateConfig, cases: int) -> str:
+def _by_numbers(gate: GateConfig, cases: int, students: int) -> str:
     """How often the gate errs, on either side of its bound."""
     bad, good = bound_of(gate) - BELOW, _good(gate)
-    passes, fails = pass_chance(gate, bad, cases), 1 - pass_chance(gate, good, cases)
+    passes = pass_chance(gate, bad, cases, students)
+    fails = 1 - pass_chance(gate, good, cases, students)
     return (
         f"a student whose {_noun(gate)} is {bad:.3g} passes in {_percent(passes)} of such runs, "
         f"and one at {good:.3g} fails in {_percent(fails)}"

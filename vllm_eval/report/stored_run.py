@@ -16,6 +16,12 @@ from vllm_eval.tasks import Task, open_stored
 
 HTML, MARKDOWN, SUMMARY, JUNIT = "report.html", "report.md", "summary.md", "junit.xml"
 
+OUTLINE = (
+    *("select", "selected", "unselected", "verdicts", "ranking", "arms", "students", "curve"),
+    *("baseline_from", "pending", "settled", "timing"),
+)
+"""Keys of `comparison.json` that `--json` prints."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
@@ -46,6 +52,12 @@ class StoredRun:
         """The run's task."""
         name = str(self.environment["identity"]["task"]).partition(" ")[0]
         return open_stored(self.folder, name)
+
+
+def outline(run: StoredRun, exit_code: int) -> dict[str, Any]:
+    """What a script needs of a run: `comparison.json` without cases, and where its files are."""
+    head = {"folder": str(run.folder), "word": run.word, "passed": run.comparison["passed"]}
+    return head | {"exit_code": exit_code} | {key: run.comparison[key] for key in OUTLINE}
 
 
 @dataclass(frozen=True, slots=True)

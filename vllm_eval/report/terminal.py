@@ -45,9 +45,13 @@ class UnbreakableConsole(Console):
 class Terminal(contextlib.AbstractContextManager["Terminal"]):
     """Shows a run's progress; keeps the terminal while an engine takes over the output."""
 
-    def __init__(self) -> None:
-        """Keep a private copy of standard output, because the engine redirects it to its log."""
-        self._out = _private(sys.stdout)
+    def __init__(self, stream: TextIO | None = None) -> None:
+        """Keep a private copy of the stream, because the engine redirects it to its log.
+
+        It is standard output by default, or standard error where that is for JSON alone.
+        """
+        self._stream = stream or sys.stdout
+        self._out = _private(self._stream)
         width = None if self._out.isatty() else PLAIN_WIDTH
         self.console = UnbreakableConsole(file=self._out, highlight=False, emoji=False, width=width)
         self._bar: Bar | None = None
@@ -56,7 +60,7 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
     def __exit__(self, *_: object) -> None:
         """Remove the live display."""
         self._stop()
-        if self._out is not sys.stdout:
+        if self._out is not self._stream:
             with contextlib.suppress(BrokenPipeError):
                 self._out.close()
 
@@ -134,6 +138,31 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+@contextlib.contextmanager
+def only_json() -> Iterator[TextIO]:
+    """Keeps standard output free for JSON; yields standard error, for everything else.
+
+    What libraries or an engine's native code print meanwhile goes to standard error too.
+    """
+    with contextlib.ExitStack() as stack:
+        other = sys.stderr or stack.enter_context(Path(os.devnull).open("w"))
+        try:
+            ours, place = sys.stdout.fileno(), other.fileno()
+        except (OSError, ValueError, AttributeError):  # a stream without a file, as in a test
+            stack.enter_context(contextlib.redirect_stdout(other))
+            yield other
+            return
+        sys.stdout.flush()
+        kept = os.dup(ours)
+        os.dup2(place, ours)
+        try:
+            yield other
+        finally:
+            sys.stdout.flush()
+            os.dup2(kept, ours)
+            os.close(kept)
 
 
 def write_out(text: str) -> None:
