@@ -21,7 +21,7 @@ from rich.text import Text
 from vllm_eval.conclude.results import Finished
 from vllm_eval.preflight.finding import Finding
 from vllm_eval.preflight.reused import reused_to_json
-from vllm_eval.records import Progress
+from vllm_eval.records import BASELINE, Progress
 from vllm_eval.report.curve import curve_tables
 from vllm_eval.report.run_tables import counted, run_tables, shown
 from vllm_eval.report.tables import COLOURS, selected_lines, timing_lines, verdict_lines
@@ -200,7 +200,7 @@ def _what_counts(finished: Finished) -> Iterator[str]:
     if finished.settled:
         yield settled_note(finished.settled)
     if reused := reused_to_json(finished.reused):
-        yield reused_note(reused)
+        yield f"{BASELINE}: {reused_note(reused)}"
 
 
 def _base(quantization: str) -> str:

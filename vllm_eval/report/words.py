@@ -113,7 +113,7 @@ def reused_note(reused: Mapping[str, Any]) -> str:
     elif script == "scripted":
         proven = "a script has no base to prove"
     spent = "times and tokens are those of the other answers"
-    return f"baseline: {whose} of {reused['started_at'][:10]}; {proven}; {spent}"
+    return f"{whose} of {reused['started_at'][:10]}; {proven}; {spent}"
 
 
 def ranking_note(ranking: Mapping[str, Any]) -> str:
