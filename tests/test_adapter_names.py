@@ -183,6 +183,26 @@ def test_a_checkpoint_may_hold_its_adapter_below_itself(inside: str) -> None:
     assert adapters("out/global_step_40")[0].training == Path("out").resolve()
 
 
+def test_what_else_a_trainer_leaves_in_a_checkpoint_is_no_checkpoint() -> None:
+    training("out", 300)
+    Path("out/checkpoint-300/global_step300").mkdir()
+    (found,) = adapters("out/checkpoint-300")
+    assert (found.name, found.step, found.training) == (
+        "checkpoint-300",
+        300,
+        Path("out").resolve(),
+    )
+    assert notes("out/checkpoint-300") == ""
+
+
+def test_a_final_adapter_beside_checkpoints_without_any_is_compared_alone() -> None:
+    checkpoint("out", global_step=40)
+    Path("out/checkpoint-20").mkdir()
+    assert (names("out"), steps("out")) == (["out"], [40])
+    assert "out: the final adapter" in notes("out")
+    assert "left out for want of an adapter: checkpoint-20" in notes("out")
+
+
 def test_a_checkpoint_with_two_adapters_asks_which() -> None:
     for name in ("chosen", "other"):
         checkpoint(f"out/checkpoint-1/{name}")
@@ -209,6 +229,16 @@ def test_a_folder_of_training_runs_says_how_to_take_them_all() -> None:
     training("runs/exp2", 1)
     assert "--adapter 'runs/*'" in said("runs", **VLLM)
     assert names("runs/*") == ["exp1/checkpoint-1", "exp2/checkpoint-1"]
+
+
+def test_a_folder_of_finished_training_runs_is_their_final_adapters_and_says_so() -> None:
+    training("runs/exp1", 1)
+    training("runs/exp2", 1)
+    checkpoint("runs/exp1", global_step=2)
+    checkpoint("runs/other")
+    assert (names("runs"), steps("runs")) == (["exp1", "other"], [2, None])
+    assert "runs: the checkpoints in exp1, exp2 are left out" in notes("runs")
+    assert "--adapter 'runs/*'" in notes("runs")
 
 
 def test_a_broken_checkpoint_is_named_and_the_others_are_still_read() -> None:

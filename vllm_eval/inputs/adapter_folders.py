@@ -204,8 +204,9 @@ def _below(given: str, place: Path, config: Config, notes: list[Note]) -> list[F
     """The adapters of a folder: its checkpoints by step, then others by name; its own last."""
     own, children = (place / CONFIG_FILE).is_file(), subfolders(place)
     checkpoints = [child for child in children if step_in_name(child.name) is not None]
-    held = held_in(place) if own or step_in_name(place.name) is not None else []
-    if len(held) == 1 and not (own and checkpoints):
+    is_checkpoint = step_in_name(place.name) is not None  # in which DeepSpeed has global_step300
+    held = held_in(place) if is_checkpoint or (own and not checkpoints) else []
+    if len(held) == 1:
         return [_single(given, place, held[0], config)]
     found, empty = [], []
     for child in sorted(checkpoints, key=_order):
@@ -216,14 +217,24 @@ def _below(given: str, place: Path, config: Config, notes: list[Note]) -> list[F
         empty += [child.name] * (not held)
     count = _count(len(found), "checkpoint")
     if own:
+        end = f" and the final adapter; NAME={given} takes that one alone"
+        count = count + end if found else "the final adapter"
         found.append(_final(given, place))
-        count += f" and the final adapter; NAME={given} takes that one alone"
     elif others := [c for c in children if c not in checkpoints and (c / CONFIG_FILE).is_file()]:
-        found += [_single(str(c), c, c, config) for c in sorted(others, key=_order)]
+        found += [
+            _final(str(c), c) if holds_checkpoints(c) else _single(str(c), c, c, config)
+            for c in others
+        ]
         count = f"{count} and " * bool(checkpoints) + _count(len(others), "adapter")
     if found:
         notes.append(Note(f"{given}: {count}"))
         _note_empty(given, empty, notes)
+        runs = [
+            c.name for c in children if not own and c not in checkpoints and holds_checkpoints(c)
+        ]
+        if runs:
+            what = f"{given}: the checkpoints in {', '.join(runs)} are left out"
+            notes.append(Note(what, f"give --adapter '{given.rstrip('/')}/*' for them too"))
     return found
 
 
@@ -293,5 +304,6 @@ def _download(hub_id: str, hint: str) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
     except (OSError, ValueError, HfHubHTTPError) as error:
-        msg = f"adapter {hub_id!r}: not a local folder, and not available from the hub: {error}"
+        why = str(error).rstrip(".")
+        msg = f"adapter {hub_id!r}: not a local folder, and not available from the hub: {why}"
         raise AdapterError(f"{msg}; {hint}" if hint else msg) from error
