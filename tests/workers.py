@@ -22,7 +22,8 @@ OPEN_VLLM = (
 LONGEST = (
     *(*OPEN_VLLM, "test_ray_engine", "test_engine_parallel", "test_bench", "test_notebooks"),
     *("test_killed", "test_report_browser", "test_transformers_engine", "test_packaging"),
-    *("test_openai_engine", "test_grammar", "test_hostile_yaml", "test_report_command"),
+    *("test_openai_engine", "test_checkpoints", "test_grammar", "test_hostile_yaml"),
+    "test_report_command",
 )
 
 
