@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = [pytest.mark.engine, pytest.mark.deep]
 
@@ -94,10 +92,8 @@ def test_a_later_run_takes_the_baseline_of_an_earlier_one(
     compared: Compared, trained: Path, tmp_path: Path
 ) -> None:
     """The canary of its own engine proves that the base is the same."""
-    earlier = compared[1]
-    folder = next(trained.parent.parent.glob("results*/*/manifest.json")).parent
-    last = str(trained / ARMS[-1])
+    folder, last = Path(compared[0]["folder"]), str(trained / ARMS[-1])
     _, comparison = evaluate(tmp_path / "more", "--adapter", last, "--baseline", str(folder))
-    assert comparison["arms"]["baseline"] == earlier["arms"]["baseline"]
+    assert comparison["arms"]["baseline"] == compared[1]["arms"]["baseline"]
     assert comparison["baseline_from"]["run"] == folder.name
     assert comparison["baseline_from"]["proof"] is not None
