@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.checkpoints import train
 from vllm_eval.report.stored_run import OUTLINE
 
 if TYPE_CHECKING:
@@ -42,6 +43,21 @@ def test_a_script_gets_the_selected_student_and_nothing_else(
     assert Path(found["folder"]) == run.folder
     assert list(found) == ["folder", "word", "passed", "exit_code", *OUTLINE]
     assert "PASS  selected other" in run.err
+
+
+def test_a_script_gets_the_path_of_the_checkpoint_to_ship(bench: Bench, answers: Answers) -> None:
+    """All but the first are as good as one another: of these the earliest is taken."""
+    bench.dataset(6)
+    bench.answers({"text": answers.text()}, {"arm": "checkpoint-100", "text": answers.bad()})
+    given = train(bench.folder / "exp1", 100, 200, 300, final=True)
+    arguments = [str(given) if word == "pupil" else word for word in bench.arguments()]
+    found = one_object(bench.call(*arguments, "--select", "best", "--json").out)
+    selected = found["selected"]
+    assert Path(selected["path"]) == (given / "checkpoint-200").resolve()
+    assert (selected["step"], selected["training"]) == (200, str(given.resolve()))
+    assert selected["tied_with"] == ["checkpoint-300", "exp1"]
+    (curve,) = found["curve"]
+    assert [p["arm"] for p in curve["points"] if p["selected"]] == ["checkpoint-200"]
 
 
 def test_what_is_printed_is_what_is_stored(bench: Bench, answers: Answers) -> None:

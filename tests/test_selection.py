@@ -118,7 +118,7 @@ def test_ties_do_not_add_up_to_a_checkpoint_that_is_far_below_the_leader() -> No
         {name: Origin(origin.path) for name, origin in STEPS.items()},
         STEPS | {"checkpoint-200": checkpoint(200, "runs/exp2")},
         {name: Origin(origin.path, origin.step) for name, origin in STEPS.items()},
-        STEPS | {"checkpoint-300": Origin("runs/exp1", None, "runs/exp1")},
+        STEPS | {"checkpoint-300": Origin("runs/exp1/best", None, "runs/exp1")},
     ],
     ids=["labels", "no steps", "another training run", "unknown training runs", "leader's unknown"],
 )
@@ -128,6 +128,11 @@ def test_without_a_common_training_run_the_leader_stays_and_its_ties_are_named(
     found = choose(CURVE, origins)
     assert (found.arm, found.tied_with) == ("checkpoint-300", ("checkpoint-200",))
     assert "It cannot be told apart from `checkpoint-200` (0.895, p = " in found.why
+
+
+def test_the_end_of_a_training_run_is_later_than_all_its_checkpoints() -> None:
+    found = choose(CURVE, STEPS | {"checkpoint-300": Origin("runs/exp1", None, "runs/exp1")})
+    assert (found.arm, found.tied_with) == ("checkpoint-200", ("checkpoint-300",))
 
 
 def test_the_selection_does_not_depend_on_the_order_in_which_adapters_are_given() -> None:

@@ -11,6 +11,7 @@ of Statistics 12, 1984).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,13 @@ class Origin:
     """Training step at which it was saved, where that is known."""
     training: str | None = None
     """Folder of its training run, where that is known."""
+
+    @property
+    def place(self) -> float:
+        """Its step; that of an adapter in the run's own folder, which is the end, is the last."""
+        if self.step is not None:
+            return self.step
+        return math.inf if self.training is not None and self.path == self.training else -math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +146,14 @@ def _test(comparison: Comparison, leader: Ranked, others: Sequence[Ranked]) -> l
 def _earlier(arms: Sequence[str], leader: str, origins: Mapping[str, Origin]) -> dict[str, int]:
     """The steps of those `arms` that are earlier checkpoints of the leader's own training run."""
     its = origins.get(leader, Origin())
-    if its.training is None or its.step is None:
-        return {}
     known = {arm: origins[arm] for arm in arms if arm in origins}
     return {
         arm: origin.step
         for arm, origin in known.items()
-        if origin.training == its.training and origin.step is not None and origin.step < its.step
+        if origin.step is not None
+        and origin.training is not None
+        and origin.training == its.training
+        and origin.step < its.place
     }
 
 

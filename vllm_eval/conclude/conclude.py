@@ -10,7 +10,7 @@ from vllm_eval.compare.ranking import rank
 from vllm_eval.compare.selection import select
 from vllm_eval.compare.summary import as_repaired
 from vllm_eval.conclude.constrained import compare_constrained
-from vllm_eval.conclude.curve import make_curves
+from vllm_eval.conclude.curve import make_curves, mark
 from vllm_eval.conclude.looks import note_evidence
 from vllm_eval.conclude.one_pass import Evaluated, first_pending, read_attempts, settle
 from vllm_eval.conclude.repaired import repair_to_json
@@ -156,12 +156,14 @@ def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finishe
     failures = list(survey.failures.values())
     failures.sort(key=lambda g: (-g.attempts, -g.outcomes, g.reason, g.tier or "", g.arm))
     ranking, origins = rank(comparison, verdicts), manifest.origins(run.manifest)
+    selected = None if reading.pending else select(comparison, verdicts, ranking, origins)
+    curves = make_curves(run.manifest, comparison, verdicts, ranking, outcomes)
     return Finished(
         folder=run.folder.path,
         comparison=comparison,
         verdicts=verdicts,
         ranking=ranking,
-        curves=make_curves(run.manifest, comparison, verdicts, ranking, outcomes),
+        curves=mark(curves, selected.arm if selected else None),
         failures=tuple(failures),
         attempts={arm: take_attempts(tally) for arm, tally in survey.arms.items() if tally.numbers},
         timing=timing_to_json(take_timing(survey), run.manifest.get("sessions", ())),
@@ -180,5 +182,5 @@ def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finishe
         reused=read_reused(run.manifest),
         quantization=run.manifest.get("engine", {}).get("quantization", "none"),
         select=config.gate.select,
-        selected=None if reading.pending else select(comparison, verdicts, ranking, origins),
+        selected=selected,
     )

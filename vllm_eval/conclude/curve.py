@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -129,6 +129,14 @@ def _runs(manifest: Mapping[str, Any], arms: Collection[str]) -> dict[str, _Save
     for saved in found.values():
         saved.sort(key=lambda one: (one[1] is None, one[1] or 0))
     return {path: saved for path, saved in found.items() if len({s for _, s in saved} - {None}) > 1}
+
+
+def mark(curves: Sequence[Curve], selected: str | None) -> tuple[Curve, ...]:
+    """The curves with the student that ships marked."""
+    return tuple(
+        replace(one, points=tuple(replace(p, selected=p.arm == selected) for p in one.points))
+        for one in curves
+    )
 
 
 def _point(
