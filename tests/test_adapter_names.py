@@ -347,6 +347,11 @@ def test_an_adapter_may_be_given_a_name() -> None:
     assert adapters("first=runs/exp1")[0].name == "first"
 
 
+def test_a_named_adapter_on_a_server_is_loaded_from_the_path_given() -> None:
+    (_, student) = opened("own=/srv/models/a", engine="openai").arms
+    assert (student.name, student.adapter, student.given) == ("own", None, "/srv/models/a")
+
+
 def test_a_name_takes_the_final_adapter_alone() -> None:
     training("runs/exp1", 1, 2)
     checkpoint("runs/exp1", global_step=3)
