@@ -17,6 +17,7 @@ from tests.conftest import Answers
 from tests.report_runs import interrupt, make_run, open_run
 from vllm_eval.report.html import write_html
 from vllm_eval.report.plots import inline_svgs
+from vllm_eval.report.words import NOTHING
 from vllm_eval.report.write import write_reports
 
 if TYPE_CHECKING:
@@ -211,8 +212,8 @@ def test_the_terminal_shows_the_checkpoints_in_the_order_of_training(
     assert [(row[0], row[1]) for row in rows] == list(
         zip(("100", "300", "1000", "end"), ARMS, strict=True)
     )
-    assert rows[0][-5:] == ["62%", "62%", "2.000", "2.500", "FAIL"]
-    assert rows[3][5:9] == ["100%", "100%", "-", "-"]
+    assert rows[0][-5:] == ["62%", "62%", "2.0000", "2.5000", "FAIL"]
+    assert rows[3][5:9] == ["100%", "100%", NOTHING, NOTHING]
 
 
 def test_a_run_without_steps_shows_no_checkpoints(tmp_path: Path) -> None:
@@ -235,7 +236,7 @@ def test_markdown_has_a_row_for_each_checkpoint(run: Path) -> None:
         text = (run / name).read_text(encoding="utf-8")
         found = [line[: len(row)] for row in rows for line in text.splitlines() if row in line]
         assert found == rows
-        assert "| 62% [24%, 91%] | 62% [24%, 91%] | 2.000 | 2.500 | FAIL |  |" in text
+        assert "| 62% [24%, 91%] | 62% [24%, 91%] | 2.0000 | 2.5000 | FAIL |  |" in text
         assert "those of shares are exact, over cases." in text
 
 

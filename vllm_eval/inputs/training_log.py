@@ -22,7 +22,7 @@ from vllm_eval.records import Adapter
 MAX_BYTES = 20 * 2**20
 MOST = 100
 """Training losses kept, and as many evaluation losses, beside those at the steps compared."""
-MOST_LOSS = 1e30
+MOST_LOSS = 1e6
 """A loss beyond it has no meaning and is unknown, like NaN."""
 
 _Number = Annotated[float, Ge(-MOST_LOSS), Le(MOST_LOSS)]

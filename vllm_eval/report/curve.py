@@ -10,6 +10,7 @@ from rich.text import Text
 from vllm_eval.conclude.curve import Curve, Point
 from vllm_eval.records import BASELINE
 from vllm_eval.report.tables import COLOURS, new_table, number, value_and_ends
+from vllm_eval.report.words import loss
 from vllm_eval.text import plain
 
 
@@ -46,7 +47,7 @@ def _cells(curve: Curve, point: Point, best: str) -> Iterator[str | Text]:
     yield "-" if point.mean_all.value is None else value_and_ends(point.mean_all)
     yield from (_share(rate.value) for rate in (point.valid_rate, point.first_try_rate))
     if curve.losses:
-        yield from (number(loss, "#.4g") for loss in (point.loss, point.eval_loss))
+        yield from map(loss, (point.loss, point.eval_loss))
     yield Text(point.word, COLOURS[point.word])
     yield "selected" if point.selected else "best" if point.arm == best else ""
 

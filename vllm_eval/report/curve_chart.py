@@ -19,8 +19,8 @@ FEW = 12
 """Up to so many points of a curve, their markers are large."""
 HIGHER = 1.25
 """By which the figure is higher than others where there are losses to draw."""
-END = 1.1
-"""Place of the end of a training whose step is not known, over the last step of all trainings."""
+END = 0.1
+"""How far behind the last step of all the unknown step of an end stands, as a share of all."""
 
 
 def curve(figure: Figure, colours: Colours, comparison: Data) -> None:
@@ -29,12 +29,14 @@ def curve(figure: Figure, colours: Colours, comparison: Data) -> None:
     logged = any(one["losses"] for one in curves)
     if logged:
         figure.set_figheight(HIGHER * figure.get_figheight())
-    last = max(max(_steps(one)) for one in curves)
+    steps = [step for one in curves for step in _steps(one)]
+    last = max(steps)
+    end = last + END * (last - min(steps))
     names = [one["training"] for one in curves] if len(curves) > 1 else ["mean (failures = 0)"]
     names += [name for name, _ in _marks(curves)]
     above, *below = parts.make_axes(figure, len(names), rows=1 + logged)
-    shown = [_scores(above, one, colours, n, last) for n, one in enumerate(curves, start=1)]
-    shown += [draw(above, colours, last) for _, draw in _marks(curves)]
+    shown = [_scores(above, one, colours, n, end) for n, one in enumerate(curves, start=1)]
+    shown += [draw(above, colours, end) for _, draw in _marks(curves)]
     above.set_ylabel("score, share")
     above.set_ylim(top=min(1.03, above.get_ylim()[1]))
     for axes in below:
@@ -44,17 +46,19 @@ def curve(figure: Figure, colours: Colours, comparison: Data) -> None:
         axes.yaxis.set_major_formatter(parts.short_number)
         axes.locator_params(axis="y", nbins=4)
     lowest = below[0] if below else above
-    _label_steps(lowest, last, ended=any(one["points"][-1]["step"] is None for one in curves))
+    ended = any(one["points"][-1]["step"] is None for one in curves)
+    _label_steps(lowest, last, [end] if ended else [])
     more = parts.left_out(comparison["curve"], MOST_CURVES)
-    lowest.set_xlabel(f"step{' (below: points are evaluation losses)' if logged else ''}{more}")
+    below_it = " (below, points: evaluation loss)" if logged else ""
+    lowest.set_xlabel(f"step{below_it}{more}", loc="right" if more else "center")
     figure.align_ylabels()
     parts.add_legend(figure, shown, names)
 
 
-def _scores(axes: Axes, one: Data, colours: Colours, number: int, last: float) -> object:
+def _scores(axes: Axes, one: Data, colours: Colours, number: int, end: float) -> object:
     """The means of one training run with their intervals, and its shares of valid answers."""
     points, colour = one["points"], colours.arm(number)
-    places = [_place(point, last) for point in points]
+    places = [_place(point, end) for point in points]
     means, low, high = (
         parts.with_gaps([point["mean_all"][key] for point in points])
         for key in ("value", "low", "high")
@@ -80,21 +84,21 @@ def _marks(curves: Sequence[Data]) -> list[tuple[str, _Draw]]:
     return found
 
 
-def _dots(axes: Axes, colours: Colours, _last: float) -> object:
+def _dots(axes: Axes, colours: Colours, _end: float) -> object:
     return axes.plot([], [], linestyle=":", color=colours.text, linewidth=1.4)[0]
 
 
 def _level(
-    axes: Axes, colours: Colours, _last: float, *, height: float, arm: int | None = None
+    axes: Axes, colours: Colours, _end: float, *, height: float, arm: int | None = None
 ) -> object:
     if arm is None:
         return axes.axhline(height, color=colours.text, linestyle="-.", linewidth=1)
     return axes.axhline(height, color=colours.arm(arm), linestyle="--", linewidth=1.4)
 
 
-def _ring(axes: Axes, colours: Colours, last: float, *, point: Data) -> object:
+def _ring(axes: Axes, colours: Colours, end: float, *, point: Data) -> object:
     style: dict[str, Any] = {"color": colours.text, "markerfacecolor": "none", "clip_on": False}
-    place = [_place(point, last)], parts.with_gaps([point["mean_all"]["value"]])
+    place = [_place(point, end)], parts.with_gaps([point["mean_all"]["value"]])
     return axes.plot(*place, "o", markersize=12, **style)[0]
 
 
@@ -104,20 +108,22 @@ def _losses(axes: Axes, one: Data, colour: str) -> None:
         rows = [row for row in one["losses"] if row[key] is not None]
         steps, values = [row["step"] for row in rows], [row[key] for row in rows]
         size = 4 if len(rows) <= FEW else 2.5
-        style: dict[str, Any] = {"linestyle": line, "marker": marker, "markersize": size}
+        style: dict[str, Any] = {"linestyle": line, "markersize": size}
+        style["marker"] = marker if len(rows) > 1 else "o"  # one alone makes no line
         axes.plot(steps, values, color=colour, linewidth=1.2, **style)
 
 
-def _label_steps(axes: Axes, last: float, *, ended: bool) -> None:
-    """Round steps, and the end of the trainings where its step is not known."""
+def _label_steps(axes: Axes, last: float, ends: list[float]) -> None:
+    """Round steps, and the `ends` whose step is not known."""
     axes.locator_params(axis="x", nbins=6, integer=True, steps=(1, 2, 2.5, 5, 10))
-    ticks = [float(step) for step in axes.get_xticks() if 0 <= step <= last]
+    left, _ = axes.get_xlim()
+    ticks = [float(step) for step in axes.get_xticks() if max(0, left) <= step <= last]
     labels = [parts.short_number(step, 0) for step in ticks]
-    axes.set_xticks(*(([*ticks, END * last], [*labels, "end"]) if ended else (ticks, labels)))
+    axes.set_xticks([*ticks, *ends], [*labels, *("end" for _ in ends)])
 
 
-def _place(point: Data, last: float) -> float:
-    return END * last if point["step"] is None else float(point["step"])
+def _place(point: Data, end: float) -> float:
+    return end if point["step"] is None else float(point["step"])
 
 
 def _steps(one: Data) -> list[float]:

@@ -63,8 +63,9 @@ def ends(interval: Mapping[str, Any], form: str = "score") -> str:
 
 
 def loss(value: float | None) -> str:
-    """Four digits, because a loss may be of any size."""
-    return NOTHING if value is None else f"{value:#.4g}".translate(_MINUS)
+    """Four decimals; three digits where that says nothing, because a loss may be of any size."""
+    usual = value is None or value == 0 or 0.001 <= abs(value) < 10_000
+    return NOTHING if value is None else f"{value:{'.4f' if usual else '.3g'}}".translate(_MINUS)
 
 
 def count(value: float | None) -> str:
