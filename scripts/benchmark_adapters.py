@@ -108,9 +108,10 @@ def engine(folder: Path, counts: list[int], cases: int, alone: int) -> Row:
     singles = [evaluate(folder, [copy], cases) for copy in copies[:alone]]
     found: Row = {"together": list(together.values()), "alone": singles}
     if alone in together:
-        apart = sum(single["command_s"] for single in singles)
-        found["ratio"] = together[alone]["command_s"] / apart
-        sys.stdout.write(f"{alone} in one run over {alone} runs of one: {found['ratio']:.3f}\n")
+        for key in ("command_s", "processor_s"):
+            found[f"{key}_ratio"] = together[alone][key] / sum(single[key] for single in singles)
+            words = f"{alone} in one run over {alone} runs of one"
+            sys.stdout.write(f"{words}, {key}: {found[f'{key}_ratio']:.3f}\n")
     return found
 
 
@@ -133,12 +134,12 @@ def evaluate(folder: Path, adapters: list[Path], cases: int) -> Row:
     options = [f"--max-samples={cases}", f"--output-dir={output}"]
     given = [f"--adapter={path}" for path in adapters]
     begin = time.monotonic()
-    watch(["--config=demo", *options, *given])
+    used = watch(["--config=demo", *options, *given]).processor_s
     (run,) = output.iterdir()
     timing = json.loads((run / "comparison.json").read_bytes())["timing"]
     keys = ("engine_load_s", "generation_s", "output_tokens_per_s", "peak_host_mib", "total_s")
     row = {"students": len(adapters), "cases": cases, "command_s": time.monotonic() - begin}
-    row |= {key: timing[key] for key in keys} | {"load": os.getloadavg()[0]}
+    row |= {"processor_s": used} | {key: timing[key] for key in keys} | {"load": os.getloadavg()[0]}
     say(row)
     return row
 
