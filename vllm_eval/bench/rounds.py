@@ -26,6 +26,7 @@ from vllm_eval.engines import open_engine
 from vllm_eval.engines.protocol import Engine
 from vllm_eval.errors import EngineError
 from vllm_eval.inputs.plan import Plan, prepare
+from vllm_eval.preflight.slots import choose_slots
 
 _T = TypeVar("_T")
 
@@ -181,7 +182,7 @@ def _open(config: Config, work: Work, log: Path) -> tuple[float, Mapping[str, st
     plan = prepare(config)
     begin = time.monotonic()
     opener: Any = MeasuredVllm.open if config.engine == "vllm" else open_engine
-    engine = opener(config, plan.arms, plan.base_model, log)
+    engine = opener(choose_slots(plan).applied(config), plan.arms, plan.base_model, log)
     _HELD.append((plan, engine, work, log.parent))
     return time.monotonic() - begin, dict(engine.about)
 

@@ -21,6 +21,7 @@ from vllm_eval.engines.vllm.engine import VllmEngine, _complete
 from vllm_eval.errors import EngineError
 from vllm_eval.inputs import cases
 from vllm_eval.inputs.plan import Plan
+from vllm_eval.preflight.slots import choose_slots
 from vllm_eval.records import (
     Attempt,
     Begun,
@@ -142,6 +143,7 @@ def _ours(
     known = {field.name: getattr(plan.task, field.name) for field in fields(plan.task)}
     task = ForcedTask(**known)
     job = Job(task, plan.arms, lambda: chosen, 1, work.attempts, plan.config.seed)
+    job = replace(job, slots=choose_slots(plan).at_once)
     kept: list[Attempt] = []
 
     def record(attempts: Sequence[Attempt]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -16,11 +17,13 @@ from rich.text import Text
 
 from vllm_eval.compare.betting import chance
 from vllm_eval.compare.certificate import Certificate
+from vllm_eval.compare.ranking import rank
 from vllm_eval.compare.selection import NONE_PASSES
 from vllm_eval.compare.summary import Summary, as_repaired, summarise
 from vllm_eval.compare.verdict import Verdict, Word, word_on
 from vllm_eval.config.settings import Select
 from vllm_eval.records import Progress
+from vllm_eval.report.many import in_full
 from vllm_eval.report.tables import (
     COLOURS,
     doubt_lines,
@@ -92,8 +95,13 @@ def show_scored(scored: Scored) -> None:
     console.print(_numbers(scored))
     for note in scored.notes:
         _say(console, note)
+    full = [verdict.arm for verdict in scored.verdicts]
+    if scored.comparison is not None:
+        ranked = rank(scored.comparison, scored.verdicts)
+        selected = scored.selected.arm if scored.selected else None
+        full = in_full([one.arm for one in ranked], selected)
     for verdict in scored.verdicts:
-        _show_verdict(console, scored, verdict)
+        _show_verdict(console, scored, verdict, full=verdict.arm in full)
     if scored.select == "best" and scored.verdicts:
         for line in selected_lines(scored.word, scored.selected):
             console.print(line, soft_wrap=True)
@@ -245,9 +253,13 @@ def _numbers(scored: Scored) -> Table:
     return table
 
 
-def _show_verdict(console: UnbreakableConsole, scored: Scored, verdict: Verdict) -> None:
-    console.print(gate_table(verdict))
-    if scored.comparison is not None:
+def _show_verdict(
+    console: UnbreakableConsole, scored: Scored, verdict: Verdict, *, full: bool
+) -> None:
+    """The gate, how certain it is and the word; of a student not shown in `full`, only the word."""
+    if full:
+        console.print(gate_table(verdict))
+    if full and scored.comparison is not None:
         for line in doubt_lines(verdict, scored.comparison.students[verdict.arm]):
             console.print(line, soft_wrap=True)
     recorded = {before.arm: before for before in scored.recorded_verdicts}.get(verdict.arm)
@@ -256,7 +268,7 @@ def _show_verdict(console: UnbreakableConsole, scored: Scored, verdict: Verdict)
     mended = {after.arm: after for after in scored.repaired_verdicts}.get(verdict.arm)
     if mended is not None:
         _say(console, f"with repaired answers counted as valid the gate would say {mended.word}")
-    for line in verdict_lines(verdict):
+    for line in itertools.islice(verdict_lines(verdict), None if full else 1):
         console.print(line, soft_wrap=True)
 
 
