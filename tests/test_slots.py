@@ -54,8 +54,8 @@ def drafted(bench: Bench) -> Drafted:
 
     def make(students: int, rank: int = 16, **args: object) -> Draft:
         names = [f"student{number}" for number in range(students)]
-        for name in names:
-            write_adapter(bench.folder / name, r=rank)
+        for number, name in enumerate(names):
+            write_adapter(bench.folder / name, r=rank, lora_alpha=8 + number)
         engine_args = {"load_format": "dummy", "max_model_len": 4096, **args}
         return read_plan(
             Config(
@@ -177,6 +177,14 @@ def test_the_transformers_engine_counts_all_adapters(drafted: Drafted) -> None:
     draft = replace(draft, config=draft.config.model_copy(update={"engine": "transformers"}))
     assert choose_slots(draft, machine(H200), FOR_GPU) == Slots(8, 8)
     assert "(8 adapters of rank 16)" in said(draft, machine(H200))["memory of NVIDIA H200"]
+
+
+def test_a_server_starts_with_no_option_of_ours_and_max_loras_decides_the_order(
+    drafted: Drafted,
+) -> None:
+    draft = drafted(8, max_loras=3)
+    draft = replace(draft, config=draft.config.model_copy(update={"engine": "openai"}))
+    assert choose_slots(draft, machine(), FOR_GPU) == Slots(8, 3)
 
 
 def test_a_base_whose_files_do_not_tell_gets_all_slots(drafted: Drafted, bench: Bench) -> None:

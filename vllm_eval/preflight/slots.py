@@ -52,20 +52,22 @@ def choose_slots(
 ) -> Slots:
     """Decide from base, demand and machine; hardware and software are this machine's by default.
 
-    Another engine than vLLM holds all adapters, and a server decides for itself. On a CPU all have
-    a slot, and one more stays empty, because of the defect that `check_slots` names.
+    The transformers engine holds all adapters. A server has slots of its own, and `max_loras` can
+    say how many, for the order. On a CPU all have a slot, and one more stays empty, because of the
+    defect that `check_slots` names.
     """
     config, args = draft.config, draft.config.engine_args
     adapters = len({arm.model for arm in draft.arms} - {BASELINE})
-    if config.answering not in ("vllm", "scripted") or not adapters:
-        return Slots(adapters, adapters)
     given = whole(args.get("max_loras"), 0)
     host = whole(args.get("max_cpu_loras"), 0)
-    if config.answering == "scripted":
-        return Slots(adapters, min(adapters, given or adapters))
+    at_once = min(adapters, given or adapters)
+    if config.answering == "transformers" or not adapters:
+        return Slots(adapters, adapters)
+    if config.answering != "vllm":
+        return Slots(adapters, at_once)
     hardware, software = hardware or machine.detect(), software or machine.installed()
     if not uses_gpu(hardware, software):
-        return Slots(adapters, adapters, {"max_loras": given or adapters + 1})
+        return Slots(adapters, at_once, {"max_loras": given or adapters + 1})
     most = min(adapters, host or adapters)
     chosen = given or min(most, _that_fit(draft, hardware, adapters))
     held = max(chosen, _held_in_host(draft, hardware, adapters))
