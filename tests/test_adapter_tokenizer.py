@@ -11,7 +11,7 @@ from tests.model_folders import write_adapter, write_base, write_json, write_tok
 from vllm_eval.config.settings import Config
 from vllm_eval.inputs.adapters import read_adapter
 from vllm_eval.inputs.base_model import read_base
-from vllm_eval.preflight.adapter_tokenizer import check_tokenizer
+from vllm_eval.preflight.adapter_tokenizer import check_template, check_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,3 +119,26 @@ def test_a_tokenizer_of_unknown_form_is_let_be(pupil: Path, found: Found, held: 
 def test_a_tokenizer_that_is_not_json_is_a_warning(pupil: Path, found: Found) -> None:
     (pupil / "tokenizer.json").write_text("{", encoding="utf-8")
     assert [finding.level for finding in found()] == ["warning"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], None),
+        (["enable_thinking"], None),
+        (["thinking", "enable_thinking"], "1 argument (first 'thinking') that the chat template"),
+        (["enable.thinking"], "(first 'enable.thinking')"),
+    ],
+)
+def test_an_argument_that_the_chat_template_does_not_use_is_a_warning(
+    base: Path, arguments: list[str], said: str | None
+) -> None:
+    template = "{% if enable_thinking %}<think>{% endif %}"
+    (base / "chat_template.jinja").write_text(template, encoding="utf-8")
+    findings = check_template(base, arguments)
+    assert [finding.level for finding in findings] == (["warning"] if said else [])
+    assert all(str(said) in finding.what for finding in findings)
+
+
+def test_without_a_chat_template_in_files_nothing_is_said_of_its_arguments(base: Path) -> None:
+    assert check_template(base, ["enable_thinking"]) == []

@@ -302,7 +302,9 @@ def _download(hub_id: str, hint: str) -> Path:
         msg = f"adapter {hub_id!r}: a hub id needs the extra 'hub': pip install 'vllm_eval[hub]'"
         raise AdapterError(msg) from error
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(
+            snapshot_download(hub_id, allow_patterns=["*.json", "*.jinja", "*.safetensors"])
+        )
     except (OSError, ValueError, HfHubHTTPError) as error:
         why = str(error).rstrip(".")
         msg = f"adapter {hub_id!r}: not a local folder, and not available from the hub: {why}"

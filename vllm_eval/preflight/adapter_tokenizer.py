@@ -1,4 +1,4 @@
-"""An adapter's own tokenizer and chat template against those that all arms get.
+"""Tokenizers and chat templates: an adapter's own against those that all arms get.
 
 vLLM gives every adapter the base's tokenizer; one prompt for all arms is what a comparison needs.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import filecmp
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,21 @@ def check_tokenizer(adapter: Adapter, base: Base, config: Config) -> list[Findin
         todo = f"to use it for all arms, give {option}"
         findings.append(warning(where, f"{has} {used}", todo))
     return findings
+
+
+def check_template(folder: Path, arguments: Iterable[str]) -> list[Finding]:
+    """Arguments of the chat template in use that do nothing there: a name may be misspelt."""
+    try:
+        template = _template(folder)
+    except InputError:
+        return []  # reported where the tokenizer is opened
+    unused = [
+        name for name in arguments if not re.search(rf"\b{re.escape(name)}\b", template or "")
+    ]
+    if template is None or not unused:
+        return []
+    what = f"{counted(unused, 'argument')} that the chat template of {folder} does not use"
+    return [warning("chat_template_kwargs", what, "look into the template for its own names")]
 
 
 def _same(one: Path, other: Path) -> bool:

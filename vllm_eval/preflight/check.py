@@ -21,7 +21,7 @@ from vllm_eval.inputs.cases import read_cases
 from vllm_eval.inputs.plan import Draft, read_plan
 from vllm_eval.preflight import memory, needs
 from vllm_eval.preflight.adapter import LARGEST_RANK, check_adapter, check_lora
-from vllm_eval.preflight.adapter_tokenizer import check_tokenizer
+from vllm_eval.preflight.adapter_tokenizer import check_template, check_tokenizer
 from vllm_eval.preflight.baseline import check_baseline
 from vllm_eval.preflight.demand import Demand, as_loaded, demand_of
 from vllm_eval.preflight.finding import Finding, Findings, error, from_error, ok, warning
@@ -195,7 +195,8 @@ def _check_prompts(draft: Draft, base: Base) -> list[Finding]:
     limit = demand_of(config, draft.arms, base, on_gpu=False).max_len
     try:
         count = open_counter(tokenizer, config)
-        return check_lengths(prompts, count, limit, config.max_new_tokens)
+        findings = check_template(tokenizer, config.chat_template_kwargs)
+        return findings + check_lengths(prompts, count, limit, config.max_new_tokens)
     except ImportError:
         what = "lengths were not checked: transformers is not installed"
         return [warning("prompts", what, "the engine will refuse too long prompts, case by case")]
