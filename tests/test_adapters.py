@@ -237,6 +237,11 @@ def test_a_base_that_is_a_folder_becomes_absolute(
     assert base_of(arms, None) == str(tmp_path / "weights")
 
 
+def test_an_adapter_that_names_no_base_asks_for_it(make: Make) -> None:
+    with pytest.raises(AdapterError, match="no adapter names its base; give --base-model"):
+        base_of(arms_of(str(make(base_model_name_or_path=None))), None)
+
+
 @pytest.mark.parametrize("other", ["org/different", None])
 def test_adapters_of_different_bases_are_refused_by_name(make: Make, other: str | None) -> None:
     arms = arms_of(str(make("a")), str(make("b", base_model_name_or_path=other)))

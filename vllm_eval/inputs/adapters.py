@@ -59,6 +59,8 @@ def base_of(arms: Sequence[Arm], given: str | None) -> str:
     bases = {arm.adapter.base_model for arm in arms if arm.adapter}
     if len(bases) == 1 and (base := bases.pop()):
         return _local_or_hub(base)
+    if not any(arm.adapter and arm.adapter.base_model for arm in arms):
+        raise AdapterError("base_model: no adapter names its base; give --base-model")
     said = "; ".join(f"{a.name}: {a.adapter.base_model}" for a in arms if a.adapter)
     raise AdapterError(f"base_model: the adapters do not agree on one ({said}); give --base-model")
 

@@ -24,11 +24,11 @@ def module_prefixes(models: Path, architecture: str) -> dict[str, str] | None:
     None if vLLM does not know the architecture, or does not state its prefixes as literals.
     """
     try:
-        registry = ast.parse((models / "registry.py").read_text(encoding="utf-8"))
+        registry = _parsed(models, "registry")
         if (registered := _registered(registry, architecture)) is None:
             return None
         module, name = registered
-        source = ast.parse((models / f"{module}.py").read_text(encoding="utf-8"))
+        source = _parsed(models, module)
         classes = {node.name: node for node in source.body if isinstance(node, ast.ClassDef)}
         return _prefixes(classes, name)
     except (OSError, SyntaxError, ValueError):
@@ -45,7 +45,7 @@ def lora_support(models: Path, architecture: str) -> frozenset[str] | None:
         LookupError: vLLM knows no such architecture, or does not state this as a literal.
     """
     try:
-        registry = ast.parse((models / "registry.py").read_text(encoding="utf-8"))
+        registry = _parsed(models, "registry")
         if (registered := _registered(registry, architecture)) is None:
             raise LookupError(architecture)
         lineage = list(_lineage(models, *registered))
@@ -66,6 +66,11 @@ def renamed(module: str, prefixes: Mapping[str, str]) -> str:
         if name.startswith(old):
             name = name.replace(old, new, 1)
     return name.removesuffix(".")
+
+
+@functools.cache
+def _parsed(models: Path, module: str) -> ast.Module:
+    return ast.parse((models / f"{module}.py").read_text(encoding="utf-8"))
 
 
 def _registered(registry: ast.Module, architecture: str) -> tuple[str, str] | None:
@@ -104,7 +109,7 @@ def _assigned(found: ast.ClassDef, name: str) -> ast.expr | None:
 
 def _lineage(models: Path, module: str, name: str) -> Iterator[ast.ClassDef]:
     """A class and its bases, of this file and of the models that it imports from."""
-    source = ast.parse((models / f"{module}.py").read_text(encoding="utf-8"))
+    source = _parsed(models, module)
     classes = {node.name: node for node in source.body if isinstance(node, ast.ClassDef)}
     if found := classes.get(name):
         yield found
@@ -113,6 +118,8 @@ def _lineage(models: Path, module: str, name: str) -> Iterator[ast.ClassDef]:
                 yield from _lineage(models, module, base.id)
     elif name in (imported := _imported(source)):
         yield from _lineage(models, *imported[name])
+    elif name != "Protocol":  # from elsewhere, so the lineage is not known
+        raise LookupError(name)
 
 
 def _imported(source: ast.Module) -> dict[str, tuple[str, str]]:
