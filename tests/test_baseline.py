@@ -266,6 +266,24 @@ def test_an_outcome_twice_is_refused(bench: Bench, earlier: Path) -> None:
     assert "it has attempts after its last one" in again(bench, earlier).err
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"engine": None},
+        {"engine": {"engine": ["scripted"]}},
+        {"started_at": 5},
+        {"baseline_from": {"run": "x"}},
+    ],
+)
+def test_a_manifest_that_no_run_wrote_is_refused(
+    bench: Bench, earlier: Path, change: dict[str, Any]
+) -> None:
+    path = earlier / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | change), encoding="utf-8")
+    assert again(bench, earlier).code == 2
+    assert not list(bench.output_dir.glob("later*"))
+
+
 @pytest.mark.parametrize("name", ["attempts.jsonl", "manifest.json"])
 def test_no_link_is_followed(bench: Bench, earlier: Path, name: str) -> None:
     elsewhere = bench.folder / "elsewhere"

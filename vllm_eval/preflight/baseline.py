@@ -22,7 +22,7 @@ from vllm_eval.inputs.cases import read_cases
 from vllm_eval.inputs.plan import Draft, Plan, complete
 from vllm_eval.preflight.engine_release import other_engine
 from vllm_eval.preflight.finding import Finding, from_error, ok
-from vllm_eval.preflight.reused import CANARY, Reused
+from vllm_eval.preflight.reused import CANARY, Reused, read_reused, reused_from_json
 from vllm_eval.records import BASELINE, Attempt, Case, Key
 from vllm_eval.store import manifest
 from vllm_eval.store.folder import JOURNAL, find_run
@@ -50,20 +50,14 @@ class Baseline:
 
     plan: Plan
     folder: Path
-    manifest: Mapping[str, Any]
     places: Mapping[Key, Sequence[int]]
     """Where in the journal the attempts of each such answer begin, in order."""
-
-    @property
-    def reused(self) -> Reused:
-        """What another manifest says of the run, before anything is copied."""
-        started, engine = self.manifest["started_at"], self.manifest["engine"]
-        return Reused(self.folder.name, str(self.folder.resolve()), started, engine, 0, 0, 0)
-
-    @property
-    def base(self) -> BaseAnswers | None:
-        """What the base of its engine answered the canary; None if that cannot be used."""
-        return from_json(self.manifest.get(CANARY))
+    itself: Reused
+    """The run, with nothing copied yet."""
+    before: Reused | None
+    """Whose answers its own baseline's are, where it did not ask it itself."""
+    base: BaseAnswers | None
+    """What the base of its engine answered the canary; None without weights."""
 
 
 def check_baseline(draft: Draft) -> list[Finding]:
@@ -100,19 +94,28 @@ def open_baseline(plan: Plan) -> Baseline:
     recorded = manifest.read(folder)
     if differ := _differences(recorded["identity"], manifest.identify(plan)):
         _refuse(folder, f"they were asked otherwise: {'; '.join(differ)}", f"ask alike, or {ANEW}")
-    engine = recorded.get("engine")
-    if not isinstance(engine, dict) or not isinstance(recorded.get("started_at"), str):
-        _refuse(folder, "its manifest does not say which engine gave them", ANEW)
-    if why := other_engine(plan, engine):
+    itself, before = _describe(folder, recorded), read_reused(recorded)
+    if why := other_engine(plan, itself.engine):
         _refuse(folder, why, f"install the same, or {ANEW}")
-    found = Baseline(plan, folder, recorded, {})
-    if config.answering != "scripted" and found.base is None:
+    base = from_json(recorded.get(CANARY))
+    if config.answering != "scripted" and base is None:
         why = "it does not say what its base answered the canary (an earlier version, or too noisy)"
         _refuse(folder, why, ONCE_MORE)
-    found = replace(found, places=_find_answers(plan, folder / JOURNAL))
-    if not found.places:
+    places = _find_answers(plan, folder / JOURNAL)
+    if not places:
         _refuse(folder, "it has no answer of the baseline to any of these cases", ANEW)
-    return found
+    return Baseline(plan, folder, places, itself, before, base)
+
+
+def _describe(folder: Path, recorded: Mapping[str, Any]) -> Reused:
+    """What another run's manifest will say of this one."""
+    about = {key: recorded.get(key) for key in ("started_at", "engine")}
+    counts = dict.fromkeys(("answers", "attempts", "cases"), 0)
+    told = {"run": folder.name, "path": str(folder.resolve()), **about, **counts}
+    try:
+        return reused_from_json(told)
+    except InputError:
+        _refuse(folder, "its manifest does not say which engine gave them, and when", ANEW)
 
 
 def read_answers(found: Baseline) -> Iterator[list[Attempt]]:

@@ -12,7 +12,7 @@ from annotated_types import Ge, MaxLen
 from pydantic import TypeAdapter, ValidationError
 
 from vllm_eval.engines.base_answers import Proof
-from vllm_eval.errors import InputError
+from vllm_eval.errors import InputError, one_line
 
 FROM = "baseline_from"
 """Key of the manifest for a `Reused`."""
@@ -52,10 +52,22 @@ def read_reused(recorded: Mapping[str, Any]) -> Reused | None:
     if found is None:
         return None
     try:
-        return _reader().validate_json(orjson.dumps(found), strict=True)
-    except (ValidationError, orjson.JSONEncodeError) as error:
-        msg = f"manifest.json: {FROM} is damaged; restore the file, or evaluate again"
+        return reused_from_json(found)
+    except InputError as error:
+        msg = f"manifest.json: {FROM} is damaged ({error}); restore the file, or evaluate again"
         raise InputError(msg) from error
+
+
+def reused_from_json(data: object) -> Reused:
+    """A checked record.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        return _reader().validate_json(orjson.dumps(data), strict=True)
+    except (ValidationError, orjson.JSONEncodeError) as error:
+        raise InputError(one_line(error)) from error
 
 
 def reused_to_json(found: Reused | None) -> dict[str, Any] | None:

@@ -39,8 +39,7 @@ def copy_answers(found: Baseline, journal: Journal) -> Reused:
             journal.append(batch)
             batch = []
     journal.append(batch)
-    before = read_reused(found.manifest)
-    asked_by = found.reused if own or before is None else before
+    asked_by = found.itself if own or found.before is None else found.before
     counted = replace(asked_by, answers=answers, attempts=attempts, cases=len(cases))
     return replace(counted, proof=None)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from vllm_eval.config.layers import dump_config
 from vllm_eval.config.settings import resolve_path
+from vllm_eval.engines.base_answers import to_json
 from vllm_eval.engines.protocol import Engine
 from vllm_eval.errors import EngineError, InputError
 from vllm_eval.inputs import cases
@@ -98,7 +99,7 @@ def _begun(plan: Plan, watcher: Watcher) -> Iterator[Opened]:
         if found is not None:
             copied = copy_answers(found, journal)
             watcher.stage(f"baseline: {count(found, copied.answers)}")
-            recorded |= {FROM: reused_to_json(copied), CANARY: found.manifest.get(CANARY)}
+            recorded |= {FROM: reused_to_json(copied), CANARY: found.base and to_json(found.base)}
         store.write_json(folder.path / manifest.FILE, recorded)
         yield Opened(plan, watcher, folder, recorded, journal)
 
