@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
@@ -11,8 +12,9 @@ import pytest
 
 from tests.conftest import Answers
 from tests.report_runs import FAILING, HOSTILE_ID, HOSTILE_TIER, WEAK, interrupt, make_run, open_run
+from vllm_eval.report.charts import Series
 from vllm_eval.report.html import NOTES
-from vllm_eval.report.plots import ARM_COLOURS, inline_svgs, write_plots
+from vllm_eval.report.plots import ARM_COLOURS, history_svg, inline_svgs, write_plots
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -145,6 +147,13 @@ def test_of_many_students_the_best_are_drawn_and_every_figure_says_of_how_many(
         texts = ["".join(element.itertext()) for element in found]
         assert [text for text in texts if text in names] == names[5:]
         assert any("best 7 of 12 " in text for text in texts)
+
+
+def test_a_history_says_how_many_lines_it_leaves_out() -> None:
+    days = [datetime(2025, 3, day, tzinfo=UTC) for day in (1, 2)]
+    lines = [Series(f"s{number}", days, (0.7, 0.8), (0.9, None)) for number in range(11)]
+    assert "3 more are not drawn" in history_svg(lines)
+    assert "more" not in history_svg(lines[:8])
 
 
 def test_two_thousand_cases_are_drawn_in_seconds_and_small(run: Path) -> None:

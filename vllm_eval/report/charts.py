@@ -57,8 +57,8 @@ def painters(comparison: Data) -> dict[str, Painter]:
 def history(figure: Figure, colours: Colours, lines: Sequence[Series]) -> None:
     """Score above, validity below; the first line is the baseline's."""
     names = [line.name for line in lines[:MOST_ARMS]]
-    above, below = parts.make_axes(figure, len(names), rows=2)
-    figure.subplots_adjust(bottom=0.22)
+    note = parts.left_out(lines, MOST_ARMS).removeprefix("; ")
+    above, below = parts.make_axes(figure, len(names) + bool(note), rows=2)
     for number, line in enumerate(lines[:MOST_ARMS]):
         style = parts.line_style(colours, number)
         above.plot(line.dates, parts.with_gaps(line.means), **style)
@@ -67,7 +67,7 @@ def history(figure: Figure, colours: Colours, lines: Sequence[Series]) -> None:
     below.set_ylabel("valid")
     parts.as_percent(below)
     below.tick_params(axis="x", rotation=30)
-    parts.add_legend(figure, above.get_lines(), names)
+    parts.add_legend(figure, above.get_lines(), names, note)
 
 
 def _paired(figure: Figure, colours: Colours, comparison: Data) -> None:
