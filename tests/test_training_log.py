@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.checkpoints import history, trainer_state
-from vllm_eval.inputs.training_log import MAX_BYTES, MOST, Loss, TrainingLog, read_logs
+from tests.checkpoints import history, train, trainer_state
+from tests.conftest import Answers
+from vllm_eval.inputs.checkpoints import MAX_STATE_BYTES
+from vllm_eval.inputs.training_log import MOST, Loss, TrainingLog, read_logs
 from vllm_eval.records import Adapter
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.conftest import Bench
 
 
 def read(training: Path, *steps: int) -> TrainingLog:
@@ -97,7 +101,7 @@ def test_entries_without_a_step_that_counts_are_passed_over(tmp_path: Path) -> N
         b'{"log_history": [{"step": 1, "loss": NaN}]}',
         b'{"log_history": [' + b"9" * 10_000 + b"]}",
         b"[" * 200_000,
-        b'{"log_history": "' + b"x" * MAX_BYTES + b'"}',
+        b'{"log_history": "' + b"x" * MAX_STATE_BYTES + b'"}',
     ],
 )
 def test_a_file_that_cannot_be_used_is_a_note_and_never_an_error(
@@ -109,6 +113,17 @@ def test_a_file_that_cannot_be_used_is_a_note_and_never_an_error(
     log = read(tmp_path, 50, 100)
     assert (log.file, log.losses) == (None, ())
     assert log.note.startswith(f"{path}: ")
+
+
+def test_nan_in_the_log_hides_neither_the_losses_nor_the_step(tmp_path: Path, bench: Bench) -> None:
+    """The adapter at the end of a training run has no step in its name."""
+    log = [{"step": 100, "loss": 1.5, "grad_norm": float("nan")}]
+    given = train(tmp_path / "exp1", 50, final=True)
+    trainer_state(given, log)
+    bench.dataset(1)
+    bench.answers({"text": Answers().text()})
+    (curve,) = bench.run("--adapter", str(given)).result("comparison")["curve"]
+    assert [(point["step"], point["loss"]) for point in curve["points"]] == [(50, None), (100, 1.5)]
 
 
 def test_a_folder_in_the_file_s_place_is_no_file(tmp_path: Path) -> None:

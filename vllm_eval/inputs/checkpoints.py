@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from vllm_eval.errors import InputError
 from vllm_eval.inputs.adapters import CONFIG_FILE
-from vllm_eval.inputs.safetensors_headers import read_json
 
 STATE_FILE = "trainer_state.json"
 """What the trainers of transformers and TRL leave in each checkpoint, and at the end beside it."""
 UNFINISHED = "tmp-"
 """How transformers calls a checkpoint that it has not finished writing."""
 MAX_STEP = 10**12
+MAX_STATE_BYTES = 20 * 2**20
 _CHECKPOINT = re.compile(
     r"(?:.*[-_.])?(?:checkpoint|ckpt|(?:global[-_]?)?steps?|epoch|iter|iteration)[-_=]?(\d{1,12})",
     re.IGNORECASE,
@@ -42,7 +45,7 @@ def read_state(folder: Path) -> dict[str, int]:
     if not path.is_file():
         return {}
     try:
-        fields: Any = read_json(path)
+        fields = load_state(path)
     except InputError:  # the name of the folder may tell too
         return {}
     kept = ("global_step", "max_steps") if isinstance(fields, dict) else ()
@@ -52,6 +55,28 @@ def read_state(folder: Path) -> dict[str, int]:
         for key, number in numbers.items()
         if type(number) is int and 0 <= number <= MAX_STEP
     }
+
+
+def load_state(path: Path) -> Any:  # noqa: ANN401  any JSON value
+    """The content of a trainer's state, with numbers that JSON does not have as None.
+
+    Raises:
+        InputError: it cannot be read, is too large, or is not JSON.
+    """
+    try:
+        if path.stat().st_size > MAX_STATE_BYTES:
+            raise InputError(f"{path}: over {MAX_STATE_BYTES:,} bytes, so not read")
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        pass  # trainers write NaN, which Python's own parser knows
+    try:
+        return json.loads(raw, parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not readable as JSON") from error
 
 
 def holds_checkpoints(place: Path) -> bool:

@@ -5,7 +5,6 @@ The file comes with the adapters, so from anywhere: a wrong one costs the losses
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,9 @@ from annotated_types import Ge, Le
 from pydantic import TypeAdapter, ValidationError
 
 from vllm_eval.errors import InputError
-from vllm_eval.inputs.checkpoints import MAX_STEP, STATE_FILE
+from vllm_eval.inputs.checkpoints import MAX_STEP, STATE_FILE, load_state
 from vllm_eval.records import Adapter
 
-MAX_BYTES = 20 * 2**20
 MOST = 100
 """Training losses kept, and as many evaluation losses, beside those at the steps compared."""
 MOST_LOSS = 1e6
@@ -106,16 +104,9 @@ def _read_file(path: Path) -> TrainingLog:
     try:
         if not path.is_file():
             return EMPTY
-        if path.stat().st_size > MAX_BYTES:
-            return TrainingLog(
-                None, (), f"{path}: not read, because it is over {MAX_BYTES:,} bytes"
-            )
-        # Python's own parser, because trainers write NaN, which is not JSON.
-        state = json.loads(path.read_bytes(), parse_constant=lambda _: None)
-    except OSError as error:
-        return TrainingLog(None, (), f"{path}: cannot be read: {error.strerror or error}")
-    except (ValueError, RecursionError):
-        return TrainingLog(None, (), f"{path}: is not readable as JSON")
+        state = load_state(path)
+    except (InputError, OSError) as error:
+        return TrainingLog(None, (), str(error))
     history = state.get("log_history") if isinstance(state, dict) else None
     losses = _losses(history if isinstance(history, list) else ())
     if losses:
