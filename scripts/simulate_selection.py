@@ -38,8 +38,8 @@ CURVES = {
     "rising to the end": (0.93, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 1.0),
 }
 """True ratios of eight checkpoints, in the order of their steps."""
-FEWER = 50
-"""For every so many runs of other parts there is one of `choice`, whose tests take long."""
+OF_BEST, OF_CHOICE = 5, 125
+"""For every so many runs of other parts there is one of these, which take longer."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ def _low_enough(base: Scores, students: Sequence[Scores], level: float) -> Any:
 
 def best(runs: int) -> Iterator[Sheet]:
     """How often any of several students at the bound passes, which is a PASS with --select best."""
+    runs = max(1, runs // OF_BEST)
     models = [model for model in MODELS if not model.bad_fails]
     keys = [(name, count) for name in MODES for count in STUDENTS]
     worst: dict[tuple[str, int, int], float] = {}
@@ -132,7 +133,7 @@ def best(runs: int) -> Iterator[Sheet]:
 
 def choice(runs: int) -> Iterator[Sheet]:
     """What the tie rule costs, and by how much the leader's own score flatters it."""
-    rows, runs = [], max(1, runs // FEWER)
+    rows, runs = [], max(1, runs // OF_CHOICE)
     for (name, ratios), cases in product(CURVES.items(), COUNTS):
         leaders, selected, flattered = [], [], []
         for arms in together(NAMED["noise"], ratios, cases, runs):

@@ -84,6 +84,20 @@ def test_the_case_found_is_the_first_at_which_the_gate_of_a_finished_run_decides
     assert "UNDECIDED" in words(found, cases - 1, CAP, students)
 
 
+def test_one_student_that_passes_settles_the_best_while_another_is_open() -> None:
+    good, close = outcomes(CAP, 1), outcomes(CAP, 2, seed=2, ratio=0.9)
+    found = good + [one for one in close if one.arm == "s1"]
+    best = settling(CAP, 2, gate=GATE.model_copy(update={"select": "best"}))
+    every = settling(CAP, 2)
+    for settler in (best, every):
+        settler.take(found)
+    cases = best.look() or 0
+    assert every.look() is None
+    assert 5 < cases < CAP
+    assert words(found, cases, CAP, 2) == ["PASS", "UNDECIDED"]
+    assert "PASS" not in words(found, cases - 1, CAP, 2)
+
+
 @pytest.mark.parametrize("samples", [1, 3])
 def test_neither_the_order_nor_the_chunks_of_what_finishes_move_that_case(samples: int) -> None:
     found = outcomes(CAP, 1, samples=samples)
