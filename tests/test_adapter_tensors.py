@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -154,7 +154,10 @@ def test_fused_experts_are_named_as_such_and_not_as_another_rank(
         ("use_dora", "layers.0.self_attn.q_proj.lora_magnitude_vector"),
         ("lora_bias", "layers.0.self_attn.q_proj.lora_B.bias"),
         ("trainable_token_indices", "embed_tokens.token_adapter.trainable_tokens_delta"),
+        ("kasa_config", "layers.0.self_attn.q_proj.lora_diag"),
+        ("monteclora_config", "layers.0.self_attn.q_proj.lora_monteclora_sampler.expert_weights"),
         ("modules_to_save", "norm.weight"),
+        ("modules_to_save", "layers.0.input_layernorm.weight"),
     ],
 )
 def test_a_refused_key_and_its_tensors_are_one_error(
@@ -163,6 +166,22 @@ def test_a_refused_key_and_its_tensors_are_one_error(
     value = ["norm"] if key == "modules_to_save" else [1]
     shapes = lora_shapes() | {f"{MODEL}.{tensor}": (16,)}
     folder = write_adapter(tmp_path / "pupil", shapes, **{key: value})
+    assert levels(folder, llama) == ["error", "ok"]
+
+
+def test_a_lora_of_the_weight_of_a_linear_module_is_one_like_any_other(
+    tmp_path: Path, llama: Base
+) -> None:
+    """Measured: vLLM 0.32 answers with it as PEFT 0.21 does."""
+    parameters = ["self_attn.q_proj.weight", "v_proj.weight"]
+    for targets in ([], ["q_proj"]):
+        more: dict[str, Any] = {"target_modules": targets, "target_parameters": parameters}
+        assert levels(write_adapter(tmp_path / "pupil", **more), llama) == ["ok"]
+
+
+def test_layers_used_twice_are_one_error(tmp_path: Path, llama: Base) -> None:
+    twice = {"layer_replication": [[0, 2], [1, 2]]}
+    folder = write_adapter(tmp_path / "pupil", lora_shapes(layers=3), **twice)
     assert levels(folder, llama) == ["error", "ok"]
 
 

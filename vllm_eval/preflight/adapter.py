@@ -105,7 +105,11 @@ def check_lora(base: Base, software: Software) -> list[Finding]:
 def _check_settings(
     where: str, settings: Mapping[str, Any], release: tuple[int, int]
 ) -> list[Finding]:
-    refused = (f"{key}: vLLM cannot serve {what}" for key, what in REFUSED if settings.get(key))
+    asked = {key: what for key, what in REFUSED if settings.get(key)}
+    parameters = settings.get("target_parameters")
+    if isinstance(parameters, list) and all(str(one).endswith(".weight") for one in parameters):
+        asked.pop("target_parameters", None)  # of a linear module: a LoRA like any other
+    refused = (f"{key}: vLLM cannot serve {what}" for key, what in asked.items())
     findings = [error(where, what, MERGE) for what in refused]
     if settings.get("bias") not in (None, "none"):
         what = f"bias is {settings['bias']!r}: vLLM cannot serve an adapter's bias"
@@ -135,6 +139,9 @@ def _check_scales(
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
         what = "lora_alpha must be a number: it sets the strength of the adapter"
         findings.append(error(where, what, SAVE_AGAIN))
+    elif alpha == 0:
+        what = "lora_alpha is 0, so the adapter changes nothing"
+        findings.append(error(where, what, "give the value it was trained with"))
     scales = settings.get("alpha_pattern") or {}
     if not isinstance(scales, dict) or any(
         type(one) not in (int, float) for one in scales.values()

@@ -60,6 +60,8 @@ def check_modules(
     # The rank of fused experts counts once for each.
     plain = {n: p for n, p in modules.items() if not unwrapped(n).endswith(".experts")}
     findings = _check_ranks(where, settings, plain)
+    if settings.get("layer_replication"):  # refused, and the names are of other layers
+        return findings
     linear = linear_modules(base)
     if linear is None:
         reason = "could not be fetched" if base.folder is None else "is of an unknown kind"

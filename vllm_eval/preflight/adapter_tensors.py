@@ -34,8 +34,12 @@ TRACES = (
     ("lora_magnitude_vector", "use_dora", "of DoRA"),
     (".lora_B.bias", "lora_bias", "of a LoRA bias"),
     ("trainable_tokens_", "trainable_token_indices", "of single trained tokens"),
+    ("lora_diag", "kasa_config", "of KaSA"),
+    ("lora_monteclora_", "monteclora_config", "of MonteCLoRA"),
 )
 """Parts of the names of tensors that vLLM cannot serve, and the key that goes with them."""
+VELORA = "lora_velora_"
+"""What VeLoRA keeps for the backward pass alone."""
 PREFIX = "base_model.model."
 """How PEFT begins the name of every tensor; vLLM takes it away wherever it stands."""
 _SKIPPED = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
@@ -78,7 +82,8 @@ def check_tensors(
     if half := [name for name, pair in modules.items() if len(pair) < 2]:
         what = f"{counted(half, 'module')} with only one of lora_A and lora_B"
         findings.append(error(where, what, SAVE_AGAIN))
-    parents = tuple(one.rpartition(".")[0] for one in _listed(settings, "target_parameters"))
+    parameters = _listed(settings, "target_parameters")
+    parents = tuple(one.rpartition(".")[0] for one in parameters if not one.endswith(".weight"))
     whole = {
         name: pair
         for name, pair in modules.items()
@@ -98,13 +103,18 @@ def _check_others(
 ) -> list[Finding]:
     """Tensors that are not LoRA weights of two dimensions; those of a refused key are known."""
     kinds: defaultdict[Kind, list[str]] = defaultdict(list)
-    saved = tuple(f".{name}." for name in _listed(settings, "modules_to_save"))
+    saved = tuple(_listed(settings, "modules_to_save"))
     for name, tensor in others.items():
         traces = [(key, what) for part, key, what in TRACES if part in name]
-        if any(settings.get(key) for key, _ in traces) or any(one in name for one in saved):
+        inside = any(f".{one}." in name for one in saved)
+        inside = inside or name.rpartition(".")[0].endswith(saved)
+        if inside or any(settings.get(key) for key, _ in traces):
             continue
         if traces:
             kind: Kind | None = (error, f"{traces[0][1]}, which vLLM cannot serve", MERGE)
+        elif VELORA in name:
+            what = "of VeLoRA, which only training needs, and which vLLM refuses"
+            kind = (error, what, "leave them out, as docs/adapters.md shows")
         elif _WEIGHT.fullmatch(name):
             kind = (error, *_unusable(tensor))
         else:
@@ -130,7 +140,9 @@ def _check_peft(
         what = f"{counted(odd, 'tensor')} that vLLM serves but PEFT does not find"
         todo = f"let their names begin with {PREFIX!r} once, as docs/adapters.md shows"
         return [level(where, what, todo)]
-    targets = tuple(f".{name}" for name in _listed(settings, "target_modules"))
+    named = _listed(settings, "target_modules")
+    named += [one.rpartition(".")[0] for one in _listed(settings, "target_parameters")]
+    targets = tuple(f".{name}" for name in named)
     if unnamed := [name for name in modules if targets and not f".{name}".endswith(targets)]:
         what = f"{counted(unnamed, 'module')} that vLLM serves but PEFT does not, because"
         todo = "take both files from the same training run"
