@@ -128,6 +128,13 @@ def test_without_a_common_training_run_the_leader_stays_and_its_ties_are_named(
     found = choose(CURVE, origins)
     assert (found.arm, found.tied_with) == ("checkpoint-300", ("checkpoint-200",))
     assert "It cannot be told apart from `checkpoint-200` (0.895, p = " in found.why
+    assert "earliest" not in found.why
+
+
+def test_a_leader_that_is_earlier_than_all_it_is_tied_with_is_said_to_be() -> None:
+    found = choose(CURVE | {"checkpoint-200": uneven(0.9), "checkpoint-300": even(0.895)}, STEPS)
+    assert (found.arm, found.rank, found.tied_with) == ("checkpoint-200", 1, ("checkpoint-300",))
+    assert found.why.endswith("), and is the earliest.")
 
 
 def test_the_end_of_a_training_run_is_later_than_all_its_checkpoints() -> None:

@@ -109,7 +109,8 @@ def select(
     earlier = _earlier([one.arm for one in tied], leader.arm, origins)
     arm = min(earlier, key=lambda name: (earlier[name], places[name].rank), default=leader.arm)
     if arm == leader.arm:
-        why = _leads(leader, len(passing), len(ranking), tied)
+        later = _all_later([one.arm for one in tied], leader.arm, origins)
+        why = _leads(leader, len(passing), len(ranking), tied, later=later)
     else:
         why = _is_earlier(leader, next(one for one in tied if one.arm == arm), tied)
     origin, verdict = origins.get(arm, Origin()), by_arm[arm]
@@ -157,7 +158,18 @@ def _earlier(arms: Sequence[str], leader: str, origins: Mapping[str, Origin]) ->
     }
 
 
-def _leads(leader: Ranked, passing: int, students: int, tied: Sequence[_Rival]) -> str:
+def _all_later(arms: Sequence[str], leader: str, origins: Mapping[str, Origin]) -> bool:
+    """Whether all `arms` are later checkpoints of the leader's own training run."""
+    its = origins.get(leader, Origin())
+    others = [origins.get(arm, Origin()) for arm in arms]
+    if its.training is None or its.step is None:
+        return False
+    return all(one.training == its.training and one.place > its.step for one in others)
+
+
+def _leads(
+    leader: Ranked, passing: int, students: int, tied: Sequence[_Rival], *, later: bool
+) -> str:
     if students == 1:
         return f"{_code(leader.arm)} is selected: it is the only student, and it passes."
     if passing == 1:
@@ -167,7 +179,8 @@ def _leads(leader: Ranked, passing: int, students: int, tied: Sequence[_Rival]) 
     why = f"{why} mean (failures = 0), {mean}."
     if not tied:
         return why
-    return f"{why} It cannot be told apart from {_listed(tied)}."
+    earliest = ", and is the earliest" if later else ""
+    return f"{why} It cannot be told apart from {_listed(tied)}{earliest}."
 
 
 def _is_earlier(leader: Ranked, chosen: _Rival, tied: Sequence[_Rival]) -> str:
