@@ -246,6 +246,18 @@ def test_thirty_two_adapters_cost_five_answers_each_and_little_time() -> None:
     assert time.process_time() - begin < 5
 
 
+def test_a_hundred_adapters_are_told_apart_in_a_second_and_a_warning_names_a_few() -> None:
+    arms = {BASELINE: BASE} | {f"a{n}": moved(BASE, 0.03, seed=n) for n in range(100, 200)}
+    engine = Engine(arms, noise=0.02)
+    asked = canary.batches(list(arms))
+    answers = [engine._answer(batch, lambda arm, text: arm) for batch in asked]
+    begin = time.process_time()
+    said = canary.prove(asked, answers)
+    assert time.process_time() - begin < 5
+    assert said is not None
+    assert "'a107' and 92 more too weak to be told from the base" in said
+
+
 def text_rows(*said: str) -> canary.Rows:
     """Of a server that gives no log probabilities: the answer as one token."""
     return [{hash(text): 0.0} for text in said]

@@ -187,6 +187,16 @@ def test_a_server_starts_with_no_option_of_ours_and_max_loras_decides_the_order(
     assert choose_slots(draft, machine(), FOR_GPU) == Slots(8, 3)
 
 
+def test_a_replica_on_this_machine_starts_with_the_same_slots(drafted: Drafted) -> None:
+    draft = drafted(32, rank=64)
+    ray = replace(draft, config=draft.config.model_copy(update={"engine": "ray"}))
+    here = choose_slots(draft, machine(A10), FOR_GPU)
+    assert choose_slots(ray, machine(A10), FOR_GPU) == here
+    away = {"engine": "ray", "ray_address": "10.0.0.1:6379"}
+    ray = replace(draft, config=draft.config.model_copy(update=away))
+    assert choose_slots(ray, machine(A10), FOR_GPU).at_once == 32 > here.at_once
+
+
 def test_a_base_whose_files_do_not_tell_gets_all_slots(drafted: Drafted, bench: Bench) -> None:
     write_json(bench.folder / "base" / "config.json", {"model_type": "mystery"})
     assert choose_slots(drafted(5), machine(A10), FOR_GPU).at_once == 5
