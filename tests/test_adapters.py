@@ -147,6 +147,15 @@ def test_a_missing_file_is_named(make: Make, name: str) -> None:
         read_adapter("pupil", folder)
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file that cannot be read")
+def test_weights_that_cannot_be_read_are_named(make: Make) -> None:
+    folder = make()
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "adapter_model.safetensors").symlink_to("/proc/self/mem")
+    with pytest.raises(AdapterError, match=f"adapter {folder}: cannot be read"):
+        read_adapter("pupil", folder)
+
+
 def test_pickled_weights_do_not_stand_in_for_safetensors(make: Make) -> None:
     folder = make()
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")

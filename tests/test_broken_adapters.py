@@ -157,6 +157,7 @@ BROKEN: dict[str, Break] = {
     "no `lora_alpha`": settings(lora_alpha=None),
     "`lora_alpha` of 0": settings(lora_alpha=0),
     "no `target_modules`": settings(target_modules=None),
+    "`target_modules` of another form": settings(target_modules={"q_proj": 1}),
     "empty `target_modules`": settings(target_modules=[]),
     "empty file": rewritten(lambda _: b""),
     "truncated file": rewritten(lambda content: content[:-10]),

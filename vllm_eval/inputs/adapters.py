@@ -78,16 +78,20 @@ def read_adapter(name: str, folder: Path) -> Adapter:
     ranks = [fields.get("r"), *(pattern.values() if isinstance(pattern, dict) else [None])]
     if not all(type(rank) is int and rank > 0 for rank in ranks):
         msg = f"{folder / CONFIG_FILE}: r and rank_pattern must be positive whole numbers"
-        raise AdapterError(msg)
+        raise AdapterError(f"{msg}; save it again with PEFT")
     base = fields.get("base_model_name_or_path")
     if not isinstance(base, str | None):
         raise AdapterError(f"{folder / CONFIG_FILE}: base_model_name_or_path must be a string")
-    files = hashlib.sha256((folder / CONFIG_FILE).read_bytes())
     content = hashlib.sha256(_ordered(fields))
-    with weights.open("rb") as file:
-        while chunk := file.read(2**20):
-            files.update(chunk)
-            content.update(chunk)
+    try:
+        files = hashlib.sha256((folder / CONFIG_FILE).read_bytes())
+        with weights.open("rb") as file:
+            while chunk := file.read(2**20):
+                files.update(chunk)
+                content.update(chunk)
+    except OSError as error:
+        msg = f"adapter {folder}: cannot be read: {error.strerror}; copy it again"
+        raise AdapterError(msg) from error
     return Adapter(name, folder, base or None, max(ranks), files.hexdigest(), content.hexdigest())
 
 

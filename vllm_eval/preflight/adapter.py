@@ -47,6 +47,9 @@ WITHOUT_EFFECT = frozenset(
         *("rank_pattern", "alpha_pattern", "use_rslora", "init_lora_weights", "loftq_config"),
         *("eva_config", "corda_config", "lora_ga_config", "velora_config", "runtime_config"),
         *("megatron_config", "megatron_core", "qalora_group_size", "ensure_weight_tying"),
+        # of other tools, and of earlier releases of PEFT
+        *("unsloth_fixed", "lora_dtype", "lorap_lr_ratio", "lorap_emb_lr", "merge_weights"),
+        "ephemeral_gpu_offload",
     )
 )
 """Keys that vLLM honours, or whose effect is in the tensors alone."""
@@ -124,6 +127,8 @@ def _check_settings(
         findings.append(warning(where, what, "make sure that no answer depends on it"))
     if "target_modules" not in settings:
         findings.append(error(where, "target_modules is missing", SAVE_AGAIN))
+    elif not isinstance(settings["target_modules"], str | list | None):
+        findings.append(error(where, "target_modules must be names, or a pattern", SAVE_AGAIN))
     elif not settings["target_modules"] and not settings.get("target_parameters"):
         what = "target_modules is empty: vLLM goes by the tensors, but PEFT does not"
         strict = release >= PEFT_RELEASE and settings["target_modules"] is not None
