@@ -30,7 +30,7 @@ STYLE = "report.css"
 SCRIPTS = ("text.js", "diff.js", "table.js", "case.js", "report.js")
 """Joined in this order into one script, so that a single hash allows it and nothing else."""
 NOTES = {
-    "curve": "The same figures are in the table of checkpoints.",
+    "curve": "Bands are the intervals of the table; all losses drawn are in comparison.json.",
     "paired": "Each mark is a case in the table below.",
     "distribution": "Mean, deviation and ends are in the table of arms.",
     "tiers": "The same figures are in the table of tiers.",

@@ -43,7 +43,7 @@ class StoredRun:
 
     @property
     def environment(self) -> Mapping[str, Any]:
-        """The manifest."""
+        """The manifest, without the losses, which are those of the curves."""
         environment: Mapping[str, Any] = self.comparison["environment"]
         return environment
 
