@@ -29,8 +29,8 @@ def history(last: int, every: int = 10, evaluated: int = 50) -> list[Entry]:
     return [*found, {"epoch": last / 100, "step": last, "train_loss": 1.5, "total_flos": 7e12}]
 
 
-def trainer_state(folder: Path, log: Sequence[object]) -> Path:
-    """`trainer_state.json` with the keys that transformers writes."""
+def trainer_state(folder: Path, log: Sequence[object], step: int | None = None) -> Path:
+    """`trainer_state.json` with the keys that transformers writes, by default at the log's end."""
     folder.mkdir(parents=True, exist_ok=True)
     steps = [entry["step"] for entry in log if isinstance(entry, dict) and "step" in entry]
     state = {
@@ -38,7 +38,7 @@ def trainer_state(folder: Path, log: Sequence[object]) -> Path:
         "best_model_checkpoint": None,
         "epoch": 1.0,
         "eval_steps": 50,
-        "global_step": steps[-1] if steps else 0,
+        "global_step": step or (steps[-1] if steps else 0),
         "is_world_process_zero": True,
         "log_history": list(log),
         "logging_steps": 10,
@@ -62,7 +62,7 @@ def train(
     if final:
         write_adapter(folder, lora_alpha=7)
     if log is not None:
-        trainer_state(folder / f"checkpoint-{steps[-1]}", log)
+        trainer_state(folder / f"checkpoint-{steps[-1]}", log, steps[-1])
     return folder
 
 

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 
 from tests.checkpoints import history, improving, train, trainer_state
 from tests.conftest import Answers
-from tests.report_runs import interrupt, make_run, open_run
+from tests.report_runs import WEAK, interrupt, make_run, open_run
 from vllm_eval.report.html import write_html
 from vllm_eval.report.plots import inline_svgs
 from vllm_eval.report.words import NOTHING
@@ -197,6 +197,28 @@ def test_a_trainer_that_goes_on_changes_no_run_that_has_begun(tmp_path: Path, be
     (after,) = again.result("comparison")["curve"]
     assert after["losses"] == before["losses"]
     assert max(one["step"] for one in after["losses"]) == 100
+
+
+def test_the_student_that_ships_is_marked_and_the_leader_that_it_is_tied_with(
+    tmp_path: Path, bench: Bench
+) -> None:
+    given = train(tmp_path / "exp1", 1, 2)
+    bench.dataset(8)
+    weak = {"concept_id": "K1", "arm": "checkpoint-1", "text": WEAK}
+    bench.answers({"text": Answers().text()}, weak)
+    done = bench.call(*bench.arguments()[:4], "--adapter", str(given), *bench.arguments()[6:])
+    rows = [line.split() for line in done.out.partition("Checkpoints of exp1")[2].splitlines()]
+    marks = {row[1]: row[-1] for row in rows if row[:1] in (["1"], ["2"])}
+    assert marks == {"checkpoint-1": "selected", "checkpoint-2": "best"}
+    (curve,) = done.result("comparison")["curve"]
+    assert [point["selected"] for point in curve["points"]] == [True, False]
+    write_reports(open_run(done.folder))
+    text = (done.folder / "report.md").read_text(encoding="utf-8")
+    assert re.search(r"`checkpoint-1` \|.*\| PASS \| selected \|", text)
+    assert re.search(r"`checkpoint-2` \|.*\| PASS \| best \|", text)
+    page = (done.folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("<td>selected</td>") == page.count("<td>best</td>") == 1
+    assert "selected" in (done.folder / "plots" / "curve.svg").read_text(encoding="utf-8")
 
 
 def test_the_terminal_shows_the_checkpoints_in_the_order_of_training(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich.cells import cell_len
 
 from vllm_eval.compare.summary import NO_TIER
+from vllm_eval.records import BASELINE
 from vllm_eval.text import plain
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ SIZE = (5.0, 3.3)
 """Inches; small, so that the text stays readable when a phone shrinks the figure."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")
+MOST_ARMS = 8
+"""How many are drawn where each has a mark of its own."""
 LABEL = 24
 """Characters of a name that are shown."""
 CHARACTER, ROW = 0.0165, 0.062
@@ -111,6 +114,26 @@ def add_legend(figure: Figure, shown: Sequence[Any], names: Sequence[str], note:
     figure.legend(
         [*shown, *nothing], rows, loc="upper left", ncols=2, borderaxespad=0.2, labelspacing=0.3
     )
+
+
+def drawn(comparison: Mapping[str, Any], among: Collection[str]) -> dict[str, int]:
+    """The arms drawn `among` some: baseline, the selected student, and the best of the others.
+
+    Each has a number that styles it: its place among all arms, as on the page, or, of too many for
+    that, among those drawn.
+    """
+    chosen = [comparison["selected"]["arm"]] if comparison["selected"] else []
+    order = dict.fromkeys([*chosen, *(row["arm"] for row in comparison["ranking"]["students"])])
+    best = [arm for arm in order if arm in among][: MOST_ARMS - 1]
+    arms, kept = list(comparison["arms"]), {BASELINE, *best}
+    styled = arms if len(arms) <= MOST_ARMS else [arm for arm in arms if arm in kept]
+    return {arm: n for n, arm in enumerate(styled) if arm in kept and arm in among}
+
+
+def of_how_many(among: Collection[str], those: str = "students") -> str:
+    """A note on how many of `those` are drawn; empty where all are."""
+    count = len({*among} - {BASELINE})
+    return f"{MOST_ARMS - 1} of {count:,} {those}" if count >= MOST_ARMS else ""
 
 
 def left_out(things: Sequence[object], most: int) -> str:

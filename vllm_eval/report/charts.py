@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from vllm_eval.compare.summary import NO_TIER
-from vllm_eval.records import BASELINE
 from vllm_eval.report import chart_parts as parts
-from vllm_eval.report.chart_parts import LABEL, MARKERS, Axes, Colours, Figure, shorten
+from vllm_eval.report.chart_parts import LABEL, MARKERS, MOST_ARMS, Axes, Colours, Figure, shorten
 from vllm_eval.report.curve_chart import curve
 
 Data = Mapping[str, Any]
@@ -21,8 +20,8 @@ MOST_LINES = 12
 """Up to so many cases, each is a line from baseline to student; above, a point of a scatter."""
 MOST_MARKERS = 400
 """Up to so many points of an arm, each has its own marker; above, all are one path."""
-MOST_ARMS, MOST_TIERS, MOST_REASONS = 8, 10, 10
-"""How many of each are drawn; a note says of how many. Of several arms, the best are drawn."""
+MOST_TIERS, MOST_REASONS = 10, 10
+"""How many of each are drawn; a note says how many are not."""
 MOST_ROWS = 4
 """Up to so many rows, a figure has the usual height."""
 
@@ -71,7 +70,7 @@ def history(figure: Figure, colours: Colours, lines: Sequence[Series]) -> None:
 
 
 def _paired(figure: Figure, colours: Colours, comparison: Data) -> None:
-    students = list(_drawn(comparison, comparison["students"]))
+    students = list(parts.drawn(comparison, comparison["students"]))
     most = max(paired["pairs"] for paired in comparison["students"].values())
     few = most <= MOST_LINES and len(comparison["students"]) <= MOST_LINES // 3
     (_draw_lines if few else _draw_scatter)(figure, colours, comparison, students)
@@ -100,7 +99,7 @@ def _draw_lines(figure: Figure, colours: Colours, comparison: Data, students: li
 
 def _draw_scatter(figure: Figure, colours: Colours, comparison: Data, students: list[str]) -> None:
     """Each case is a point, above the solid line if the student is better."""
-    note, places = _note(comparison["students"]), _drawn(comparison, students)
+    note, places = parts.of_how_many(comparison["students"]), parts.drawn(comparison, students)
     (axes,) = parts.make_axes(figure, len(students) + 2 + bool(note))
     shown, least = [], 1.0
     for student in students:
@@ -150,7 +149,7 @@ def _points(axes: Axes, pairs: Sequence[tuple[float, float]], number: int, colou
 
 def _distribution(figure: Figure, colours: Colours, comparison: Data) -> None:
     """Counts by score, one row per arm; the line below spans the quartiles."""
-    spread, drawn = comparison["distributions"], _drawn(comparison, comparison["arms"])
+    spread, drawn = comparison["distributions"], parts.drawn(comparison, comparison["arms"])
     figure.set_figheight(figure.get_figheight() * max(1, len(drawn) / MOST_ROWS))
     rows = parts.make_axes(figure, 1, rows=len(drawn))
     most = max(count for one in spread.values() for count in one["counts"])
@@ -169,14 +168,14 @@ def _distribution(figure: Figure, colours: Colours, comparison: Data) -> None:
             axes.plot((low, high), (0, 0), color=colours.text, linewidth=3, **base)
             axes.plot((middle,), (0,), "o", color=colours.text, markersize=6, **base)
     rows[0].set_xlim(max(0.0, first - 0.05), 1.0)
-    note = _note(comparison["arms"])
+    note = parts.of_how_many(comparison["arms"])
     note = f"; {note}" if note else ""
     rows[-1].set_xlabel(f"score (line: quartiles, point: median){note}", loc="right")
 
 
 def _tiers(figure: Figure, colours: Colours, comparison: Data) -> None:
     """One row per tier, all tiers together on top."""
-    arms, note = _drawn(comparison, comparison["arms"]), _note(comparison["arms"])
+    arms, note = parts.drawn(comparison, comparison["arms"]), parts.of_how_many(comparison["arms"])
     tiers = sorted({tier for arm in arms for tier in comparison["tiers"][arm]} - {NO_TIER})
     rows = ["all", *tiers[:MOST_TIERS]]
     labels = [shorten(row, LABEL * 2 // 3) for row in rows]
@@ -203,8 +202,8 @@ def _tiers(figure: Figure, colours: Colours, comparison: Data) -> None:
 
 
 def _attempts(figure: Figure, colours: Colours, comparison: Data) -> None:
-    arms = _drawn(comparison, comparison["attempts"])
-    note = _note(comparison["attempts"].keys() & comparison["arms"].keys())
+    arms = parts.drawn(comparison, comparison["attempts"])
+    note = parts.of_how_many(comparison["attempts"].keys() & comparison["arms"].keys())
     (axes,) = parts.make_axes(figure, len(arms) + 1 + bool(note))
     for arm, number in arms.items():
         steps = comparison["attempts"][arm]["by_attempt"]
@@ -230,7 +229,7 @@ def _failures(figure: Figure, colours: Colours, comparison: Data) -> None:
     """Bars of attempts by reason and arm, one piece per tier; solid if no attempt was left."""
     groups = _of_arms(comparison)
     failed = {group["arm"] for group in groups}
-    arms, note = _drawn(comparison, failed), _note(failed, "that failed")
+    arms, note = parts.drawn(comparison, failed), parts.of_how_many(failed, "that failed")
     order = list(arms)
     reasons = list(dict.fromkeys(group["reason"] for group in groups))
     labels = [shorten(reason, LABEL + 8) for reason in reasons[:MOST_REASONS]]
@@ -260,24 +259,6 @@ def _failures(figure: Figure, colours: Colours, comparison: Data) -> None:
     axes.set_xlabel(f"attempts (solid: last attempt){more}", loc="right")
     order = [arm for arm in order if arm in shown]
     parts.add_legend(figure, [shown[arm] for arm in order], order, note)
-
-
-def _drawn(comparison: Data, among: Collection[str]) -> dict[str, int]:
-    """The arms drawn `among` some, baseline and best students, with the number that styles each.
-
-    That is its place among all arms, as on the page; of too many for that, among those drawn.
-    """
-    order = [student["arm"] for student in comparison["ranking"]["students"]]
-    best = [arm for arm in order if arm in among][: MOST_ARMS - 1]
-    arms, kept = list(comparison["arms"]), {BASELINE, *best}
-    styled = arms if len(arms) <= MOST_ARMS else [arm for arm in arms if arm in kept]
-    return {arm: n for n, arm in enumerate(styled) if arm in kept and arm in among}
-
-
-def _note(among: Collection[str], those: str = "students") -> str:
-    """Of how many `those` drawn are the best; empty where all are drawn."""
-    count = len({*among} - {BASELINE})
-    return f"best {MOST_ARMS - 1} of {count:,} {those}" if count >= MOST_ARMS else ""
 
 
 def _of_arms(comparison: Data) -> list[Data]:
