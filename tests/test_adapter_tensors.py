@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.documented import run_documented
 from tests.model_folders import lora_shapes, write_adapter, write_base, write_safetensors
 from vllm_eval.errors import AdapterError
 from vllm_eval.inputs.adapters import read_adapter
@@ -232,13 +232,6 @@ def test_weights_in_several_files_are_joined_by_the_lines_in_the_documentation(
         read_adapter("pupil", folder)
     run_documented("-of-", folder)
     assert levels(folder, llama) == ["ok"]
-
-
-def run_documented(word: str, folder: Path) -> None:
-    text = (REPOSITORY / "docs" / "adapters.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
-    (code,) = [block for block in blocks if word in block]
-    exec(code.replace("FOLDER", str(folder)), {})
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.documented import run_documented
 from tests.model_folders import lora_shapes, write_adapter, write_base, write_safetensors
 from vllm_eval.inputs.adapters import read_adapter
 from vllm_eval.inputs.base_model import read_base
@@ -108,3 +109,5 @@ def test_a_lora_of_experts_is_taken_if_it_is_of_all_of_a_layer(tmp_path: Path) -
     part = dict(list(loras.items())[:2])
     (finding,) = found(write_adapter(tmp_path / "part", part), base)
     assert "5 modules (first 'model.layers.0.mlp.experts.0.w2') of experts without" in finding.what
+    run_documented("torch.zeros", tmp_path / "part", base)
+    assert levels(tmp_path / "part", base) == ["ok"]

@@ -114,7 +114,8 @@ def _check_experts(where: str, modules: Modules, known: Shapes) -> list[Finding]
     if not (lacking := [name for name, layer in due if layer in layers and name not in modules]):
         return []
     what = f"{counted(lacking, 'module')} of experts without a LoRA, while others of their layer"
-    return [error(where, f"{what} have one, which vLLM cannot serve", MERGE)]
+    todo = "give them one of zeros, as docs/adapters.md shows"
+    return [error(where, f"{what} have one, which vLLM cannot serve", todo)]
 
 
 def _serves(embedding: str, base: Base) -> bool:
