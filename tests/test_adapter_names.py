@@ -260,6 +260,39 @@ def test_the_final_adapter_is_left_out_where_it_is_the_last_checkpoint() -> None
     )
 
 
+@pytest.mark.parametrize("inside", [".", "../checkpoint-200", "../../out/checkpoint-200/."])
+def test_a_checkpoint_given_from_inside_of_it_keeps_its_name_and_step(
+    inside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(training("out", 100, 200) / "checkpoint-200")
+    assert (names(inside), steps(inside)) == (["checkpoint-200"], [200])
+
+
+def test_a_link_to_a_checkpoint_has_its_step() -> None:
+    training("out", 100, 200)
+    Path("best").symlink_to("out/checkpoint-200")
+    assert (names("best"), steps("best")) == (["best"], [200])
+
+
+def test_the_glob_offered_for_a_folder_with_brackets_can_be_given() -> None:
+    training("runs[1]/a", 100)
+    (offered,) = re.findall(r"--adapter '(.+?)'", said("runs[1]", **VLLM))
+    assert names(offered) == ["checkpoint-100"]
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (("a/X", "b/y", "a/x"), "'X' (a/X, a/x)"),
+        (("b/y", "baseline=a/x"), "'a/x' would be called 'baseline', as the base model is"),
+    ],
+)
+def test_of_names_that_are_the_same_those_are_named(given: tuple[str, ...], why: str) -> None:
+    for path in ("a/X", "a/x", "b/y"):
+        checkpoint(path)
+    assert why in said(*given)
+
+
 def test_a_link_to_the_best_checkpoint_is_no_second_adapter() -> None:
     training("out", 100, 200)
     Path("out/best").symlink_to("checkpoint-100")

@@ -6,6 +6,7 @@ import glob
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from vllm_eval.config.settings import PACKAGE, Config, resolve_path
@@ -15,6 +16,7 @@ from vllm_eval.inputs.checkpoints import (
     BELOW,
     STATE_FILE,
     UNFINISHED,
+    called,
     held_in,
     holds_checkpoints,
     read_state,
@@ -79,7 +81,7 @@ def find_adapters(given: str, config: Config, notes: list[Note]) -> list[Found]:
 
 def places(given: str, adapter_dirs: Sequence[str]) -> list[Path]:
     """The folders of that path or name, the one that counts first."""
-    return [place for place in _where(given, adapter_dirs) if place.is_dir()]
+    return [called(place) for place in _where(given, adapter_dirs) if place.is_dir()]
 
 
 def _where(given: str, adapter_dirs: Sequence[str]) -> list[Path]:
@@ -149,7 +151,7 @@ def _matches(pattern: str, adapter_dirs: Sequence[str]) -> list[Path]:
             found = list(Path(*parts[:first]).glob("/".join(parts[first:])))
         except ValueError as error:
             raise AdapterError(f"adapter {pattern!r}: is no glob: {error}") from error
-        if folders := [path for path in found if path.is_dir()]:
+        if folders := [called(path) for path in found if path.is_dir()]:
             return folders
     return []
 
@@ -192,7 +194,7 @@ def _expanded(given: str, place: Path, config: Config, notes: list[Note]) -> lis
     if inside:
         names = ", ".join(child.name for child in inside[:3])
         msg = f"adapter {given!r}: holds no adapter itself, but folders with some ({names}"
-        todo = f"give --adapter '{given.rstrip('/')}/*' for all of them, or name one"
+        todo = f"give --adapter '{_any_in(given)}' for all of them, or name one"
         raise AdapterError(f"{msg}{', ...' * (len(inside) > 3)}); {todo}")
     if holds_checkpoints(place):
         msg = f"adapter {given!r}: none of its checkpoints holds an {CONFIG_FILE}"
@@ -234,20 +236,26 @@ def _below(given: str, place: Path, config: Config, notes: list[Note]) -> list[F
         ]
         if runs:
             what = f"{given}: the checkpoints in {', '.join(runs)} are left out"
-            notes.append(Note(what, f"give --adapter '{given.rstrip('/')}/*' for them too"))
+            notes.append(Note(what, f"give --adapter '{_any_in(given)}' for them too"))
     return found
+
+
+def _any_in(folder: str) -> str:
+    """The glob of everything in a folder, in whose own name brackets are no pattern."""
+    return f"{glob.escape(folder.rstrip('/'))}/*"
 
 
 def _ambiguous(checkpoint: Path, held: Sequence[Path]) -> AdapterError:
     names = ", ".join(str(folder.relative_to(checkpoint)) for folder in held[:3])
     msg = f"adapter {checkpoint}: holds {len(held)} adapters ({names})"
-    glob_of_one = checkpoint.parent / "*" / held[0].relative_to(checkpoint)
+    glob_of_one = f"{_any_in(str(checkpoint.parent))}/{held[0].relative_to(checkpoint)}"
     return AdapterError(f"{msg}; choose one, in all of them: --adapter '{glob_of_one}'")
 
 
 def _single(given: str, place: Path, held: Path, config: Config) -> Found:
     """The adapter in `held`, called by `place`."""
-    above = (held, *list(held.absolute().parents)[: len(BELOW)])
+    paths = (held.absolute(), held.resolve())  # a link may be called `best`
+    above = chain.from_iterable([path, *path.parents[: len(BELOW)]] for path in paths)
     checkpoint = next((path for path in above if step_in_name(path.name) is not None), None)
     step = read_state(held).get("global_step")
     if checkpoint is not None and step is None:

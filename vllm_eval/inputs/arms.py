@@ -113,12 +113,18 @@ def arm_names(found: Sequence[Found]) -> list[str]:
         for place, one in enumerate(found):
             above[place] += (one.training or place) in growing
     if same:
-        name, named = names[same[0]], [found[place].given for place in same[:2]]
-        msg = f"adapters: two arms would be called {name!r} ({', '.join(named)})"
-        raise AdapterError(f"{msg}; give another name with --adapter NAME=PATH")
+        raise _same_name(found, [place for place in same if keys[place] == keys[same[0]]])
     for one, name in zip(found, names, strict=True):
         _refuse_name(one, name)
     return names
+
+
+def _same_name(found: Sequence[Found], same: Sequence[int]) -> AdapterError:
+    name, given = _name(found[same[0]], 0), [found[place].given for place in same[:2]]
+    why = f"two arms would be called {name!r} ({', '.join(given)})"
+    if len(given) == 1:
+        why = f"{given[0]!r} would be called {name!r}, as the base model is"
+    return AdapterError(f"adapters: {why}; give another name with --adapter NAME=PATH")
 
 
 def _name(one: Found, above: int) -> str:

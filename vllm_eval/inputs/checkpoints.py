@@ -96,6 +96,11 @@ def held_in(checkpoint: Path) -> list[Path]:
     )
 
 
+def called(place: Path) -> Path:
+    """The folder by a name that tells what it is: `.` and `..` do not."""
+    return place.resolve() if place.name in ("", "..") else place
+
+
 def subfolders(place: Path) -> list[Path]:
     """The folders in it that are not hidden, by name."""
     with os.scandir(place) as entries:
