@@ -6,6 +6,7 @@ before it. That it answers as vLLM does is in `test_engine_arms.py`. Not covered
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -212,8 +213,12 @@ def test_dummy_weights_need_no_weight_file(tmp_path: Path) -> None:
 
 @pytest.mark.engine
 def test_two_students_that_are_the_same_are_found_by_the_canary(tmp_path: Path) -> None:
+    """Copies are found before; these differ in what training alone uses."""
     student = resolve_path("package:demo/po_student_demo")
     copies = [str(shutil.copytree(student, tmp_path / name)) for name in ("v1.0", "v1.1")]
+    settings = Path(copies[1]) / "adapter_config.json"
+    fields = json.loads(settings.read_text(encoding="utf-8"))
+    settings.write_text(json.dumps(fields | {"lora_dropout": 0.5}), encoding="utf-8")
     with pytest.raises(EngineError, match=r"'v1\.0' and 'v1\.1' give the same answers"):
         start(tmp_path / "engine.log", adapters=copies)
 
