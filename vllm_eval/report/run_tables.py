@@ -72,7 +72,7 @@ def counted(finished: Finished) -> str:
     """How many students have which verdict."""
     found = Counter[str](verdict.word for verdict in finished.verdicts)
     words = ", ".join(f"{found[word]} {word}" for word in WORDS if found[word])
-    return f"{words} of {len(finished.verdicts)} students"
+    return f"{len(finished.verdicts)} students: {words}"
 
 
 def students_table(finished: Finished) -> Table:
@@ -82,7 +82,7 @@ def students_table(finished: Finished) -> Table:
     numbers = ("mean (failures = 0)", "valid", "first try", "ratio")
     words = ("arm", *(("step",) if steps else ()), "verdict")
     level = f"{finished.ranking[0].mean_all.confidence:g}"
-    title = f"{counted(finished)}, best first; intervals at {level}"
+    title = f"{counted(finished)}. The best first, with intervals at {level}"
     table = tables.new_table(title, "rank", *words, right=numbers)
     table.add_column("first failing rule", overflow="fold")
     for ranked in finished.ranking:
