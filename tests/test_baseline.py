@@ -478,6 +478,17 @@ def test_another_release_is_refused(bench: Bench, servers: Callable[..., Run]) -
     assert (run.code, "were begun with vllm '0.32.0', not '0.33.0'" in run.err) == (3, True)
 
 
+def test_a_baseline_asked_of_two_bases_is_refused(
+    bench: Bench, servers: Callable[..., Run]
+) -> None:
+    servers("pupil", "--tag", "earlier")
+    (earlier,) = bench.output_dir.iterdir()
+    cut(earlier, 3)
+    assert servers("pupil", "--resume", str(earlier), other_base=0.1).code == 0
+    run = servers("second", "--tag", "later", "--baseline", str(earlier))
+    assert (run.code, "its starts are apart" in run.err) == (2, True)
+
+
 def test_a_run_that_kept_no_canary_is_refused(bench: Bench, servers: Callable[..., Run]) -> None:
     servers("pupil", "--tag", "earlier")
     (earlier,) = bench.output_dir.iterdir()

@@ -99,7 +99,10 @@ def open_baseline(plan: Plan) -> Baseline:
         _refuse(folder, why, f"install the same, or {ANEW}")
     base = from_json(recorded.get(CANARY))
     if config.answering != "scripted" and base is None:
-        why = "it does not say what its base answered the canary (an earlier version, or too noisy)"
+        why = (
+            "it does not say what its base answered the canary: an earlier version wrote it, its "
+            "starts are apart, or they are too noisy"
+        )
         _refuse(folder, why, ONCE_MORE)
     places = _find_answers(plan, folder / JOURNAL)
     if not places:

@@ -15,6 +15,8 @@ from vllm_eval.preflight.reused import CANARY, FROM, Reused, read_reused, reused
 from vllm_eval.records import Attempt
 from vllm_eval.store.journal import Journal
 
+UNLIKE = {"unlike": True}
+"""Kept instead of the answers where the bases of a run's starts or servers are apart."""
 AT_ONCE = 256
 """Attempts written together."""
 
@@ -54,13 +56,12 @@ def hold_base(
     """
     reused = read_reused(recorded)
     if reused is None:
-        first = next(iter(engine.base), None)
-        return ({CANARY: to_json(first)} if first and not recorded.get(CANARY) else {}), None
+        return {CANARY: _keep(recorded.get(CANARY), engine)}, None
     if why := other_about(_of_base(reused.engine), _of_base(engine.about)):
         return {}, f"the answers of {reused.run} were {why}"
     if config.answering == "scripted":
         return {}, None
-    found = _prove(recorded, engine)
+    found = _prove(recorded.get(CANARY), engine)
     if found is None:
         return {}, (
             f"the base that {reused.run} asked cannot be compared with this engine's: their "
@@ -75,9 +76,17 @@ def hold_base(
     return {FROM: reused_to_json(replace(reused, proof=found))}, None
 
 
-def _prove(recorded: Mapping[str, Any], engine: Engine) -> Proof | None:
+def _keep(kept: object, engine: Engine) -> object:
+    """What later runs are held against: the first start's answers, if all others are like them."""
+    first = next(filter(None, engine.base), None)
+    kept = kept or (first and to_json(first))
+    found = _prove(kept, engine)
+    return kept if found and found.away <= found.limit else kept and UNLIKE
+
+
+def _prove(kept: object, engine: Engine) -> Proof | None:
     """The weakest proof of any server or replica; None if one has none."""
-    before = from_json(recorded.get(CANARY))
+    before = from_json(kept)
     proofs = [before and now and prove_same(before, now) for now in engine.base]
     known = [proof for proof in proofs if proof]
     if not known or len(known) < len(proofs):
