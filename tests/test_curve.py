@@ -315,7 +315,10 @@ def test_a_run_interrupted_before_its_first_answer_still_tells_the_steps(run: Pa
     (curve,) = stopped.comparison["curve"]
     assert {point["word"] for point in curve["points"]} == {"NOT FINISHED"}
     assert {point["mean_all"]["value"] for point in curve["points"]} == {None}
+    assert set(curve["baseline"].values()) == {None}
     write_reports(stopped)
+    text = (stopped.folder / "report.md").read_text(encoding="utf-8")
+    assert not re.search(r"\| (best|selected) \|", text)
 
 
 def test_hostile_names_and_notes_stay_text(tmp_path: Path) -> None:

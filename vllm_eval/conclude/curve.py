@@ -97,8 +97,8 @@ def make_curves(
                 points=points,
                 baseline={
                     "mean_all": base.mean_all,
-                    "valid_rate": base.valid_rate,
-                    "first_try": base.first_valid_rate,
+                    "valid_rate": base.valid_rate if base.total else None,
+                    "first_try": base.first_valid_rate if base.total else None,
                 },
                 bound=_bound(comparison, verdicts, saved),
                 losses=log.losses,

@@ -15,7 +15,7 @@ from vllm_eval.text import plain
 
 
 def curve_tables(curves: Sequence[Curve], best: str) -> Iterator[Table | Text]:
-    """A row for each checkpoint of each training run; `best` is the first in the ranking."""
+    """A row for each checkpoint of each training run; `best` leads the ranking, if it is final."""
     for curve in curves:
         yield _table(curve, best)
         if curve.note:

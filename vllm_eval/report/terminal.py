@@ -88,7 +88,8 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
         """Show the tables, the verdicts and the place of the files."""
         self._stop()
         self.show(run_tables(finished))
-        self.show(curve_tables(finished.curves, finished.ranking[0].arm))
+        best = "" if finished.pending else finished.ranking[0].arm
+        self.show(curve_tables(finished.curves, best))
         for line in timing_lines(finished.timing):
             self.console.print(Text(line), soft_wrap=True)
         self.console.print(Text(f"files in {plain(str(finished.folder))}"), soft_wrap=True)
