@@ -431,6 +431,16 @@ def test_a_record_in_a_message_cannot_steer_the_terminal(good: Bench) -> None:
     assert not set("\x1b\u202e") & set(run.err)
 
 
+@pytest.mark.parametrize("more", [[], ["--json"]])
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_verdict_needs_no_open_streams(closed: str, more: list[str], good: Bench) -> None:
+    command = shlex.join([sys.executable, "-m", "vllm_eval", *good.arguments(*more)])
+    run = subprocess.run(["bash", "-c", f"{command} {closed}"], check=False, cwd=REPOSITORY)
+    (folder,) = good.output_dir.iterdir()
+    verdict = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["word"]
+    assert (run.returncode, verdict) == (0, "PASS")
+
+
 @pytest.mark.parametrize("reader", ["2>/dev/full", "2>&-", "2>&1 | true; exit ${PIPESTATUS[0]}"])
 def test_bad_input_exits_with_2_even_if_nobody_can_be_told(reader: str, good: Bench) -> None:
     good.cases.unlink()

@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         interrupts.append(number)
         signal.default_int_handler(number, frame)
 
+    _open_closed_streams()
     # The interpreter's last collections would go through all that torch and vLLM made: seconds.
     atexit.register(gc.freeze)
     if threading.current_thread() is threading.main_thread():
@@ -57,6 +58,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         _say(f"error: {text}")
     sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Give a closed standard stream a place to go: a file opened next would take its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _call(arguments: list[str]) -> int:
@@ -95,7 +103,5 @@ def _say(text: str) -> None:
 
     Imports nothing, since an import that an interrupt broke off may fail when it is tried again.
     """
-    if sys.stderr is None:  # print would take standard output
-        return
     with contextlib.suppress(OSError, ValueError):
         print(*map(plain, text.split("\n")), sep="\n", file=sys.stderr, flush=True)
