@@ -7,6 +7,7 @@ reads an adapter's folder where there is one. Not covered: downloads from the hu
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from vllm_eval.records import Adapter
 
 VLLM: dict[str, Any] = {"engine": "vllm"}
+needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="root may enter everywhere")
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +48,11 @@ def training(path: str, *steps: int) -> Path:
     for step in steps:
         checkpoint(f"{path}/checkpoint-{step}", step + 7 * sum(path.encode()))
     return Path(path)
+
+
+def no_entry(path: str) -> None:
+    """A folder that only its owner could enter, who is another."""
+    Path(path).mkdir(mode=0)
 
 
 def opened(*given: str, **more: object) -> Opened:
@@ -266,6 +273,28 @@ def test_a_checkpoint_given_from_inside_of_it_keeps_its_name_and_step(
 ) -> None:
     monkeypatch.chdir(training("out", 100, 200) / "checkpoint-200")
     assert (names(inside), steps(inside)) == (["checkpoint-200"], [200])
+
+
+@needs_permissions
+@pytest.mark.parametrize("given", ["volume", "volume/*", "volume/more", "volume/more/*"])
+def test_a_folder_that_is_not_for_us_is_no_obstacle_to_the_adapters_beside_it(
+    given: str,
+) -> None:
+    training("volume", 100)
+    training("volume/more/a", 200)
+    no_entry("volume/lost+found")
+    no_entry("volume/more/lost+found")
+    found = opened(given, **VLLM)
+    assert "Permission denied" not in "".join(map(str, found.problems))
+    assert len(found.arms) > 1 or "volume/more/*" in "".join(map(str, found.problems))
+
+
+@needs_permissions
+def test_a_checkpoint_that_cannot_be_entered_is_named() -> None:
+    training("out", 100)
+    no_entry("out/checkpoint-200")
+    for given in ("out", "out/*"):
+        assert re.search(r"Permission denied \(.*out/checkpoint-200", said(given))
 
 
 def test_a_link_to_a_checkpoint_has_its_step() -> None:

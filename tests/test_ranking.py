@@ -64,6 +64,13 @@ def test_students_that_cannot_be_told_apart_are_tied() -> None:
     assert first.p_next > 0.05
 
 
+def test_students_that_are_equal_come_in_the_order_of_their_names_with_9_before_10() -> None:
+    names = ["run-2/step-9", "run-2/step-10", "run-2/step-90", "run-10/step-1", "step"]
+    for order in (names, names[::-1]):
+        found = ranked(5, *(answers(name, *[0.8] * 5) for name in order))
+        assert [r.arm for r in found] == names
+
+
 def test_a_student_that_is_better_case_by_case_is_not_tied() -> None:
     one = answers("one", *[0.9] * 20)
     two = answers("two", *[0.8] * 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -47,15 +48,15 @@ class Ranked:
 
 
 def rank(comparison: Comparison, verdicts: Sequence[Verdict]) -> tuple[Ranked, ...]:
-    """Students by verdict, then by mean with failures as 0; equal ones by name.
+    """Students by verdict, then by mean with failures as 0; equal ones by name, 9 before 10.
 
     So the order in which they are given does not matter.
     """
     words = {verdict.arm: verdict.word for verdict in verdicts}
     arms, cases = comparison.arms, comparison.cases
 
-    def place(arm: str) -> tuple[int, float, str]:
-        return WORDS.index(words[arm]), -(arms[arm].mean_all or 0.0), arm
+    def place(arm: str) -> tuple[int, float, list[tuple[int, str]], str]:
+        return WORDS.index(words[arm]), -(arms[arm].mean_all or 0.0), _by_number(arm), arm
 
     order, level = sorted(words, key=place), comparison.confidence
     own = [comparison.students[arm].scores.p if arm in comparison.students else 1 for arm in order]
@@ -78,6 +79,12 @@ def rank(comparison: Comparison, verdicts: Sequence[Verdict]) -> tuple[Ranked, .
             )
         )
     return tuple(ranked)
+
+
+def _by_number(arm: str) -> list[tuple[int, str]]:
+    """A key to sort by, in which numbers count by their value."""
+    parts = re.split(r"([0-9]+)", arm)  # text and digits in turn
+    return [(len(part.lstrip("0")) * (place % 2), part) for place, part in enumerate(parts)]
 
 
 def to_json(ranking: Sequence[Ranked], pending: int) -> dict[str, Any]:

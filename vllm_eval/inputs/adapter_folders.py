@@ -19,11 +19,13 @@ from vllm_eval.inputs.checkpoints import (
     called,
     held_in,
     holds_checkpoints,
+    is_adapter,
     read_state,
     step_in_name,
     step_of,
     subfolders,
 )
+from vllm_eval.inputs.hub import download
 from vllm_eval.inputs.missing_paths import near
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -75,7 +77,8 @@ def find_adapters(given: str, config: Config, notes: list[Note]) -> list[Found]:
             return [replace(_one(named[2], config), name=named[1])]
         return [_elsewhere(given, config)]
     except OSError as error:
-        msg = f"adapter {given!r}: cannot be read: {error.strerror or error}"
+        where = f" ({error.filename})" if error.filename != given else ""
+        msg = f"adapter {given!r}: cannot be read: {error.strerror or error}{where}"
         raise AdapterError(f"{msg}; look at the folder's permissions") from error
 
 
@@ -116,7 +119,7 @@ def _elsewhere(given: str, config: Config) -> Found:
         raise AdapterError(f"adapter {given!r}: is a file; {todo}")
     hint = near(_where(given, config.adapter_dirs))
     if _HUB_ID.fullmatch(given) and not _is_path(given):
-        folder = _download(given, hint)
+        folder = download(given, hint)
         step = read_state(folder).get("global_step")
         return Found(given, tuple(given.split("/")), folder, step)
     looked = ", ".join(dict.fromkeys(str(place) for place in _where(given, config.adapter_dirs)))
@@ -164,7 +167,7 @@ def _of_matches(
     empty: list[str] = []
     for place in sorted(matches, key=_order):
         unfinished = place.name.startswith(UNFINISHED) and step_in_name(place.name) is not None
-        inside = [] if unfinished else _below(str(place), place, config, notes)
+        inside = [] if unfinished else _inside(place, config, notes)
         if not inside and step_in_name(place.name) is not None:
             empty.append(place.name)
         for one in inside:
@@ -190,7 +193,7 @@ def _expanded(given: str, place: Path, config: Config, notes: list[Note]) -> lis
         return found
     if config.answering == "scripted":
         return [_label(given)]
-    inside = [child for child in subfolders(place) if _below(given, child, config, [])]
+    inside = [child for child in subfolders(place) if _inside(child, config, [])]
     if inside:
         names = ", ".join(child.name for child in inside[:3])
         msg = f"adapter {given!r}: holds no adapter itself, but folders with some ({names}"
@@ -200,6 +203,18 @@ def _expanded(given: str, place: Path, config: Config, notes: list[Note]) -> lis
         msg = f"adapter {given!r}: none of its checkpoints holds an {CONFIG_FILE}"
         raise AdapterError(f"{msg}; was a whole model trained? Then it is a --base-model")
     return [_single(given, place, place, config)]
+
+
+def _inside(place: Path, config: Config, notes: list[Note]) -> list[Found]:
+    """The adapters of one of several folders; it may be none of the user's, as `lost+found`."""
+    try:
+        return _below(str(place), place, config, notes)
+    except OSError as error:
+        if step_in_name(place.name) is not None:
+            raise
+        what = f"{place}: is left out: {error.strerror or error}"
+        notes.append(Note(what, "look at the folder's permissions"))
+        return []
 
 
 def _below(given: str, place: Path, config: Config, notes: list[Note]) -> list[Found]:
@@ -222,7 +237,7 @@ def _below(given: str, place: Path, config: Config, notes: list[Note]) -> list[F
         end = f" and the final adapter; NAME={given} takes that one alone"
         count = count + end if found else "the final adapter"
         found.append(_final(given, place))
-    elif others := [c for c in children if c not in checkpoints and (c / CONFIG_FILE).is_file()]:
+    elif others := [c for c in children if c not in checkpoints and is_adapter(c)]:
         found += [
             _final(str(c), c) if holds_checkpoints(c) else _single(str(c), c, c, config)
             for c in others
@@ -300,20 +315,3 @@ def _parts(place: Path) -> tuple[str, ...]:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _download(hub_id: str, hint: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError
-    except ImportError as error:
-        msg = f"adapter {hub_id!r}: a hub id needs the extra 'hub': pip install 'vllm_eval[hub]'"
-        raise AdapterError(msg) from error
-    try:
-        return Path(
-            snapshot_download(hub_id, allow_patterns=["*.json", "*.jinja", "*.safetensors"])
-        )
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        why = str(error).rstrip(".")
-        msg = f"adapter {hub_id!r}: not a local folder, and not available from the hub: {why}"
-        raise AdapterError(f"{msg}; {hint}" if hint else msg) from error

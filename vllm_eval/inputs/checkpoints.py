@@ -87,6 +87,14 @@ def holds_checkpoints(place: Path) -> bool:
         return False
 
 
+def is_adapter(place: Path) -> bool:
+    """Whether it is the folder of an adapter; not, where it cannot be read."""
+    try:
+        return (place / CONFIG_FILE).is_file()
+    except OSError:
+        return False
+
+
 def held_in(checkpoint: Path) -> list[Path]:
     """Where a checkpoint holds adapters: itself; else folders in it, as PEFT and verl make them."""
     if (checkpoint / CONFIG_FILE).is_file():
