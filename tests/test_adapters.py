@@ -139,6 +139,14 @@ def test_a_configuration_that_is_no_json_object_is_named(
         read_adapter("pupil", folder)
 
 
+def test_a_configuration_nested_too_deeply_is_refused(make: Make) -> None:
+    folder = make()
+    nested = b'{"peft_type": "LORA", "r": 8, "more": ' + b"[" * 1000 + b"]" * 1000 + b"}"
+    (folder / "adapter_config.json").write_bytes(nested)
+    with pytest.raises(AdapterError, match=r"adapter_config\.json: is nested too deeply"):
+        read_adapter("pupil", folder)
+
+
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_a_missing_file_is_named(make: Make, name: str) -> None:
     folder = make()

@@ -153,6 +153,17 @@ def test_another_yaml_loader_is_refused(bench: Bench, whole: Run) -> None:
     assert f"yaml was 'PyYAML 5.1, libyaml 0.1.7', is '{loader()}'" in " ".join(run.err.split())
 
 
+@pytest.mark.parametrize("adapters", [None, ["pupil"]])
+def test_a_manifest_whose_adapters_are_none_is_refused(
+    bench: Bench, whole: Run, adapters: object
+) -> None:
+    cut(whole, 2)
+    edit_identity(whole, lambda identity: identity.update(adapters=adapters))
+    run = bench.call("--resume", str(whole.folder))
+    assert run.code == 2
+    assert "adapters was" in run.err
+
+
 @pytest.mark.parametrize("auto", [True, False])
 def test_a_run_from_before_loaders_were_recorded_goes_on(
     bench: Bench, whole: Run, auto: bool

@@ -82,8 +82,8 @@ def read_adapter(name: str, folder: Path) -> Adapter:
     base = fields.get("base_model_name_or_path")
     if not isinstance(base, str | None):
         raise AdapterError(f"{folder / CONFIG_FILE}: base_model_name_or_path must be a string")
-    content = hashlib.sha256(_ordered(fields))
     try:
+        content = hashlib.sha256(_ordered(fields))
         files = hashlib.sha256((folder / CONFIG_FILE).read_bytes())
         with weights.open("rb") as file:
             while chunk := file.read(2**20):
@@ -91,6 +91,9 @@ def read_adapter(name: str, folder: Path) -> Adapter:
                 content.update(chunk)
     except OSError as error:
         msg = f"adapter {folder}: cannot be read: {error.strerror}; copy it again"
+        raise AdapterError(msg) from error
+    except RecursionError as error:
+        msg = f"{folder / CONFIG_FILE}: is nested too deeply; save it again with PEFT"
         raise AdapterError(msg) from error
     return Adapter(name, folder, base or None, max(ranks), files.hexdigest(), content.hexdigest())
 

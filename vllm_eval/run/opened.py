@@ -71,7 +71,7 @@ def _resumed(plan: Plan, path: Path, watcher: Watcher) -> Iterator[Opened]:
         if changed := manifest.differences(recorded["identity"], identity):
             msg = f"{path}: cannot be resumed, it is a different run: {'; '.join(changed)}"
             again = manifest.adapters_again(recorded)
-            if again and recorded["identity"]["adapters"] != identity["adapters"]:
+            if again and recorded["identity"].get("adapters") != identity["adapters"]:
                 msg += f"; its own adapters are {again}"
             raise InputError(msg)
         if plan.config.baseline is not None and recorded.get(FROM) is None:

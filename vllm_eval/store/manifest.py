@@ -95,7 +95,7 @@ def origins(recorded: Mapping[str, Any]) -> dict[str, Origin]:
         path, step, training = (known.get(key) for key in ("path", "step", "training"))
         found[arm] = Origin(
             path=path if isinstance(path, str) else None,
-            step=step if type(step) is int else None,
+            step=step if type(step) is int and step >= 0 else None,
             training=training if isinstance(training, str) else None,
         )
     return found
@@ -131,7 +131,7 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     """What differs between two identities, one line each."""
     return [
         _other_adapters(recorded[key], now[key])
-        if key == "adapters" and {key} <= recorded.keys() & now.keys()
+        if key == "adapters" and isinstance(recorded.get(key), dict) and key in now
         else f"{key} was {recorded.get(key)!r}, is {now.get(key)!r}"
         for key in differing(recorded, now)
     ]
