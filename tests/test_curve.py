@@ -335,3 +335,20 @@ def test_hostile_names_and_notes_stay_text(tmp_path: Path) -> None:
         bare = re.sub("<code.*?</code>", "", html, flags=re.DOTALL)
         assert "octocat" in text
         assert not [mark for mark in ("octocat", "alert", "\u202e") if mark in bare]
+
+
+def test_each_of_many_students_has_its_step_in_the_reports(tmp_path: Path) -> None:
+    given = train(tmp_path / "exp1", 0, 100, 200, 300, final=True)
+    made = make_run(tmp_path, improving(Answers()), 2, [str(given)], "--retries", "0")
+    write_reports(open_run(made))
+    rows = re.findall(
+        r'href="#student-\d".*?<td class="number">(.*?)</td>',
+        (made / "report.html").read_text("utf-8"),
+    )
+    assert sorted(rows) == ["", "0", "100", "200", "300"]
+    table = re.findall(
+        r"^\| \d[^|]*\| [^|]+\|([^|]*)\| PASS",
+        (made / "report.md").read_text("utf-8"),
+        re.MULTILINE,
+    )
+    assert sorted(map(str.strip, table)) == ["", "0", "100", "200", "300"]

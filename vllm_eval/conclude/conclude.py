@@ -10,7 +10,7 @@ from vllm_eval.compare.ranking import rank
 from vllm_eval.compare.selection import select
 from vllm_eval.compare.summary import as_repaired
 from vllm_eval.conclude.constrained import compare_constrained
-from vllm_eval.conclude.curve import make_curves, mark
+from vllm_eval.conclude.curve import make_curves
 from vllm_eval.conclude.looks import note_evidence
 from vllm_eval.conclude.one_pass import Evaluated, first_pending, read_attempts, settle
 from vllm_eval.conclude.repaired import repair_to_json
@@ -131,7 +131,7 @@ def refuse_unanswered(finished: Finished) -> None:
     Raises:
         EvalError: an arm that a rule is about has no answer at all.
     """
-    for name in () if finished.pending else finished.empty:
+    for name in () if finished.pending else finished.unanswered:
         reasons = ", ".join(finished.comparison.reasons[name]) or "no reason"
         raise EvalError(f"no case of {name} has an answer ({reasons}); see {finished.folder}")
 
@@ -157,13 +157,13 @@ def _summarise(run: Evaluated, reading: Reading, free: Sequence[str]) -> Finishe
     failures.sort(key=lambda g: (-g.attempts, -g.outcomes, g.reason, g.tier or "", g.arm))
     ranking, origins = rank(comparison, verdicts), manifest.origins(run.manifest)
     selected = None if reading.pending else select(comparison, verdicts, ranking, origins)
-    curves = make_curves(run.manifest, comparison, verdicts, ranking, outcomes)
+    curves = make_curves(run.manifest, comparison, verdicts, ranking, outcomes, selected)
     return Finished(
         folder=run.folder.path,
         comparison=comparison,
         verdicts=verdicts,
         ranking=ranking,
-        curves=mark(curves, selected.arm if selected else None),
+        curves=curves,
         failures=tuple(failures),
         attempts={arm: take_attempts(tally) for arm, tally in survey.arms.items() if tally.numbers},
         timing=timing_to_json(take_timing(survey), run.manifest.get("sessions", ())),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import Any
 
 from vllm_eval.compare.intervals import Interval, rate_interval
 from vllm_eval.compare.ranking import Ranked
+from vllm_eval.compare.selection import Origin, Selected
 from vllm_eval.compare.summary import Comparison
 from vllm_eval.compare.verdict import NOT_FINISHED, Verdict
 from vllm_eval.inputs.training_log import EMPTY, Loss, TrainingLog, from_json
 from vllm_eval.records import BASELINE, Outcome
+from vllm_eval.store.manifest import origins
 
 _Saved = Sequence[tuple[str, int | None]]
 """Arms and steps, by step."""
@@ -69,6 +71,7 @@ def make_curves(
     verdicts: Sequence[Verdict],
     ranking: Sequence[Ranked],
     outcomes: Sequence[Outcome],
+    selected: Selected | None,
 ) -> tuple[Curve, ...]:
     """The curve of each training run of which two steps or more were compared.
 
@@ -76,18 +79,18 @@ def make_curves(
         InputError: the losses in the manifest are damaged.
     """
     places = {ranked.arm: ranked for ranked in ranking}
-    runs = _runs(manifest, places)
+    runs = _runs({arm: one for arm, one in origins(manifest).items() if arm in places})
     if not runs:
         return ()
     logs = from_json(manifest.get("training", {}))
     tried = Counter((o.arm, o.concept_id) for o in outcomes if o.first_valid)
-    base = comparison.arms[BASELINE]
+    base, ships = comparison.arms[BASELINE], selected.arm if selected else None
     names = _names(runs)
     curves = []
     for path, saved in runs.items():
         log, steps = logs.get(path, EMPTY), [step for _, step in saved if step is not None]
         points = tuple(
-            _point(places[arm], step, comparison, tried, _losses_at(log, steps, step))
+            _point(places[arm], step, comparison, tried, _losses_at(log, steps, step), ships)
             for arm, step in saved
         )
         curves.append(
@@ -118,25 +121,15 @@ def to_json(curves: Sequence[Curve], pending: int) -> list[dict[str, Any]]:
     ]
 
 
-def _runs(manifest: Mapping[str, Any], arms: Collection[str]) -> dict[str, _Saved]:
+def _runs(found: Mapping[str, Origin]) -> dict[str, _Saved]:
     """By folder of a training run, what was saved of it; runs with one known step are no curve."""
-    found: dict[str, list[tuple[str, int | None]]] = {}
-    for arm, about in manifest["adapters"].items():
-        training, step = about.get("training"), about.get("step")
-        if arm in arms and isinstance(training, str):
-            known = step if type(step) is int and step >= 0 else None
-            found.setdefault(training, []).append((arm, known))
-    for saved in found.values():
+    runs: dict[str, list[tuple[str, int | None]]] = {}
+    for arm, origin in found.items():
+        if origin.training is not None:
+            runs.setdefault(origin.training, []).append((arm, origin.step))
+    for saved in runs.values():
         saved.sort(key=lambda one: (one[1] is None, one[1] or 0))
-    return {path: saved for path, saved in found.items() if len({s for _, s in saved} - {None}) > 1}
-
-
-def mark(curves: Sequence[Curve], selected: str | None) -> tuple[Curve, ...]:
-    """The curves with the student that ships marked."""
-    return tuple(
-        replace(one, points=tuple(replace(p, selected=p.arm == selected) for p in one.points))
-        for one in curves
-    )
+    return {path: saved for path, saved in runs.items() if len({s for _, s in saved} - {None}) > 1}
 
 
 def _point(
@@ -145,6 +138,7 @@ def _point(
     comparison: Comparison,
     tried: Mapping[tuple[str, str], int],
     losses: tuple[float | None, float | None],
+    ships: str | None,
 ) -> Point:
     arm, level = ranked.arm, comparison.confidence
     cases = comparison.cases[arm]
@@ -159,7 +153,7 @@ def _point(
         valid_rate=rate_interval(valid, level, single=single),
         first_try_rate=rate_interval(first, level, single=single),
         word=ranked.word,
-        selected=False,
+        selected=arm == ships,
         loss=losses[0],
         eval_loss=losses[1],
     )

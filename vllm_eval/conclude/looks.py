@@ -21,7 +21,7 @@ def note_evidence(run: Evaluated, reading: Reading, finished: Finished) -> Finis
     Writes nothing if outcomes are pending, or if an arm is `silent` for want of which the run has
     evaluated nothing; leaves out other students that are silent.
     """
-    if finished.pending or finished.empty:
+    if finished.pending or finished.unanswered:
         return finished
     order, contents = run.cases.order, run.cases.contents
     answered = sorted({order[outcome.concept_id] for outcome in reading.outcomes})

@@ -102,7 +102,7 @@ class Finished:
         return [arm for arm, found in arms if arm in graded and found.errors == found.total]
 
     @property
-    def empty(self) -> list[str]:
+    def unanswered(self) -> list[str]:
         """The silent arms for want of which nothing is evaluated.
 
         Where the best student is selected, one that never answered does not stop the others.

@@ -32,5 +32,10 @@ def in_order(comparison: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]
     return sorted(found, key=lambda one: (one[1]["arm"] not in full, one[0]))
 
 
-FILTERS = {"full_of": full_of, "in_order": in_order}
+def steps_of(comparison: Mapping[str, Any]) -> dict[str, int | None]:
+    """The step of each student that is a point of a curve."""
+    return {p["arm"]: p["step"] for curve in comparison["curve"] for p in curve["points"]}
+
+
+FILTERS = {"full_of": full_of, "in_order": in_order, "steps_of": steps_of}
 """For the templates."""
