@@ -42,7 +42,8 @@ def same_values(file: Path, name: str, other_file: Path, other_name: str) -> boo
         return False
     import numpy as np
 
-    left, right = _mapped(file, name), _mapped(other_file, other_name)
+    left = _stored(file, _spans(file)[name], _STORED[one.dtype])
+    right = _stored(other_file, _spans(other_file)[other_name], _STORED[other.dtype])
     down = up = True
     for start in range(0, one.count, PIECE):
         pieces = [values[start : start + PIECE] for values in (left, right)]
@@ -79,7 +80,8 @@ def survey(file: Path, header: Mapping[str, Tensor]) -> Values:
     for name, tensor in header.items():
         if tensor.dtype not in _BITS or not tensor.count:
             continue
-        finite, empty = _kinds(_bits(file, spans[name], tensor.dtype), _BITS[tensor.dtype][1])
+        bits, exponent = _BITS[tensor.dtype]
+        finite, empty = _kinds(_stored(file, spans[name], bits), exponent)
         if not finite:
             not_finite.append(name)
         if empty:
@@ -113,31 +115,14 @@ def _spans(file: Path) -> dict[str, tuple[int, int]]:
     return {name: (8 + length + start, 8 + length + end) for name, (start, end) in found.items()}
 
 
-def _bits(file: Path, span: tuple[int, int], dtype: str) -> Any:
+def _stored(file: Path, span: tuple[int, int], dtype: str) -> Any:
+    """The values in a part of the file, as NumPy's `dtype`."""
     import numpy as np
 
-    stored = np.dtype(_BITS[dtype][0])
+    stored = np.dtype(dtype)
     start, end = span
     count = (end - start) // stored.itemsize
-    return np.memmap(file, stored, "r", offset=start, shape=(count,))
-
-
-def _mapped(file: Path, name: str) -> Any:
-    """The stored values of a tensor of a file whose header `read_header` has checked."""
-    import numpy as np
-
-    try:
-        with file.open("rb") as opened:
-            length = struct.unpack("<Q", opened.read(8))[0]
-            entry = orjson.loads(opened.read(length))[name]
-        start, end = entry["data_offsets"]
-        stored = np.dtype(_STORED[entry["dtype"]])
-        if start == end:
-            return np.zeros(0, stored)
-        count = (end - start) // stored.itemsize
-        return np.memmap(file, stored, "r", offset=8 + length + start, shape=(count,))
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}; copy it again") from error
+    return np.memmap(file, stored, "r", start, (count,)) if count else np.zeros(0, stored)
 
 
 def _widened(values: Any) -> Any:
