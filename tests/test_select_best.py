@@ -105,6 +105,12 @@ def test_the_evidence_of_runs_is_weighed_for_the_best(mixed: Bench) -> None:
     assert "UNDECIDED  no student passes" in asked.out
 
 
+def test_whom_a_report_is_about_needs_a_level(mixed: Bench) -> None:
+    refused = mixed.call("report", "any", "--select", "best")
+    assert refused.code == 2
+    assert "--certify" in refused.err
+
+
 def test_a_student_that_never_answers_does_not_stop_the_best(bench: Bench) -> None:
     bench.dataset(3)
     bench.answers({"text": GOOD}, {"arm": "third", "error": "no such adapter"})

@@ -188,9 +188,12 @@ def report_command(
 
     Exit codes: 0 rendered, 2 bad usage or input; with --certify those of run.
     """
+    from vllm_eval.errors import ConfigError
     from vllm_eval.report.terminal import Terminal
     from vllm_eval.report.write import render
 
+    if select is not None and certify is None:
+        raise ConfigError("--select: is about --certify here; give its LEVEL too")
     with Terminal() as terminal:
         render(runs, terminal, output_dir, output, mlflow)
     if certify is not None:
