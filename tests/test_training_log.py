@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from tests.conftest import Bench
 
 
-def read(training: Path, *steps: int) -> TrainingLog:
-    """The log of a training run of which these checkpoints are compared."""
+def read(training: Path, *steps: int, below: str = "") -> TrainingLog:
+    """The log of a training run of which these checkpoints are compared, or folders in them."""
     adapters = [
         Adapter(
             name=f"checkpoint-{step}",
-            path=training / f"checkpoint-{step}",
+            path=training / f"checkpoint-{step}" / below,
             base_model=None,
             rank=8,
             sha256="",
@@ -46,6 +46,13 @@ def test_the_latest_checkpoint_tells_the_whole_history(tmp_path: Path) -> None:
     assert [one.step for one in log.losses] == list(range(10, 101, 10))
     assert log.losses[-1] == Loss(100, 1.25, 1.5)
     assert log.losses[3] == Loss(40, 1.7857, None)
+
+
+def test_a_checkpoint_tells_it_whose_adapter_lies_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    trainer_state(tmp_path / "checkpoint-50", history(50))
+    path = trainer_state(tmp_path / "checkpoint-100", history(100))
+    trainer_state(tmp_path.parent, history(200))
+    assert read(tmp_path, 50, 100, below="default").file == str(path)
 
 
 def test_the_training_folder_tells_it_where_it_reaches_further(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ The file comes with the adapters, so from anywhere: a wrong one costs the losses
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,9 +62,18 @@ def read_logs(adapters: Iterable[Adapter]) -> dict[str, TrainingLog]:
         saved.sort(key=lambda adapter: adapter.step or 0, reverse=True)
         steps = [adapter.step or 0 for adapter in saved]
         if len(set(steps)) > 1:
-            log = _read_log([training], [adapter.path for adapter in saved])
+            log = _read_log([training], list(_inside(training, saved)))
             found[str(training)] = TrainingLog(log.file, _thin(log.losses, steps), log.note)
     return found
+
+
+def _inside(training: Path, saved: Iterable[Adapter]) -> Iterator[Path]:
+    """Each adapter's folder and those above it, up to its checkpoint's."""
+    for adapter in saved:
+        for folder in (adapter.path, *adapter.path.parents):
+            if folder == training or not folder.is_relative_to(training):
+                break
+            yield folder
 
 
 def from_json(data: object) -> dict[str, TrainingLog]:
