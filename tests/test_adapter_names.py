@@ -23,7 +23,7 @@ from vllm_eval.preflight.check import check_config
 
 if TYPE_CHECKING:
     from tests.conftest import Bench, Run
-    from vllm_eval.inputs.arms import Opened
+    from vllm_eval.inputs.arms import Arms
     from vllm_eval.records import Adapter
 
 VLLM: dict[str, Any] = {"engine": "vllm"}
@@ -55,7 +55,7 @@ def no_entry(path: str) -> None:
     Path(path).mkdir(mode=0)
 
 
-def opened(*given: str, **more: object) -> Opened:
+def opened(*given: str, **more: object) -> Arms:
     options: dict[str, Any] = {"engine": "scripted", "adapters": given} | more
     return open_arms(Config(**options))
 

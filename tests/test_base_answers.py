@@ -17,8 +17,8 @@ from vllm_eval.engines import canary
 from vllm_eval.engines.base_answers import (
     BaseAnswers,
     from_json,
-    note_base,
     number_of,
+    own_answers,
     prove_same,
     to_json,
 )
@@ -52,7 +52,7 @@ def start(logits: Any, noise: float, chance: np.random.Generator) -> BaseAnswers
             for t, r in zip(top, found, strict=True)
         ]
 
-    return note_base(ASKED, [[rows(arm) for arm in batch] for batch in ASKED], "test")
+    return own_answers(ASKED, [[rows(arm) for arm in batch] for batch in ASKED], "test")
 
 
 def drawn(seed: int) -> Any:

@@ -54,7 +54,7 @@ class Proof:
     """Nats; what noise may explain."""
 
 
-def note_base(
+def own_answers(
     asked: Sequence[Sequence[str]], answers: Sequence[Sequence[canary.Rows]], by: str
 ) -> BaseAnswers | None:
     """The base's own answers among those to the `canary.batches`.

@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class Arms:
     """The arms that could be made, and what is to be said of them."""
 
     arms: tuple[Arm, ...]
@@ -46,7 +46,7 @@ class _Student:
     """Which of what was given it came from."""
 
 
-def open_arms(config: Config) -> Opened:
+def open_arms(config: Config) -> Arms:
     """The baseline and one arm per adapter; a problem for each that cannot be found or used."""
     notes: list[Note] = []
     problems: list[InputError] = []
@@ -69,7 +69,7 @@ def open_arms(config: Config) -> Opened:
     students = tried(partial(_each_once, _by_step(students), notes)) or []
     names = tried(partial(arm_names, [student.found for student in students])) or []
     arms = [Arm(BASELINE), *map(_arm, students[: len(names)], names)]
-    return Opened(tuple(arms), tuple(notes), tuple(problems))
+    return Arms(tuple(arms), tuple(notes), tuple(problems))
 
 
 def run_label(arms: Sequence[Arm]) -> str:

@@ -183,10 +183,10 @@ def arithmetic(fit: Fit, demand: Demand) -> str:
     cache = f"one sequence of {demand.max_len} tokens x {fit.token / 1024:.0f} KiB"
     if demand.cache_bytes is not None:
         cache = "kv_cache_memory_bytes"
-    return _sum(fit, slot_words(demand), fit.needed - fit.fixed, cache)
+    return _sum(fit, _slot_words(demand), fit.needed - fit.fixed, cache)
 
 
-def slot_words(demand: Demand) -> str:
+def _slot_words(demand: Demand) -> str:
     """What the adapters' memory is for."""
     slots = f"{demand.slots} slot{'s' if demand.slots > 1 else ''} of rank {demand.rank}"
     many = demand.adapters and demand.adapters > demand.slots

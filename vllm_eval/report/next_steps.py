@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from vllm_eval.diagnose.clusters import KINDS
 from vllm_eval.diagnose.diagnosis import recovered
 from vllm_eval.diagnose.remedies import NO_ANSWER
-from vllm_eval.inputs.adapters import SLOT_RANKS
+from vllm_eval.inputs.adapters import slot_rank
 from vllm_eval.report.many import full_of
 from vllm_eval.report.stored_run import StoredRun
 from vllm_eval.report.verdicts import Data, failing, is_certified, still_open, to_settle
@@ -76,7 +76,7 @@ def _integrate(run: StoredRun, verdict: Data, selected: Data) -> Iterator[Md]:
     yield Md(f"Integrate {code(arm)}.{why}")
     adapter = run.environment["adapters"].get(arm)
     if base and adapter:
-        slot = min((rank for rank in SLOT_RANKS if rank >= adapter["rank"]), default=SLOT_RANKS[-1])
+        slot = slot_rank(adapter["rank"])
         command = ["vllm", "serve", base, "--enable-lora", "--max-lora-rank", str(slot)]
         command += ["--lora-modules", f"{arm}={adapter['path']}"]
         yield Md(f"Serve it beside the base: {code(shlex.join(command), 400)}")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vllm_eval.config.settings import Config
 from vllm_eval.engines import canary
-from vllm_eval.engines.base_answers import BaseAnswers, note_base, number_of, probabilities
+from vllm_eval.engines.base_answers import BaseAnswers, number_of, own_answers, probabilities
 from vllm_eval.engines.openai import wire
 from vllm_eval.engines.openai.wire import PLAIN_SAMPLING, FaultError, faults, fields, held_to
 from vllm_eval.errors import EngineError
@@ -72,7 +72,7 @@ class Prover:
             answers += [await self._answers(batch, most) for batch in asked[len(answers) :]]
         unproven = canary.prove(asked, answers)
         compared = probabilities(most) if most else "texts"
-        return compared, unproven, note_base(asked, answers, compared)
+        return compared, unproven, own_answers(asked, answers, compared)
 
     async def prove_constraint(self, grammar: str) -> None:
         """Check that the server applies a grammar; one without support may silently ignore it.

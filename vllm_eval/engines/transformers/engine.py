@@ -21,7 +21,7 @@ from pathlib import Path
 
 from vllm_eval.config.settings import Config
 from vllm_eval.engines import canary
-from vllm_eval.engines.base_answers import BaseAnswers, note_base, probabilities
+from vllm_eval.engines.base_answers import BaseAnswers, own_answers, probabilities
 from vllm_eval.engines.engine_log import DIED, OutputToFile, translated
 from vllm_eval.engines.tokens import encode, too_long
 from vllm_eval.engines.transformers import model
@@ -98,7 +98,7 @@ class TransformersEngine:
                 answers += [_next_tokens(loaded, batch) for batch in asked[1:]]
                 engine._unproven = canary.prove(asked, answers)
                 if asked:
-                    engine._base = note_base(asked, answers, probabilities(canary.TOP_TOKENS))
+                    engine._base = own_answers(asked, answers, probabilities(canary.TOP_TOKENS))
             undo.pop_all()
             return engine
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from vllm_eval.config.settings import Config
 from vllm_eval.engines import canary
-from vllm_eval.engines.base_answers import BaseAnswers, note_base, probabilities
+from vllm_eval.engines.base_answers import BaseAnswers, own_answers, probabilities
 from vllm_eval.engines.engine_log import DIED, OutputToFile, translated
 from vllm_eval.engines.tokens import encode, too_long
 from vllm_eval.engines.vllm.options import advise, engine_options
@@ -192,7 +192,7 @@ class VllmEngine:
             asked = canary.batches(self._free)
             answers = [self._next_tokens(batch) for batch in asked]
             self._unproven = canary.prove(asked, answers)
-            self._base = note_base(asked, answers, probabilities(canary.TOP_TOKENS))
+            self._base = own_answers(asked, answers, probabilities(canary.TOP_TOKENS))
 
     def _prove_grammar(self) -> None:
         """Start an answer under the grammar; it is then compiled here, not by some request."""
