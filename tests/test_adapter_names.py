@@ -423,7 +423,7 @@ def test_a_name_takes_the_final_adapter_alone() -> None:
 def test_a_name_is_not_for_several_adapters() -> None:
     training("runs/exp1", 1, 2)
     assert "a name is for one adapter, but this holds 2" in said("all=runs/exp1")
-    assert "not for those of a glob" in said("all=runs/exp1/*")
+    assert "not for all that a glob matches" in said("all=runs/exp1/*")
 
 
 def test_a_path_with_an_equals_sign_is_a_path_where_it_exists() -> None:

@@ -242,10 +242,10 @@ FORGED: dict[str, tuple[dict[str, Any], str]] = {
     "score": ({"score": 0.01}, "graded success with 0.01 there"),
     "status": ({"status": "format_error", "reason": "x"}, "graded format_error"),
     "text": ({"raw_response": "nothing"}, "and format_error with None here"),
-    "number": ({"attempt": 7}, "is none of a run like this one"),
-    "time": ({"total_s": float("nan")}, "is none of a run like this one"),
-    "count": ({"output_tokens": 10**30}, "is none of a run like this one"),
-    "sample": ({"sample": 5}, "of no sample"),
+    "number": ({"attempt": 7}, "cannot be of a run like this one"),
+    "time": ({"total_s": float("nan")}, "cannot be of a run like this one"),
+    "count": ({"output_tokens": 10**30}, "cannot be of a run like this one"),
+    "sample": ({"sample": 5}, "of a sample that was not asked"),
     "type": ({"score": "high"}, "the journal is damaged here"),
 }
 
@@ -290,7 +290,7 @@ def test_no_link_is_followed(bench: Bench, earlier: Path, name: str) -> None:
     (earlier / name).rename(elsewhere)
     (earlier / name).symlink_to(elsewhere)
     run = again(bench, earlier)
-    assert (run.code, "no file but a link" in run.err) == (2, True)
+    assert (run.code, "it is missing, or a link" in run.err) == (2, True)
 
 
 def test_a_name_that_is_no_run_is_told(bench: Bench, earlier: Path) -> None:
@@ -486,7 +486,7 @@ def test_a_baseline_asked_of_two_bases_is_refused(
     cut(earlier, 3)
     assert servers("pupil", "--resume", str(earlier), other_base=0.1).code == 0
     run = servers("second", "--tag", "later", "--baseline", str(earlier))
-    assert (run.code, "its starts are apart" in run.err) == (2, True)
+    assert (run.code, "starts disagree" in run.err) == (2, True)
 
 
 def test_a_run_that_kept_no_canary_is_refused(bench: Bench, servers: Callable[..., Run]) -> None:

@@ -195,7 +195,7 @@ def test_each_student_has_its_verdict_with_margin_and_certainty(
     run = bench.run("--adapter", "poor", "-c", "gate.min_ratio=0.95")
     comparison = json.loads((run.folder / "comparison.json").read_text(encoding="utf-8"))
     page = rendered(run.folder)
-    assert page.one("h1").text == "1 of 2 students are good enough to ship"
+    assert page.one("h1").text == "1 of 2 students is good enough to ship"
     for verdict in comparison["verdicts"]:
         card = page.one("article", **{"aria-label": f"Verdict on {verdict['arm']}"}).text
         assert verdict["verdict"] in card

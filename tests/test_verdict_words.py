@@ -166,7 +166,7 @@ def test_the_headline_counts_those_that_are_undecided(bench: Bench) -> None:
     page = write_html(
         open_run(bench.run("--adapter", "other", *CERTIFY).folder), bench.folder / "p"
     )
-    assert "1 of 2 students are good enough to ship, 1 undecided</h1>" in page.read_text("utf-8")
+    assert "1 of 2 students is good enough to ship, 1 undecided</h1>" in page.read_text("utf-8")
 
 
 def test_where_the_number_of_cases_is_unknown_the_reason_stands_instead(few: Path) -> None:

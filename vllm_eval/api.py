@@ -63,8 +63,8 @@ def evaluate(
     """Evaluate adapters against their base, as `vllm_eval run` does.
 
     Args:
-        adapters: folders, also of training runs, globs, names in `adapter_dirs`, hub ids;
-            `NAME=PATH` names one.
+        adapters: folders, training runs, globs, names in `adapter_dirs`, hub ids; `NAME=PATH`
+            names one.
         config: YAML files or shipped profiles, lowest first; the options go over them.
         resume: a run to continue, by folder or name, or `auto`: the newest like this one, if any.
         progress: True for the terminal's display; or a function, which is called with the counts

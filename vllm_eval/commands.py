@@ -178,7 +178,8 @@ def report_command(
         float | None, option("Level at which to say what the runs show together.", metavar="LEVEL")
     ] = None,
     select: Annotated[
-        Select | None, option("Whom the exit code of --certify is about.", "as in the runs")
+        Select | None,
+        option("With --certify: whether all students must pass, or any (best).", "as in the runs"),
     ] = None,
 ) -> int:
     """Render stored runs again: HTML, Markdown, plots, JUnit and the ZIP.

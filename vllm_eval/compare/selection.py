@@ -28,7 +28,7 @@ MOST_NAMED = 3
 """Tied students named in a sentence; `tied_with` has all."""
 NONE_PASSES = "no student passes"
 SAME_CASES = (
-    "It was chosen on the cases that give its score, so expect a slightly lower one on new cases"
+    "It was chosen by its score on these cases, so expect a slightly lower one on new cases"
 )
 """What choosing does to a score, whatever the verdict's level (the winner's curse)."""
 

@@ -78,7 +78,7 @@ class GateConfig(Record):
     certify: Annotated[float | None, Field(ge=0.5, lt=1), Flag(GATE, NOT_CHECKED)] = None
     """Level of evidence: PASS if every rule is shown, FAIL if one is refuted, else UNDECIDED."""
     select: Annotated[Select, Flag(GATE)] = "all"
-    """Whom the exit code is about: all students, or the best of them, which is named (best)."""
+    """The run passes if all students do (all), or if any does, and the best is named (best)."""
     against: Annotated[Literal["baseline", "absolute"], Flag(GATE)] = "baseline"
     """Grade the student against the baseline, or by its own rules alone (absolute)."""
     min_ratio_all: Annotated[float | None, Field(ge=0), Flag(GATE, NOT_CHECKED)] = None
@@ -153,8 +153,8 @@ class Config(Record):
     adapters: Annotated[
         tuple[str, ...], Flag(WHAT, names=("--adapter", "--adapter-path"), metavar="ADAPTER")
     ] = ()
-    """Adapters: folders, also of training runs with all their checkpoints, globs, names in
-    adapter_dirs, hub ids. NAME=PATH names one. Takes several, and may be repeated."""
+    """Adapters: folders, training runs with all their checkpoints, globs, names in adapter_dirs,
+    hub ids; NAME=PATH to name one. Takes several, and may be repeated."""
     adapter_dirs: tuple[str, ...] = ("artifacts/models", "adapters")
     """Folders in which the names of adapters are looked up."""
     base_model: Annotated[str | None, Flag(WHAT, "the adapter's own base", metavar="MODEL")] = None
@@ -183,7 +183,7 @@ class Config(Record):
     prompt_format: Annotated[Literal["raw", "chat"], Flag(HOW)] = "raw"
     """Send the prompt as it is (raw), or through the tokenizer's chat template (chat)."""
     chat_template_kwargs: Annotated[TemplateKwargs, Flag(HOW, metavar="JSON")] = {}
-    """Arguments of the tokenizer's chat template, as {"enable_thinking": false}."""
+    """Arguments of the tokenizer's chat template, such as {"enable_thinking": false}."""
     temperature: Annotated[_NotNegative, Flag(HOW)] = 0.2
     """Sampling temperature."""
     top_p: Annotated[float, Field(gt=0, le=1), Flag(HOW)] = 0.9

@@ -95,7 +95,7 @@ def _one(given: str, config: Config) -> Found:
     """Exactly one adapter, so a folder that holds several but is none itself is refused."""
     there = places(given, config.adapter_dirs)
     if not there and glob.has_magic(given):
-        msg = f"adapter {given!r}: a name is for one adapter, not for those of a glob"
+        msg = f"adapter {given!r}: a name is for one adapter, not for all that a glob matches"
         raise AdapterError(f"{msg}; leave out the name")
     found = _expanded(given, there[0], config, []) if there else [_elsewhere(given, config)]
     if found[-1].final:
@@ -153,7 +153,7 @@ def _matches(pattern: str, adapter_dirs: Sequence[str]) -> list[Path]:
         try:
             found = list(Path(*parts[:first]).glob("/".join(parts[first:])))
         except ValueError as error:
-            raise AdapterError(f"adapter {pattern!r}: is no glob: {error}") from error
+            raise AdapterError(f"adapter {pattern!r}: is not a valid glob: {error}") from error
         if folders := [called(path) for path in found if path.is_dir()]:
             return folders
     return []

@@ -100,8 +100,8 @@ def open_baseline(plan: Plan) -> Baseline:
     base = from_json(recorded.get(CANARY))
     if config.answering != "scripted" and base is None:
         why = (
-            "it does not say what its base answered the canary: an earlier version wrote it, its "
-            "starts are apart, or they are too noisy"
+            "it does not say what its base answered the canary: an earlier version wrote it, or "
+            "its engine's starts disagree, or are too noisy"
         )
         _refuse(folder, why, ONCE_MORE)
     places = _find_answers(plan, folder / JOURNAL)
@@ -172,7 +172,11 @@ def _find_answers(plan: Plan, path: Path) -> dict[Key, list[int]]:
                 continue
             key = key_of(attempt)
             if key in ended or key[2] >= samples:
-                _damaged(path, key[1], "it has attempts after its last one, or of no sample")
+                _damaged(
+                    path,
+                    key[1],
+                    "it has attempts after its last one, or of a sample that was not asked",
+                )
             places.setdefault(key, []).append(place)
             if attempt.final:
                 ended[key] = attempt.status != "error"
@@ -188,7 +192,7 @@ def _checked(plan: Plan, path: Path, case: Case, attempts: Sequence[Attempt]) ->
         in_order = (attempt.attempt, attempt.engine_errors) == (place, errors)
         whole = attempt.final == last and (last or attempt.status != "success")
         if not (in_order and whole and attempt.number <= most and _is_sound(attempt)):
-            _damaged(path, case.id, f"attempt {place} is none of a run like this one")
+            _damaged(path, case.id, f"attempt {place} cannot be of a run like this one")
         graded.append(_graded(plan.task, path, case, attempt))
     return graded
 
@@ -218,7 +222,7 @@ def _graded(task: Task, path: Path, case: Case, attempt: Attempt) -> Attempt:
 def _refuse_link(path: Path) -> None:
     about = path.lstat() if path.exists() or path.is_symlink() else None
     if about is None or not stat.S_ISREG(about.st_mode):
-        _refuse(path, "it is missing, or no file but a link", ANEW)
+        _refuse(path, "it is missing, or a link", ANEW)
     if path.name == manifest.FILE and about.st_size > MOST_BYTES:
         _refuse(path, f"it is larger than {MOST_BYTES:,} bytes", ANEW)
 

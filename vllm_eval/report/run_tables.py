@@ -101,6 +101,7 @@ def students_table(finished: Finished) -> Table:
             tables.number(paired.ratio.value if paired else None),
             Text(plain(next(broken, ""))),
         )
-    table.caption = Text("only the best is shown in full here; all are in the report")
+    (arm,) = shown(finished)
+    table.caption = Text(plain(f"only {arm} is shown in full here; all are in the report"))
     table.caption_justify = "left"
     return table

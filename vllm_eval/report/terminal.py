@@ -115,7 +115,8 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
             for said in selected_lines(finished.word, finished.selected):
                 self.console.print(said, soft_wrap=True)
         elif len(finished.verdicts) > len(shown(finished)):
-            counts = f"{finished.word}  {counted(finished)}. The best:"
+            which = "selected one" if finished.selected else "best"
+            counts = f"{finished.word}  {counted(finished)}. The {which}:"
             self.console.print(Text(counts, f"bold {COLOURS[finished.word]}"), soft_wrap=True)
         for verdict in (v for v in finished.verdicts if v.arm in shown(finished)):
             so = "  (every answer constrained to the task's grammar)"

@@ -108,7 +108,7 @@ def reused_note(reused: Mapping[str, Any]) -> str:
     """Whose answers the baseline's are, and what was proven of its base."""
     answers, proof, script = reused["answers"], reused["proof"], reused["engine"].get("engine")
     whose = f"{answers:,} answer{'s' * (answers != 1)} re-used from {reused['run']}"
-    proven = "its base has not been held against this engine's"
+    proven = "its base has not been compared with this engine's"
     if proof:
         proven = "its base was proven to be this engine's by the canary"
     elif script == "scripted":

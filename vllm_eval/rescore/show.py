@@ -159,7 +159,7 @@ def show_certificates(
     word = word_on([one.verdict for one in certificates], wanted)
     if wanted == "best":
         passing = [one.verdict.arm for one in certificates if one.verdict.passed]
-        said = f"any of these passes: {', '.join(passing)}" if passing else NONE_PASSES
+        said = f"passing: {', '.join(passing)}" if passing else NONE_PASSES
         _say(console, f"{word}  {said}", style=f"bold {COLOURS[word]}")
     return word
 

@@ -75,7 +75,9 @@ def _resumed(plan: Plan, path: Path, watcher: Watcher) -> Iterator[Opened]:
                 msg += f"; its own adapters are {again}"
             raise InputError(msg)
         if plan.config.baseline is not None and recorded.get(FROM) is None:
-            watcher.stage("resume: another run's baseline is taken by a new run only")
+            watcher.stage(
+                "resume: --baseline is ignored: only a new run takes another one's answers"
+            )
         folder = RunFolder(path, store.timestamp_of(path, recorded))
         if not (path / store.CASES).is_file():
             _note_cases(plan, folder)
