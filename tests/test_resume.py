@@ -164,6 +164,18 @@ def test_a_manifest_whose_adapters_are_none_is_refused(
     assert "adapters was" in run.err
 
 
+@pytest.mark.parametrize("key", ["engine", "adapters"])
+def test_a_manifest_with_a_text_for_a_mapping_is_damaged(
+    bench: Bench, whole: Run, key: str
+) -> None:
+    cut(whole, 2)
+    path = whole.folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {key: "pupil"}), "utf-8")
+    run = bench.call("--resume", str(whole.folder))
+    assert run.code == 2
+    assert f"manifest.json: damaged ({key})" in run.err
+
+
 @pytest.mark.parametrize("auto", [True, False])
 def test_a_run_from_before_loaders_were_recorded_goes_on(
     bench: Bench, whole: Run, auto: bool

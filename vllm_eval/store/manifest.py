@@ -105,7 +105,7 @@ def read(folder: Path) -> dict[str, Any]:
     """The manifest of a run.
 
     Raises:
-        InputError: the folder holds no run, or one of another schema.
+        InputError: the folder holds no run, or one of another schema, or the manifest is damaged.
     """
     path = folder / FILE
     try:
@@ -116,6 +116,8 @@ def read(folder: Path) -> dict[str, Any]:
     whole = isinstance(manifest, dict) and isinstance(manifest.get("identity"), dict)
     if not whole or manifest.get("schema_version") != SCHEMA_VERSION:
         raise InputError(f"{path}: written by another version of vllm_eval; start a new run")
+    if odd := [key for key in ("engine", "adapters") if type(manifest.get(key, {})) is not dict]:
+        raise InputError(f"{path}: damaged ({odd[0]}); restore it, or evaluate again")
     return dict(manifest)
 
 
