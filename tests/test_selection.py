@@ -74,7 +74,7 @@ def test_an_earlier_checkpoint_that_is_tied_with_the_leader_is_selected() -> Non
     assert found.why.startswith(
         "`checkpoint-200` is selected: it is tied with `checkpoint-300` (0.895 against 0.900, p = "
     )
-    assert found.why.endswith("), and the earlier one.")
+    assert found.why.endswith("), and is the earlier one.")
 
 
 def test_an_earlier_checkpoint_that_is_worse_case_by_case_is_not_selected() -> None:

@@ -185,7 +185,8 @@ def _leads(
 
 def _is_earlier(leader: Ranked, chosen: _Rival, tied: Sequence[_Rival]) -> str:
     means = f"{_number(chosen.mean)} against {_number(leader.mean_all.value)}, {chance(chosen.p)}"
-    why = f"{_code(chosen.arm)} is selected: it is tied with {_code(leader.arm)} ({means}), and the"
+    tie = f"it is tied with {_code(leader.arm)} ({means})"
+    why = f"{_code(chosen.arm)} is selected: {tie}, and is the"
     rest = [one for one in tied if one is not chosen]
     if not rest:
         return f"{why} earlier one."
@@ -203,7 +204,8 @@ def _caution(verdict: Verdict, students: int) -> str:
 def _listed(rivals: Sequence[_Rival]) -> str:
     named = [f"{_code(o.arm)} ({_number(o.mean)}, {chance(o.p)})" for o in rivals[:MOST_NAMED]]
     more = len(rivals) - len(named)
-    return ", ".join([*named, *([f"{more} more"] if more else [])])
+    *first, last = [*named, *([f"{more} more"] if more else [])]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _number(value: float | None) -> str:

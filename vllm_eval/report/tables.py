@@ -166,7 +166,7 @@ def failure_tables(failures: Sequence[FailureGroup]) -> Iterator[Table | Text]:
         )
     yield table
     if (left := len(failures) - MAX_FAILURES) > 0:
-        yield Text(f"  and {left} more kinds in comparison.json")
+        yield Text(f"  and {left} more kind{'s' * (left != 1)} in comparison.json")
     firsts = (group.examples[0] for group in failures[:MAX_FAILURES])
     if example := next((first for first in firsts if first.line is not None), None):
         yield Text(f"  {plain(example.concept_id)}: {plain(example.message or '')}")
