@@ -499,6 +499,20 @@ def test_a_run_that_kept_no_canary_is_refused(bench: Bench, servers: Callable[..
     assert (run.code, "evaluate the baseline once more" in run.err) == (2, True)
 
 
+def test_a_run_that_kept_no_canary_of_its_first_start_is_refused(
+    bench: Bench, servers: Callable[..., Run]
+) -> None:
+    servers("pupil", "--tag", "earlier")
+    (earlier,) = bench.output_dir.iterdir()
+    cut(earlier, 3)
+    manifest = json.loads((earlier / "manifest.json").read_bytes())
+    del manifest["canary"]
+    (earlier / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert servers("pupil", "--resume", str(earlier)).code == 0
+    run = servers("second", "--tag", "later", "--baseline", str(earlier))
+    assert (run.code, "evaluate the baseline once more" in run.err) == (2, True)
+
+
 @pytest.mark.engine
 def test_the_real_engine_takes_it_and_proves_its_base(tmp_path: Path) -> None:
     """The demo, and then its adapter with another scale; then a forged base."""

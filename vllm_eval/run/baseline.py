@@ -47,16 +47,18 @@ def copy_answers(found: Baseline, journal: Journal) -> Reused:
 
 
 def hold_base(
-    recorded: Mapping[str, Any], engine: Engine, config: Config
+    recorded: Mapping[str, Any], engine: Engine, config: Config, *, begun: bool
 ) -> tuple[dict[str, Any], str | None]:
     """Hold an engine that has just started against the one that gave the baseline's answers.
+
+    `begun` says whether an earlier start has answered something of this run.
 
     Returns what the run's manifest should say of it; and why the answers cannot be used with this
     engine, or None.
     """
     reused = read_reused(recorded)
     if reused is None:
-        return {CANARY: _keep(recorded.get(CANARY), engine)}, None
+        return {CANARY: _keep(recorded.get(CANARY), engine, begun=begun)}, None
     if why := other_about(_of_base(reused.engine), _of_base(engine.about)):
         return {}, f"the answers of {reused.run} were {why}"
     if config.answering == "scripted":
@@ -76,8 +78,10 @@ def hold_base(
     return {FROM: reused_to_json(replace(reused, proof=found))}, None
 
 
-def _keep(kept: object, engine: Engine) -> object:
+def _keep(kept: object, engine: Engine, *, begun: bool) -> object:
     """What later runs are held against: the first start's answers, if all others are like them."""
+    if begun and not kept:  # nothing is known of the base that answered before
+        return None
     first = next(filter(None, engine.base), None)
     kept = kept or (first and to_json(first))
     found = _prove(kept, engine)

@@ -127,9 +127,10 @@ def note_base(opened: Opened, engine: Engine) -> None:
     Raises:
         EngineError: the re-used answers are not this base's.
     """
-    found, why = hold_base(opened.manifest, engine, opened.plan.config)
+    begun = opened.journal.ledger.attempts > 0
+    found, why = hold_base(opened.manifest, engine, opened.plan.config, begun=begun)
     todo = "continue with the engine and hardware that it was begun with, or start a new run"
-    if why and not opened.journal.ledger.attempts:
+    if why and not begun:
         opened.journal.drop(lambda attempt: attempt.reused)
         found = dict.fromkeys((FROM, CANARY))
         todo = f"--resume {opened.folder.path} asks the baseline anew"
