@@ -284,6 +284,16 @@ def test_a_manifest_that_no_run_wrote_is_refused(
     assert not list(bench.output_dir.glob("later*"))
 
 
+def test_a_long_value_of_another_identity_is_shown_in_part(bench: Bench, earlier: Path) -> None:
+    path = earlier / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    manifest["identity"]["top_p"] = "x" * 100_000
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    run = again(bench, earlier)
+    assert (run.code, "top_p was 'xxx" in run.err) == (2, True)
+    assert len(run.err) < 2_000
+
+
 @pytest.mark.parametrize("name", ["attempts.jsonl", "manifest.json"])
 def test_no_link_is_followed(bench: Bench, earlier: Path, name: str) -> None:
     elsewhere = bench.folder / "elsewhere"

@@ -31,6 +31,8 @@ SCHEMA_VERSION = 1
 FILE = "manifest.json"
 LOADER_KEY = "yaml"
 """Key of the identity. Earlier runs lack it, so their loader is unknown, not another one."""
+LONGEST = 500
+"""Characters shown of a value that differs."""
 _SAMPLE_BYTES = 2**20
 
 
@@ -134,9 +136,15 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     return [
         _other_adapters(recorded[key], now[key])
         if key == "adapters" and isinstance(recorded.get(key), dict) and key in now
-        else f"{key} was {recorded.get(key)!r}, is {now.get(key)!r}"
+        else f"{key} was {_shown(recorded.get(key))}, is {_shown(now.get(key))}"
         for key in differing(recorded, now)
     ]
+
+
+def _shown(value: object) -> str:
+    """A value of an identity, shortened, because anyone may have written it."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _other_adapters(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> str:
