@@ -270,8 +270,9 @@ def test_adapters_of_different_bases_are_refused_by_name(make: Make, other: str 
 
 @pytest.mark.parametrize("names", [("Abc", "aBC"), ("x" * 101,), ("foo:",), ("..",)])
 def test_a_name_that_cannot_name_a_file_on_every_disk_is_refused(
-    bench: Bench, names: tuple[str, ...]
+    bench: Bench, names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     flags = [word for name in names for word in ("--adapter", name)]
     bench.dataset(1)
     bench.answers({"text": "x"})

@@ -242,7 +242,7 @@ def test_several_students_are_ranked_on_the_screen(bench: Bench, answers: Answer
     bench.answers({"text": answers.text()})
     run = bench.run("--adapter", "other")
     assert "Holm 1979" in run.out
-    assert [row["arm"] for row in comparison(run)["ranking"]["students"]] == ["pupil", "other"]
+    assert [row["arm"] for row in comparison(run)["ranking"]["students"]] == ["other", "pupil"]
 
 
 def test_one_student_is_not_ranked_on_the_screen(bench: Bench, answers: Answers) -> None:
