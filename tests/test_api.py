@@ -186,6 +186,7 @@ def test_options_go_over_files_and_several_adapters_over_one(
         ({"engine": "transformers"}, errors.AdapterError, "adapter 'pupil': no such folder"),
         ({"resume": "gone"}, errors.InputError, "no run at gone"),
         ({"config": 3}, errors.ConfigError, "options: config: input should be a name or several"),
+        ({"adapters": {"mine": "out"}}, errors.ConfigError, "input should be a name or several"),
         ({"adapters": 3}, errors.ConfigError, "options: adapters: input should be a name or"),
         ({"adapters": ["a", 3]}, errors.ConfigError, "or several, not ['a', 3]"),
         ({"adapters": b"pupil"}, errors.ConfigError, "options: adapters: "),

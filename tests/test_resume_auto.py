@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -50,6 +51,14 @@ def test_a_first_run_is_a_new_one(auto: Bench) -> None:
     run = auto.run("--resume", "auto")
     assert run.code == 0
     assert "resume: no run like this one yet, so a new one starts" in run.out
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "comparison.json"])
+def test_a_pipe_in_a_folder_beside_it_does_not_keep_a_run_waiting(auto: Bench, name: str) -> None:
+    folder = auto.run().folder
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert auto.run().code == 0
 
 
 def test_an_interrupted_run_goes_on(auto: Bench) -> None:

@@ -8,7 +8,7 @@ it is asked to; what happens is told to the logger `vllm_eval`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from vllm_eval.run.resume import load_resumed
 from vllm_eval.run.run import run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from vllm_eval.preflight.finding import Findings
 
@@ -163,7 +163,7 @@ def _names(option: str, given: Names) -> list[str]:
         ConfigError: anything else.
     """
     names: list[object] = [given]
-    if isinstance(given, Iterable) and not isinstance(given, str | bytes):
+    if isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping):
         names = list(given)
     if not all(isinstance(name, str | Path) for name in names):
         raise ConfigError(f"{SOURCE}: {option}: input should be a name or several, not {given!r}")

@@ -132,7 +132,7 @@ def find_like(
     for journal in output_dir.glob(f"*/{JOURNAL}"):
         folder = journal.parent
         try:
-            recorded = orjson.loads((folder / manifest.FILE).read_bytes())
+            recorded = orjson.loads(_content(folder / manifest.FILE))
             engine = recorded.get("engine", {})
             changed = manifest.differing(recorded["identity"], identity)
             if not changed and (finished if is_finished(folder) else usable(folder, engine)):
@@ -140,6 +140,13 @@ def find_like(
         except (OSError, KeyError, TypeError, AttributeError, orjson.JSONDecodeError):
             continue  # not a run folder
     return newest[1] if newest else None
+
+
+def _content(path: Path) -> bytes:
+    """What a file beside our own runs holds; a pipe of its name could keep us waiting for ever."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    return path.read_bytes()
 
 
 def is_finished(folder: Path) -> bool:
@@ -151,7 +158,7 @@ def is_finished(folder: Path) -> bool:
 def read_comparison(folder: Path) -> dict[str, Any] | None:
     """The conclusion of a run; None without one, or if the journal has changed since."""
     try:
-        comparison: dict[str, Any] = orjson.loads((folder / COMPARISON).read_bytes())
+        comparison: dict[str, Any] = orjson.loads(_content(folder / COMPARISON))
         counted = comparison.get("index", {}).get("journal_bytes")  # schema 4 had none
     except (OSError, AttributeError, orjson.JSONDecodeError):
         return None
