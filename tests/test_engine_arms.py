@@ -70,7 +70,7 @@ def mixed(
     return answers(config, plan.arms, plan.base_model, prompts, log)
 
 
-def test_base_answers_in_the_mixed_batch_equal_those_of_an_engine_without_adapters(
+def test_base_canary_in_the_mixed_batch_equal_those_of_an_engine_without_adapters(
     greedy: tuple[Config, Plan, list[str]], mixed: dict[str, str], tmp_path: Path
 ) -> None:
     config, plan, prompts = greedy

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from vllm_eval.engines.base_answers import BaseAnswers
+from vllm_eval.engines.base_canary import BaseAnswers
 from vllm_eval.records import Completion, Request
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from vllm_eval.config.settings import resolve_path
-from vllm_eval.engines.base_answers import BaseAnswers
+from vllm_eval.engines.base_canary import BaseAnswers
 from vllm_eval.errors import ConfigError, DatasetError, EngineDiedError
 from vllm_eval.records import Completion, Request
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vllm_eval.config.settings import resolve_path
-from vllm_eval.engines.base_answers import BaseAnswers, from_json
+from vllm_eval.engines.base_canary import BaseAnswers, from_json
 from vllm_eval.errors import EvalError, InputError
 from vllm_eval.inputs.cases import read_cases
 from vllm_eval.inputs.plan import Draft, Plan, complete

@@ -11,7 +11,7 @@ import orjson
 from annotated_types import Ge, MaxLen
 from pydantic import TypeAdapter, ValidationError
 
-from vllm_eval.engines.base_answers import Proof
+from vllm_eval.engines.base_canary import Proof
 from vllm_eval.errors import InputError, one_line
 
 FROM = "baseline_from"

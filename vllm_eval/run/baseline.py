@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from vllm_eval.config.settings import Config
-from vllm_eval.engines.base_answers import Proof, from_json, prove_same, to_json
+from vllm_eval.engines.base_canary import Proof, from_json, prove_same, to_json
 from vllm_eval.engines.protocol import Engine
 from vllm_eval.preflight.baseline import Baseline, read_answers
 from vllm_eval.preflight.engine_release import other_about

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from vllm_eval.config.layers import dump_config
 from vllm_eval.config.settings import resolve_path
-from vllm_eval.engines.base_answers import to_json
+from vllm_eval.engines.base_canary import to_json
 from vllm_eval.engines.protocol import Engine
 from vllm_eval.errors import EngineError, InputError
 from vllm_eval.inputs import cases

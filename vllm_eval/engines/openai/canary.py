@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vllm_eval.config.settings import Config
 from vllm_eval.engines import canary
-from vllm_eval.engines.base_answers import BaseAnswers, number_of, own_answers, probabilities
+from vllm_eval.engines.base_canary import BaseAnswers, number_of, own_answers, probabilities
 from vllm_eval.engines.openai import wire
 from vllm_eval.engines.openai.wire import PLAIN_SAMPLING, FaultError, faults, fields, held_to
 from vllm_eval.errors import EngineError

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm_eval.config.settings import Config
-from vllm_eval.engines.base_answers import BaseAnswers
+from vllm_eval.engines.base_canary import BaseAnswers
 from vllm_eval.engines.openai.canary import Prover
 from vllm_eval.engines.openai.wire import FaultError, faults
 from vllm_eval.errors import EngineError

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from vllm_eval.config.settings import Config, gpus_of, resolve_path
-from vllm_eval.engines.base_answers import BaseAnswers
+from vllm_eval.engines.base_canary import BaseAnswers
 from vllm_eval.engines.engine_log import OutputToFile
 from vllm_eval.engines.ray.replica import Order, Replica, Seat, Started, room, share_out, unlike
 from vllm_eval.engines.tokens import open_counter, too_long

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_eval.config.settings import Config
-from vllm_eval.engines.base_answers import BaseAnswers
+from vllm_eval.engines.base_canary import BaseAnswers
 from vllm_eval.engines.protocol import Engine
 from vllm_eval.records import Arm, Completion, Request
 

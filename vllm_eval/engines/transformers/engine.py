@@ -21,7 +21,7 @@ from pathlib import Path
 
 from vllm_eval.config.settings import Config
 from vllm_eval.engines import canary
-from vllm_eval.engines.base_answers import BaseAnswers, own_answers, probabilities
+from vllm_eval.engines.base_canary import BaseAnswers, own_answers, probabilities
 from vllm_eval.engines.engine_log import DIED, OutputToFile, translated
 from vllm_eval.engines.tokens import encode, too_long
 from vllm_eval.engines.transformers import model

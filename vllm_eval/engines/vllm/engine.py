@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from vllm_eval.config.settings import Config
 from vllm_eval.engines import canary
-from vllm_eval.engines.base_answers import BaseAnswers, own_answers, probabilities
+from vllm_eval.engines.base_canary import BaseAnswers, own_answers, probabilities
 from vllm_eval.engines.engine_log import DIED, OutputToFile, translated
 from vllm_eval.engines.tokens import encode, too_long
 from vllm_eval.engines.vllm.options import advise, engine_options

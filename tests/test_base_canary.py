@@ -14,7 +14,7 @@ import pytest
 
 from tests.depth import count
 from vllm_eval.engines import canary
-from vllm_eval.engines.base_answers import (
+from vllm_eval.engines.base_canary import (
     BaseAnswers,
     from_json,
     number_of,
@@ -26,7 +26,7 @@ from vllm_eval.records import BASELINE
 
 
 def test_a_token_given_as_text_has_the_same_number_in_every_process() -> None:
-    code = "from vllm_eval.engines.base_answers import number_of; print(number_of('a'))"
+    code = "from vllm_eval.engines.base_canary import number_of; print(number_of('a'))"
     found = {
         subprocess.check_output(
             [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": s}
