@@ -100,11 +100,11 @@ def show_scored(scored: Scored) -> None:
         ranked = rank(scored.comparison, scored.verdicts)
         selected = scored.selected.arm if scored.selected else None
         full = in_full([one.arm for one in ranked], selected)
-    for verdict in scored.verdicts:
-        _show_verdict(console, scored, verdict, full=verdict.arm in full)
     if scored.select == "best" and scored.verdicts:
         for line in selected_lines(scored.word, scored.selected):
             console.print(line, soft_wrap=True)
+    for verdict in scored.verdicts:
+        _show_verdict(console, scored, verdict, full=verdict.arm in full)
     if not scored.verdicts:
         words = "every recorded status and score is reproduced"
         style, no = ("bold green", "") if scored.passed else ("bold red", "not ")
