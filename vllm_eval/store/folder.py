@@ -132,7 +132,7 @@ def find_like(
     for journal in output_dir.glob(f"*/{JOURNAL}"):
         folder = journal.parent
         try:
-            recorded = orjson.loads(_content(folder / manifest.FILE))
+            recorded = orjson.loads(_bytes_of(folder / manifest.FILE))
             engine = recorded.get("engine", {})
             changed = manifest.differing(recorded["identity"], identity)
             if not changed and (finished if is_finished(folder) else usable(folder, engine)):
@@ -142,7 +142,7 @@ def find_like(
     return newest[1] if newest else None
 
 
-def _content(path: Path) -> bytes:
+def _bytes_of(path: Path) -> bytes:
     """What a file beside our own runs holds; a pipe of its name could keep us waiting for ever."""
     if not path.is_file():
         raise FileNotFoundError(path)
@@ -158,7 +158,7 @@ def is_finished(folder: Path) -> bool:
 def read_comparison(folder: Path) -> dict[str, Any] | None:
     """The conclusion of a run; None without one, or if the journal has changed since."""
     try:
-        comparison: dict[str, Any] = orjson.loads(_content(folder / COMPARISON))
+        comparison: dict[str, Any] = orjson.loads(_bytes_of(folder / COMPARISON))
         counted = comparison.get("index", {}).get("journal_bytes")  # schema 4 had none
     except (OSError, AttributeError, orjson.JSONDecodeError):
         return None
