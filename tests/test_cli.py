@@ -445,7 +445,9 @@ def test_a_verdict_needs_no_open_streams(closed: str, more: list[str], good: Ben
 def test_bad_input_exits_with_2_even_if_nobody_can_be_told(reader: str, good: Bench) -> None:
     good.cases.unlink()
     command = shlex.join([sys.executable, "-m", "vllm_eval", *good.arguments()])
-    run = subprocess.run(["bash", "-c", f"{command} {reader}"], check=False, cwd=REPOSITORY)
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    shell = ["bash", "-c", f"{command} {reader}"]
+    run = subprocess.run(shell, check=False, cwd=REPOSITORY, env=buffered)
     assert run.returncode == 2
 
 

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             # An interrupt amid an import comes out of it as whatever error the import makes of it.
             text, code = f"{INTERRUPT} (then: {text})", INTERRUPTED
         elif text.startswith(DEFECT):
-            traceback.print_exc()
+            _say(traceback.format_exc())
         _say(f"error: {text}")
     sys.exit(code)
 
@@ -103,5 +103,9 @@ def _say(text: str) -> None:
 
     Imports nothing, since an import that an interrupt broke off may fail when it is tried again.
     """
-    with contextlib.suppress(OSError, ValueError):
+    try:
         print(*map(plain, text.split("\n")), sep="\n", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        # What is left of it fails again as the interpreter ends, which would make the code 120.
+        with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stderr.fileno())
