@@ -120,6 +120,13 @@ def test_only_what_this_run_asked_takes_time_and_tokens(bench: Bench, earlier: P
     assert all(line["finished_at"] == 0 for line in lines(later(bench)) if line["reused"])
 
 
+def forget_canary(folder: Path) -> None:
+    """Leave a run as one that did not keep what its base answered the canary."""
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    del manifest["canary"]
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
 def cut(folder: Path, keep: int) -> None:
     """Leave of a run what a process leaves that is killed after so many attempts."""
     journal = folder / "attempts.jsonl"
@@ -502,9 +509,7 @@ def test_a_baseline_asked_of_two_bases_is_refused(
 def test_a_run_that_kept_no_canary_is_refused(bench: Bench, servers: Callable[..., Run]) -> None:
     servers("pupil", "--tag", "earlier")
     (earlier,) = bench.output_dir.iterdir()
-    manifest = json.loads((earlier / "manifest.json").read_bytes())
-    del manifest["canary"]
-    (earlier / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    forget_canary(earlier)
     run = servers("second", "--tag", "later", "--baseline", str(earlier))
     assert (run.code, "evaluate the baseline once more" in run.err) == (2, True)
 
@@ -515,9 +520,7 @@ def test_a_run_that_kept_no_canary_of_its_first_start_is_refused(
     servers("pupil", "--tag", "earlier")
     (earlier,) = bench.output_dir.iterdir()
     cut(earlier, 3)
-    manifest = json.loads((earlier / "manifest.json").read_bytes())
-    del manifest["canary"]
-    (earlier / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    forget_canary(earlier)
     assert servers("pupil", "--resume", str(earlier)).code == 0
     run = servers("second", "--tag", "later", "--baseline", str(earlier))
     assert (run.code, "evaluate the baseline once more" in run.err) == (2, True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_eval.compare import gate
-from vllm_eval.compare.ranking import rank
+from vllm_eval.compare.ranking import Ranked, rank
 from vllm_eval.compare.selection import Selected, select
 from vllm_eval.compare.summary import Comparison, as_repaired
 from vllm_eval.compare.verdict import Verdict, Word, word_on
@@ -109,6 +109,8 @@ class Scored:
     """Whom the word is about: `gate.select`."""
     selected: Selected | None = None
     """The student that ships; None if none passes, or there are no verdicts."""
+    ranking: tuple[Ranked, ...] = ()
+    """The students, best first."""
 
     @property
     def word(self) -> Word:
@@ -188,9 +190,10 @@ def score(
         _, before = grade([report.recorded for report in found])
     if config.repair:
         _, after = grade([map(as_repaired, report.now) for report in found])
-    selected = select(comparison, verdicts, rank(comparison, verdicts), origins_of(files))
+    ranking = rank(comparison, verdicts)
+    selected = select(comparison, verdicts, ranking, origins_of(files))
     asked = config.repair, after, thresholds.select
-    return Scored(found, verdicts, before, tuple(notes), comparison, *asked, selected)
+    return Scored(found, verdicts, before, tuple(notes), comparison, *asked, selected, ranking)
 
 
 def _pairs(

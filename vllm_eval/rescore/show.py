@@ -17,7 +17,6 @@ from rich.text import Text
 
 from vllm_eval.compare.betting import chance
 from vllm_eval.compare.certificate import Certificate
-from vllm_eval.compare.ranking import rank
 from vllm_eval.compare.selection import NONE_PASSES
 from vllm_eval.compare.summary import Summary, as_repaired, summarise
 from vllm_eval.compare.verdict import Verdict, Word, word_on
@@ -95,11 +94,8 @@ def show_scored(scored: Scored) -> None:
     console.print(_numbers(scored))
     for note in scored.notes:
         _say(console, note)
-    full = [verdict.arm for verdict in scored.verdicts]
-    if scored.comparison is not None:
-        ranked = rank(scored.comparison, scored.verdicts)
-        selected = scored.selected.arm if scored.selected else None
-        full = in_full([one.arm for one in ranked], selected)
+    selected = scored.selected.arm if scored.selected else None
+    full = in_full([one.arm for one in scored.ranking], selected)
     if scored.select == "best" and scored.verdicts:
         for line in selected_lines(scored.word, scored.selected):
             console.print(line, soft_wrap=True)
